@@ -1,0 +1,240 @@
+"""
+Every way the gateway itself refuses a call, and what the client is told.
+
+    GatewayError
+    ├── RequestError                    the client's message, answered before anything is sent upstream
+    │   ├── BadRequest 400              ├── MethodNotAllowed 405       ├── HeadTimeout, BodyTimeout 408
+    │   ├── BodyTooLarge 413            ├── TargetTooLong 414          ├── ExpectationFailed 417
+    │   ├── MisdirectedRequest 421      ├── HeadTooLarge 431           ├── NotSupported 501
+    │   └── VersionNotSupported 505
+    ├── NotSent                         nothing left the gateway, so a replay is safe: may carry Retry-After
+    │   ├── Overloaded 503              ├── Unrecordable 503           └── OrderTimeout 503
+    ├── UpstreamError                   the upstream could not be reached or did not answer as HTTP wants
+    │   ├── ConnectionRefused 502       ├── ConnectTimeout 504         ├── NameNotResolved 502
+    │   ├── TlsFailed 502               ├── ConnectionTerminated 502   ├── InvalidReply 502
+    │   ├── ReadTimeout 504             ├── PoolExhausted 503          └── LoopDetected 502
+    ├── LookupFailed 502                the state could not be read: the reply was no usable document
+    └── DeadlineExceeded 504            the call's total time was used up
+
+A class carries what the client will be told; `problem` writes it (RFC 9457, with the members of the
+API's own error body beside it, so that a legacy client's error handling finds what it expects).
+Foreign exceptions become these in one place each (`upstream.py` for httpx).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import ClassVar
+
+from gateway.headers import Header
+
+
+class GatewayError(Exception):
+    """Raised with the reason in words; `status` and the rest say how it is answered."""
+
+    status: ClassVar[int] = 500
+    title: ClassVar[str] = "The gateway failed"
+    proxy_error: ClassVar[str] = "proxy_internal_error"  # RFC 9209 section 2.3
+    advice: ClassVar[str] = "Report the request id to whoever runs the gateway."
+    retry_after: float | None = None  # seconds
+
+    @property
+    def detail(self) -> str:
+        return str(self.args[0]) if self.args else self.title
+
+    @classmethod
+    def slug(cls) -> str:
+        """`BodyTooLarge` as `body-too-large`: the stable name in `type` and `code`."""
+        return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", cls.__name__).lower()
+
+
+class RequestError(GatewayError):
+    proxy_error = "http_request_error"
+
+
+class BadRequest(RequestError):
+    status = 400
+    title = "The request is not valid HTTP"
+    advice = "Correct the request; it was not forwarded."
+
+
+class MethodNotAllowed(RequestError):
+    status = 405
+    title = "The gateway does not serve this method"
+    advice = "Send the request to the upstream itself, or use another method."
+
+
+class HeadTimeout(RequestError):
+    status = 408
+    title = "The request's head did not arrive in time"
+    advice = "Send the whole head at once."
+
+
+class BodyTimeout(RequestError):
+    status = 408
+    title = "The request's body did not arrive in time"
+    advice = "Send the body without long pauses; it was not forwarded."
+
+
+class BodyTooLarge(RequestError):
+    status = 413
+    title = "The request's body is larger than the gateway reads for this call"
+    advice = "Send a smaller body, or raise limits.max_body in the gateway's configuration."
+
+
+class TargetTooLong(RequestError):
+    status = 414
+    title = "The request's target is too long"
+    advice = "Shorten the URL, or raise limits.max_target in the gateway's configuration."
+
+
+class ExpectationFailed(RequestError):
+    status = 417
+    title = "The gateway knows no expectation but 100-continue"
+    advice = "Leave the Expect header out."
+
+
+class MisdirectedRequest(RequestError):
+    status = 421
+    title = "The request names another authority than the one this gateway serves"
+    advice = "Send the request in origin form (a target that starts with '/')."
+
+
+class HeadTooLarge(RequestError):
+    status = 431
+    title = "The request's head is too large"
+    advice = "Send fewer or shorter header fields, or raise limits.max_head or limits.max_headers."
+
+
+class NotSupported(RequestError):
+    status = 501
+    title = "The gateway does not know this transfer coding"
+    advice = "Use Content-Length, or chunked as the only transfer coding."
+
+
+class VersionNotSupported(RequestError):
+    status = 505
+    title = "The gateway speaks HTTP/1.1 and HTTP/1.0"
+    advice = "Send the request as HTTP/1.1."
+
+
+class NotSent(GatewayError):
+    status = 503
+    advice = "Nothing was sent upstream: the same call may be sent again."
+
+
+class Overloaded(NotSent):
+    title = "The gateway is at its limit"
+    proxy_error = "connection_limit_reached"
+    retry_after = 1.0
+
+
+class Unrecordable(NotSent):
+    title = "The rewrite could not be recorded, so the call was not sent"
+    advice = "Nothing was sent upstream. The operator must make the audit log writable; see /readyz."
+
+
+class OrderTimeout(NotSent):
+    title = "Another write to this conversation did not end in time"
+
+
+class UpstreamError(GatewayError):
+    status = 502
+    title = "The upstream could not be reached"
+    advice = "Look at the upstream; read the conversation before a call that writes is sent again."
+
+
+class ConnectionRefused(UpstreamError):
+    title = "The upstream refused the connection"
+    proxy_error = "connection_refused"
+    advice = "Nothing was sent upstream. Check that the upstream runs and that upstream.url is right."
+
+
+class ConnectTimeout(UpstreamError):
+    status = 504
+    title = "No connection to the upstream could be made in time"
+    proxy_error = "connection_timeout"
+    advice = "Nothing was sent upstream. Check the network between gateway and upstream."
+
+
+class NameNotResolved(UpstreamError):
+    title = "The upstream's name could not be resolved"
+    proxy_error = "dns_error"
+    advice = "Nothing was sent upstream. Check upstream.url and the name service."
+
+
+class TlsFailed(UpstreamError):
+    title = "The upstream's certificate was not accepted"
+    proxy_error = "tls_certificate_error"
+    advice = "Nothing was sent upstream. Check the upstream's certificate and upstream.tls."
+
+
+class PoolExhausted(UpstreamError):
+    status = 503
+    title = "No connection to the upstream came free in time"
+    proxy_error = "connection_limit_reached"
+    advice = "Nothing was sent upstream. Raise upstream.max_connections, or send less at once."
+
+
+class ConnectionTerminated(UpstreamError):
+    title = "The upstream closed the connection before it answered"
+    proxy_error = "connection_terminated"
+
+
+class InvalidReply(UpstreamError):
+    title = "The upstream's reply is not valid HTTP"
+    proxy_error = "http_protocol_error"
+
+
+class ReadTimeout(UpstreamError):
+    status = 504
+    title = "The upstream did not answer in time"
+    proxy_error = "http_response_timeout"
+
+
+class LoopDetected(UpstreamError):
+    title = "The request has been through this gateway before"
+    proxy_error = "proxy_loop_detected"
+    advice = "upstream.url leads back to the gateway: correct it."
+
+
+class LookupFailed(GatewayError):
+    status = 502
+    title = "The participant's state could not be read"
+    proxy_error = "http_response_incomplete"
+    advice = "The PATCH was not sent. Look at the upstream's reply to a GET of the conversation."
+
+
+class DeadlineExceeded(GatewayError):
+    status = 504
+    title = "The call was not done within the gateway's deadline"
+    proxy_error = "http_response_timeout"
+    advice = "Read the conversation before the call is sent again: it may have been applied."
+
+
+def problem(error: GatewayError, request_id: str) -> tuple[int, list[Header], bytes]:
+    """Status, headers and body of the reply that tells a client about `error`."""
+    slug = error.slug()
+    document = {
+        "type": f"urn:gateway:error:{slug}",
+        "title": error.title,
+        "status": error.status,
+        "detail": error.detail,
+        "advice": error.advice,
+        "refused_by": "gateway",
+        "message": f"{error.title}: {error.detail}" if error.args else error.title,
+        "code": f"gateway.{slug}",
+        "contextId": request_id,
+    }
+    body = json.dumps(document).encode("ascii")
+    headers: list[Header] = [
+        (b"content-type", b"application/problem+json"),
+        (b"content-length", b"%d" % len(body)),
+        (b"cache-control", b"no-store"),
+        (b"proxy-status", b"gateway; error=%s" % error.proxy_error.encode("ascii")),
+        (b"x-request-id", request_id.encode("ascii", "replace")),
+    ]
+    if error.retry_after is not None:
+        headers.append((b"retry-after", b"%d" % max(1, round(error.retry_after))))
+    return error.status, headers, body

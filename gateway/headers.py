@@ -1,0 +1,119 @@
+"""
+Header fields as ASGI and the wire give them: a sequence of (name, value) byte pairs.
+
+Names are lower-case, order and repeats are kept, values are never decoded. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TypeAlias
+
+Header: TypeAlias = tuple[bytes, bytes]
+Headers: TypeAlias = Sequence[Header]
+
+# RFC 9110 section 7.6.1: these never cross an intermediary, named by Connection or not.
+HOP_BY_HOP = frozenset(
+    {
+        b"connection",
+        b"keep-alive",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+        b"http2-settings",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"proxy-authentication-info",
+    }
+)
+
+# Fields that a Connection header has no business naming: dropping one of them would change
+# who the caller is or what the message means (RFC 9110 section 7.6.1, "MUST NOT").
+END_TO_END = frozenset(
+    {
+        b"authorization",
+        b"cache-control",
+        b"content-encoding",
+        b"content-length",
+        b"content-type",
+        b"cookie",
+        b"expect",
+        b"forwarded",
+        b"host",
+        b"via",
+        b"x-request-id",
+    }
+)
+
+
+def first(headers: Headers, name: bytes) -> bytes | None:
+    for key, value in headers:
+        if key == name:
+            return value
+    return None
+
+
+def every(headers: Headers, name: bytes) -> list[bytes]:
+    return [value for key, value in headers if key == name]
+
+
+def without(headers: Headers, names: Iterable[bytes]) -> list[Header]:
+    unwanted = names if isinstance(names, frozenset | set) else frozenset(names)
+    return [pair for pair in headers if pair[0] not in unwanted]
+
+
+def replaced(headers: Headers, name: bytes, value: bytes) -> list[Header]:
+    """The value at the place of the first such field, the others dropped; at the end where there was none."""
+    result: list[Header] = []
+    placed = False
+    for pair in headers:
+        if pair[0] != name:
+            result.append(pair)
+        elif not placed:
+            result.append((name, value))
+            placed = True
+    if not placed:
+        result.append((name, value))
+    return result
+
+
+def members(headers: Headers, name: bytes) -> list[bytes]:
+    """The members of a comma-separated list field over all its lines, empty ones dropped."""
+    return [
+        member
+        for value in every(headers, name)
+        for member in (part.strip(b" \t") for part in value.split(b","))
+        if member
+    ]
+
+
+def nominated(headers: Headers) -> set[bytes]:
+    """The lower-case field names that Connection declares to be of this hop only."""
+    return {name.lower() for name in members(headers, b"connection")}
+
+
+def end_to_end(headers: Headers) -> list[Header]:
+    """What goes on to the next hop: hop-by-hop fields and those that Connection names are dropped."""
+    named = nominated(headers) - {b"close", b"keep-alive", b"upgrade", b"te"}
+    if named:
+        unwanted = HOP_BY_HOP | named
+        return [pair for pair in headers if pair[0] not in unwanted]
+    return [pair for pair in headers if pair[0] not in HOP_BY_HOP]
+
+
+def media_type(value: bytes) -> tuple[bytes, dict[bytes, bytes]]:
+    """`Text/Plain; Charset="utf-8"` as (b"text/plain", {b"charset": b"utf-8"})."""
+    kind, *rest = value.split(b";")
+    parameters: dict[bytes, bytes] = {}
+    for part in rest:
+        name, separator, text = part.partition(b"=")
+        if separator:
+            parameters.setdefault(name.strip().lower(), text.strip().strip(b'"'))
+    return kind.strip().lower(), parameters
+
+
+def text(value: bytes, limit: int = 256) -> str:
+    """For logs and errors: printable ASCII whatever the bytes were, and of bounded length."""
+    return value[:limit].decode("ascii", "backslashreplace")

@@ -1,0 +1,148 @@
+"""
+What the gateway knows how to repair: the diagnose and rewrite phases, and one table that lists the repairs.
+
+Nothing here does I/O, reads a clock or logs. To add a repair: a file of its own whose class has
+`diagnose(draft) -> Finding`, a section in config.py, and its line in REPAIRS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from gateway import headers as h
+from gateway.calls import Call, Change
+from gateway.headers import Headers
+from gateway.json_text import ObjectText
+from gateway.repairs.content_type import ContentType, is_json_or_mistaken
+from gateway.repairs.encoding import Encoding
+from gateway.repairs.fill import Fill
+from gateway.repairs.findings import Draft, Finding, Given, Left, Repaired, Unfilled, Want
+
+__all__ = ["Diagnosis", "Fill", "Given", "Repair", "Unfilled", "Want", "build", "diagnose", "rewrite"]
+
+# RFC 9530, RFC 9421 and their forerunners: a body under one of these can't be changed unnoticed.
+SIGNED = frozenset(
+    {b"content-digest", b"repr-digest", b"digest", b"content-md5", b"signature", b"signature-input"}
+)
+
+
+class Repair(Protocol):
+    def diagnose(self, draft: Draft) -> Finding: ...
+
+
+REPAIRS: dict[str, Callable[[Any, int, tuple[str, ...]], Repair]] = {
+    "encoding": lambda settings, limit, parameters: Encoding(limit),
+    "content_type": lambda settings, limit, parameters: ContentType(settings.value.encode()),
+    "fill": lambda settings, limit, parameters: Fill.of(settings, parameters),
+}
+
+
+def build(settings: Sequence[Any], limit: int, parameters: tuple[str, ...]) -> tuple[Repair, ...]:
+    """`limit`: bytes a decoded body may have; `parameters`: the names in the rule's path, in order."""
+    return tuple(REPAIRS[one.type](one, limit, parameters) for one in settings)
+
+
+class Diagnosis(NamedTuple):
+    """
+    `call` with the repairs that need no look-up, `changes` what they did, `wants` what is to be looked
+    up, `given` what the client named itself. `left` says why the whole call must go on as it came,
+    `unfilled` why a fill alone is not to be made.
+    """
+
+    call: Call
+    document: ObjectText | None
+    changes: tuple[Change, ...] = ()
+    wants: tuple[Want, ...] = ()
+    given: tuple[Given, ...] = ()
+    left: str | None = None
+    unfilled: str | None = None
+
+    @property
+    def sound(self) -> bool:
+        return not self.changes and not self.wants
+
+    @property
+    def reason(self) -> str:
+        """Why a sound call is left as it is."""
+        return self.left or self.unfilled or "conforming"
+
+    @property
+    def needs(self) -> list[str]:
+        return [change.repair for change in self.changes] + [f"fill {want.fill.field}" for want in self.wants]
+
+    @property
+    def may_change_state(self) -> bool:
+        """A call that names the value, or that can't be read, may change it at the upstream (S4)."""
+        return bool(self.given) or self.left is not None or self.unfilled is not None
+
+
+def exemption(headers: Headers, wanted: bytes) -> str | None:
+    """Why a call may not be touched, whatever its body is (C6). `wanted`: the type that it should have."""
+    for name, value in headers:
+        if name in SIGNED:
+            return "signed-body"
+        # RFC 9110 section 7.7 and RFC 9111 section 5.2.1.6
+        if name == b"cache-control" and b"no-transform" in value.lower():
+            return "no-transform"
+    return None if is_json_or_mistaken(headers, wanted) else "media-type"
+
+
+def diagnose(call: Call, repairs: Sequence[Repair]) -> Diagnosis:
+    """Raises BodyTooLarge where decoding the body passes the limit."""
+    wanted = next((one.value for one in repairs if isinstance(one, ContentType)), b"application/json")
+    reason = exemption(call.headers, wanted)
+    draft = Draft.of(call)
+    if reason is not None:
+        return Diagnosis(call, None, given=named(draft, repairs), left=reason)
+    changes: list[Change] = []
+    wants: list[Want] = []
+    given: list[Given] = []
+    unfilled: str | None = None
+    for repair in repairs:
+        match repair.diagnose(draft):
+            case Repaired(repaired, document, change):
+                draft = Draft(call, repaired, document)
+                changes.append(change)
+            case Left(reason):
+                return Diagnosis(call, None, left=reason)
+            case Want() as want:
+                wants.append(want)
+            case Given() as value:
+                given.append(value)
+            case Unfilled(reason):
+                unfilled = reason
+    return Diagnosis(draft.call, draft.document, tuple(changes), tuple(wants), tuple(given), None, unfilled)
+
+
+def named(draft: Draft, repairs: Sequence[Repair]) -> tuple[Given, ...]:
+    """What a call that may not be touched names all the same: its value counts once it is accepted (S5)."""
+    if draft.document is None:
+        return ()
+    found = (repair.diagnose(draft) for repair in repairs if isinstance(repair, Fill))
+    return tuple(one for one in found if isinstance(one, Given))
+
+
+def rewrite(
+    found: Diagnosis, values: Mapping[str, tuple[str, Change]], guard: bytes | None = None
+) -> tuple[Call, tuple[Change, ...]]:
+    """
+    `values`: for each field that is to be filled its value, and the change as it will be recorded.
+    `guard`: the entity tag to send as If-Match, unless the client sent its own.
+    """
+    call, document, changes = found.call, found.document, list(found.changes)
+    if values and document is not None:
+        for want in found.wants:
+            if want.fill.field in values:
+                value, change = values[want.fill.field]
+                document = want.fill.filled(document, value)
+                changes.append(change)
+        call = call.with_body(document.text.encode("utf-8"), call.headers)
+        if guard is not None and h.first(call.headers, b"if-match") is None:
+            call = call.with_body(call.body, [*call.headers, (b"if-match", guard)])
+            changes.append(Change("guard", {"header": "if-match", "after": h.text(guard)}))
+    if changes:
+        # Exactly one Content-Length, and the right one (RFC 9110 section 8.6).
+        length = b"%d" % len(call.body)
+        call = call.with_body(call.body, h.replaced(call.headers, b"content-length", length))
+    return call, tuple(changes)

@@ -1,0 +1,50 @@
+"""
+The `content_type` repair: a JSON object that is called something else, or nothing, is called JSON.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from gateway import headers as h
+from gateway.calls import Change
+from gateway.headers import Headers
+from gateway.repairs.findings import Draft, Finding, Left, Repaired
+
+MISTAKEN = frozenset({b"", b"application/x-www-form-urlencoded", b"application/octet-stream"})
+
+
+def is_json_or_mistaken(headers: Headers, wanted: bytes) -> bool:
+    """False for types that say something of their own: multipart, JSON Patch and other +json, XML …"""
+    values = h.every(headers, b"content-type")
+    return not values or (len(values) == 1 and _is_json_or_mistaken(values[0], wanted))
+
+
+@lru_cache(maxsize=256)
+def _is_json_or_mistaken(value: bytes, wanted: bytes) -> bool:
+    kind = h.media_type(value)[0]
+    return kind in {b"application/json", wanted} or kind in MISTAKEN or kind.startswith(b"text/")
+
+
+@dataclass(frozen=True, slots=True)
+class ContentType:
+    value: bytes
+
+    def diagnose(self, draft: Draft) -> Finding:
+        if draft.document is None:
+            return Left(draft.reason)
+        current = h.first(draft.call.headers, b"content-type")
+        if current is not None and current.lower() == self.value:
+            return None
+        before = h.first(draft.original.headers, b"content-type")
+        return Repaired(
+            draft.call.with_body(
+                draft.call.body, h.replaced(draft.call.headers, b"content-type", self.value)
+            ),
+            draft.document,
+            Change(
+                "content_type",
+                {"before": None if before is None else h.text(before), "after": h.text(self.value)},
+            ),
+        )

@@ -1,0 +1,164 @@
+"""
+The `encoding` repair: a JSON object in another charset, under a BOM or compressed, becomes plain UTF-8.
+
+The charset is the BOM's, else the declared one, else what the null bytes tell (RFC 4627 section 3).
+Only a decoding that yields one JSON object counts; everything else is left as it came.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from encodings import normalize_encoding
+from encodings.aliases import aliases
+from functools import lru_cache
+
+from gateway import headers as h
+from gateway import json_text
+from gateway.calls import Call, Change
+from gateway.errors import BodyTooLarge
+from gateway.headers import Headers
+from gateway.repairs.findings import Draft, Finding, Left, Repaired
+
+# The longer BOMs first: UTF-32's begins with UTF-16's.
+BOMS = (
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+# The codecs that are charsets (rot13, zip or unicode_escape are none) and have JSON's own characters
+# where ASCII has them (shift_jisx0213 has a yen sign for the backslash).
+CHARSETS = re.compile(
+    r"utf_(8|(16|32)(_[lb]e)?)|ascii|latin_1|iso8859_([1-9]|1[013-6])|koi8_[ru]"
+    r"|cp(125[0-8]|437|85[02578]|86[0-3569]|874|932|949|950)"
+    r"|shift_jis|euc_(jp|kr)|iso2022_jp|gb2312|gbk|gb18030|big5(hkscs)?"
+)
+ALIASES = aliases | {"windows_31j": "cp932", "windows_874": "cp874"}  # IANA's names
+UTF_8 = frozenset({None, "utf-8", "ascii", "unknown"})  # for a body that reads as UTF-8
+WBITS = {b"gzip": 16 + zlib.MAX_WBITS, b"x-gzip": 16 + zlib.MAX_WBITS, b"deflate": zlib.MAX_WBITS}
+
+
+class Damaged(ValueError):
+    """The body is not what its Content-Encoding says."""
+
+
+def inflate(body: bytes, coding: bytes, limit: int) -> bytes:
+    """Raises Damaged, or BodyTooLarge as soon as `limit` bytes are passed: no more than that is ever held."""
+    try:
+        return _inflate(body, WBITS[coding], limit)
+    except Damaged:
+        if coding != b"deflate":
+            raise
+        # Some clients send raw deflate where RFC 9110 section 8.4.1.2 wants the zlib format.
+        return _inflate(body, -zlib.MAX_WBITS, limit)
+
+
+def _inflate(body: bytes, wbits: int, limit: int) -> bytes:
+    stream = zlib.decompressobj(wbits)
+    try:
+        plain = stream.decompress(body, limit + 1)
+    except zlib.error as error:
+        raise Damaged(str(error)) from error
+    if len(plain) > limit:
+        raise BodyTooLarge(f"decoded, the body is larger than limits.max_body ({limit} bytes)")
+    if not stream.eof or stream.unused_data:
+        raise Damaged("the compressed body is cut off, or something follows it")
+    return plain
+
+
+def declared_charset(headers: Headers) -> str | None:
+    """The codec's name for the charset parameter; `unknown` for one that is none."""
+    kind = h.first(headers, b"content-type")
+    return _charset(kind) if kind else None
+
+
+@lru_cache(maxsize=256)
+def _charset(kind: bytes) -> str | None:
+    name = h.media_type(kind)[1].get(b"charset")
+    if name is None:
+        return None
+    if len(name) > 64:
+        return "unknown"
+    # Looked up only if it is known: Python keeps every name that it was ever asked for.
+    text = normalize_encoding(name.decode("ascii", "replace")).lower()
+    codec = ALIASES.get(text, text)
+    return codecs.lookup(codec).name if CHARSETS.fullmatch(codec) else "unknown"
+
+
+def _readings(body: bytes, charset: str | None) -> Iterator[tuple[str, str, bytes]]:
+    """What the body may be: the name for the record, the codec, and the bytes without a BOM."""
+    for bom, codec in BOMS:
+        if body.startswith(bom):
+            yield f"{codec}-bom", codec, body[len(bom) :]
+    if charset not in {None, "unknown"}:
+        assert charset is not None
+        # Declared without an order and without a BOM: little-endian is what .NET sends.
+        yield charset, {"utf-16": "utf-16-le", "utf-32": "utf-32-le"}.get(charset, charset), body
+    detected = json.detect_encoding(body)
+    if detected.startswith(("utf-16-", "utf-32-")):
+        yield detected, detected, body
+    yield "utf-8", "utf-8", body
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    limit: int
+
+    def diagnose(self, draft: Draft) -> Finding:
+        """Raises BodyTooLarge for a body that is over the limit once it is inflated."""
+        call = draft.call
+        charset = declared_charset(call.headers)
+        encoded = h.first(call.headers, b"content-encoding") is not None
+        if draft.document is not None and not encoded and charset in UTF_8:
+            return None
+        codings = [coding.lower() for coding in h.members(call.headers, b"content-encoding")]
+        codings = [coding for coding in codings if coding != b"identity"]
+        if draft.document is not None and not codings and charset in UTF_8:
+            return None
+        if len(codings) > 1 or (codings and codings[0] not in WBITS):
+            return Left("content-encoding")
+        body = call.body
+        if codings:
+            try:
+                body = inflate(body, codings[0], self.limit)
+            except Damaged:
+                return Left("content-encoding-damaged")
+        reasons: list[str] = []
+        for name, codec, plain in _readings(body, charset):
+            try:
+                document = json_text.read(plain.decode(codec))
+                decoded = document.text.encode("utf-8")
+            except UnicodeError:
+                continue
+            except json_text.NotAnObject as error:
+                reasons.append(error.reason)
+                continue
+            if decoded == call.body and not codings:
+                return None
+            if len(decoded) > self.limit:
+                raise BodyTooLarge(f"as UTF-8, the body is larger than limits.max_body ({self.limit} bytes)")
+            before = ", ".join([*(coding.decode() for coding in codings), name])
+            return Repaired(
+                _as_utf8(call, decoded, charset),
+                document,
+                Change("encoding", {"before": before, "after": "utf-8"}),
+            )
+        # An array that is read as another charset is no JSON at all: what says more is the reason.
+        return Left(
+            next((why for why in reasons if why != "not-json"), reasons[0] if reasons else "not-utf-8")
+        )
+
+
+def _as_utf8(call: Call, body: bytes, charset: str | None) -> Call:
+    headers = h.without(call.headers, {b"content-encoding"})
+    kind = h.first(headers, b"content-type")
+    if kind is not None and charset not in {None, "utf-8"}:
+        plain = re.sub(rb'(?i)(;\s*charset\s*=\s*)("[^"]*"|[^;\s]*)', rb"\1utf-8", kind)
+        headers = h.replaced(headers, b"content-type", plain)
+    return call.with_body(body, headers)

@@ -1,0 +1,95 @@
+"""
+The `fill` repair: a member that is missing is inserted into the client's own text, after a look-up.
+
+The look-up itself is not here: this file says what is wanted, which values may be filled (S7), and
+how the text changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gateway import select, templates
+from gateway.json_text import ObjectText
+from gateway.repairs.findings import Draft, Finding, Given, Left, Unfilled, Want
+from gateway.templates import Template
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fill:
+    """Durations in seconds. `conversation` is the path parameter that names the conversation,
+    `subject` those that name whose value it is within it (the participant)."""
+
+    field: str
+    source: Template
+    select: str
+    allow: frozenset[str]
+    max_age: float
+    settle: float
+    refill_on: frozenset[int]
+    null_is_missing: bool
+    learn: bool
+    guarded: bool
+    conversation: str
+    subject: tuple[str, ...]
+
+    @classmethod
+    def of(cls, settings: Any, parameters: tuple[str, ...]) -> Fill:
+        source = templates.parse(settings.source)
+        return cls(
+            field=settings.field,
+            source=source,
+            select=settings.select,
+            allow=frozenset(settings.allow),
+            max_age=settings.max_age,
+            settle=settings.settle,
+            refill_on=frozenset(settings.refill_on),
+            null_is_missing=settings.null_is_missing,
+            learn=settings.learn,
+            guarded=settings.guard == "etag",
+            conversation=source.names[-1],
+            subject=tuple(name for name in parameters if name not in source.names),
+        )
+
+    def diagnose(self, draft: Draft) -> Finding:
+        if draft.document is None:
+            return Left(draft.reason)
+        given = draft.document.named(self.field)
+        if not given:
+            return Want(self)
+        if len(given) > 1:
+            return Unfilled("duplicate-member")
+        if given[0] is None and self.null_is_missing:
+            return Want(self)
+        return Given(self, given[0])
+
+    def chosen(self, document: Any, data: Mapping[str, str]) -> str | Unfilled:
+        """The one value that is found, or why there is none. `data`: the path's parameters, decoded."""
+        values = select.values(self.select, document, data)
+        if not values:
+            return Unfilled(f"{self.field}-not-found")
+        if len(values) > 1:
+            return Unfilled(f"{self.field}-ambiguous")
+        value = values[0]
+        if not isinstance(value, str):
+            return Unfilled(f"{self.field}-not-allowed")
+        return value
+
+    def allowed(self, value: str) -> bool:
+        return value in self.allow
+
+    def contradicted(self, reply: Any, value: str, data: Mapping[str, str]) -> bool:
+        """Whether the reply to the call names another value than the one that was filled."""
+        if not isinstance(reply, dict):
+            return False
+        named = reply.get(self.field)
+        if not isinstance(named, str):
+            named = self.chosen(reply, data)
+        return isinstance(named, str) and named != value
+
+    def filled(self, document: ObjectText, value: str) -> ObjectText:
+        if document.named(self.field):
+            return document.with_value(self.field, value)
+        return document.with_member(self.field, value)

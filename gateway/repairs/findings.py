@@ -1,0 +1,65 @@
+"""
+What a repair says it found in a call. Pure values; diagnose() in this package acts on them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from gateway.calls import Call, Change
+from gateway.json_text import NotAnObject, ObjectText, read
+
+if TYPE_CHECKING:
+    from gateway.repairs.fill import Fill
+
+
+class Draft(NamedTuple):
+    """The call with the repairs so far; `document` is None where the body is no JSON object (`reason`)."""
+
+    original: Call
+    call: Call
+    document: ObjectText | None
+    reason: str = ""
+
+    @classmethod
+    def of(cls, call: Call) -> Draft:
+        try:
+            return cls(call, call, read(call.body.decode("utf-8")))
+        except UnicodeDecodeError:
+            return cls(call, call, None, "not-utf-8")
+        except NotAnObject as error:
+            return cls(call, call, None, error.reason)
+
+
+class Repaired(NamedTuple):
+    call: Call
+    document: ObjectText
+    change: Change
+
+
+class Left(NamedTuple):
+    """The whole call must go on as it came."""
+
+    reason: str
+
+
+class Want(NamedTuple):
+    """A member is missing: its value is to be looked up."""
+
+    fill: Fill
+
+
+class Given(NamedTuple):
+    """The client gave the value itself: never altered (S1), and a witness once it is accepted (S5)."""
+
+    fill: Fill
+    value: Any
+
+
+class Unfilled(NamedTuple):
+    """The member is neither there to be trusted nor missing: the other repairs still apply."""
+
+    reason: str
+
+
+Finding = Repaired | Left | Want | Given | Unfilled | None

@@ -1,0 +1,106 @@
+"""
+The rules, compiled: which calls are repaired, and which others write or read what a fill looks up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from gateway import repairs, templates
+from gateway.repairs import Fill, Repair
+from gateway.templates import Fit, Routes, decoded
+
+if TYPE_CHECKING:
+    from gateway.config import RuleSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    name: str
+    mode: str
+    forwards_unfilled: bool
+    repairs: tuple[Repair, ...]
+    fills: tuple[Fill, ...]
+
+    @classmethod
+    def of(cls, settings: RuleSettings, limit: int) -> Rule:
+        built = repairs.build(settings.repairs, limit, templates.parse(settings.match.path).names)
+        return cls(
+            settings.name,
+            settings.mode,
+            settings.on_lookup_failure == "forward",
+            built,
+            tuple(repair for repair in built if isinstance(repair, Fill)),
+        )
+
+    def conversation(self, data: dict[str, str]) -> str | None:
+        """The conversation that a call is about; None for a rule that fills nothing."""
+        return identity(data[self.fills[0].conversation]) if self.fills else None
+
+
+def identity(name: str) -> str:
+    """
+    One name for a conversation however its id is spelled in the path. Two that only an exact upstream
+    tells apart share their order and are forgotten together, which costs a look-up and harms nothing.
+    """
+    return name.casefold()
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """A call that may change a conversation's state, or with no parameter any conversation's."""
+
+    parameter: str | None
+    excepted: bool
+
+    def conversation(self, parameters: dict[str, bytes]) -> str | None:
+        return None if self.parameter is None else identity(decoded(parameters[self.parameter]))
+
+
+ANYWHERE = Fit(Write(None, excepted=False), {})
+
+
+class Rules:
+    def __init__(self, settings: Sequence[RuleSettings], limit: int) -> None:
+        """`limit`: bytes that a decoded body may have. The settings have been checked."""
+        self._rules: Routes[Rule] = Routes()
+        self._writes: Routes[Write] = Routes()
+        self._reads: Routes[Fill] = Routes()
+        writes: list[tuple[templates.WriteTemplate, Write]] = []
+        for one in settings:
+            rule = Rule.of(one, limit)
+            self._rules.add(one.match.method, templates.parse(one.match.path), rule)
+            for text in one.written_by:
+                template = templates.parse_write(text)
+                names = template.template.names
+                named = next((fill.conversation for fill in rule.fills if fill.conversation in names), None)
+                writes.append((template, Write(named, template.excepted)))
+            for fill in rule.fills:
+                if fill.learn:
+                    self._reads.add("GET", fill.source, fill)
+        # Where two rules give one template, the one that knows the conversation in it has the say.
+        for template, write in sorted(writes, key=lambda one: one[1].parameter is None):
+            self._writes.add(template.method, template.template, write)
+
+    def match(self, method: str, path: bytes) -> Fit[Rule] | None:
+        # Some clients write `patch`: the token goes on as sent, but is taken for what it means.
+        return self._rules.match(method.upper(), path)
+
+    def writes(self, method: str, path: bytes) -> Fit[Write] | None:
+        """
+        Unsafe calls that no rule fills, however their path is spelled: where an upstream may read
+        another path in it, the write may be about any conversation.
+        """
+        method = method.upper()
+        if method in templates.SAFE_METHODS:
+            return None
+        path = templates.plain(path)
+        if templates.crooked(path):
+            return ANYWHERE
+        found = self._writes.match(method, path)
+        return None if found is None or found.value.excepted else found
+
+    def reads(self, method: str, path: bytes) -> Fit[Fill] | None:
+        return self._reads.match("GET", path) if method == "GET" else None
