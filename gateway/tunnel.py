@@ -1,0 +1,62 @@
+"""
+An upgraded connection (WebSocket and others): raw bytes both ways until one side ends, or neither speaks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from gateway.errors import UpstreamError
+
+
+class Down(Protocol):
+    async def read(self) -> bytes: ...
+
+    async def write(self, data: bytes) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Up(Down, Protocol):
+    def write_eof(self) -> None: ...
+
+
+async def join(down: Down, up: Up, idle: float) -> None:
+    """
+    Returns when the upstream has ended, when the client broke off, or after `idle` seconds without a
+    byte either way. Each write waits for its reader, so a slow side slows the other and nothing piles up.
+    """
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(idle) as silence:
+
+            def heard() -> None:
+                silence.reschedule(loop.time() + idle)
+
+            sending = asyncio.create_task(_pump(down.read, up.write, heard, up.write_eof))
+            try:
+                await _pump(up.read, down.write, heard)
+            finally:
+                sending.cancel()
+                await asyncio.wait([sending])
+    except (TimeoutError, UpstreamError, OSError):
+        # Silence, or an end that broke off: both are ends of a tunnel, and there is nobody to tell.
+        return
+    finally:
+        up.close()
+        down.close()
+
+
+async def _pump(
+    read: Callable[[], Awaitable[bytes]],
+    write: Callable[[bytes], Awaitable[None]],
+    heard: Callable[[], None],
+    end: Callable[[], None] | None = None,
+) -> None:
+    while data := await read():
+        heard()
+        await write(data)
+    if end is not None:
+        end()
