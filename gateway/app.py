@@ -1,0 +1,340 @@
+"""
+Wiring: every object is made here, from checked settings, and run until the process is told to stop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import math
+import secrets
+import signal
+import socket
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import httpx
+import uvicorn
+from starlette.applications import Starlette
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from gateway import admin, protocol, transport
+from gateway.audit import Audit
+from gateway.config import Cors, Settings, UpstreamSettings
+from gateway.credentials import Credentials
+from gateway.forwarding import Hop
+from gateway.http2 import HttpxWire
+from gateway.lifecycle import Lifecycle
+from gateway.order import Order
+from gateway.passage import Passage
+from gateway.rules import Rules
+from gateway.states import States
+from gateway.stores import Store
+from gateway.stores.memory import MemoryStore
+from gateway.upstream import Upstream, Wire
+
+log = logging.getLogger("gateway")
+
+BACKLOG = 4096
+QUIET: dict[str, Any] = {
+    "lifespan": "off",
+    "ws": "none",
+    "interface": "asgi3",
+    "access_log": False,
+    "log_config": None,
+    "server_header": False,
+    "date_header": False,
+    # uvicorn would believe X-Forwarded-For from 127.0.0.1: whom to believe is forwarding.py's to say.
+    "proxy_headers": False,
+}
+
+
+class Listening(NamedTuple):
+    port: int
+    admin_port: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gateway:
+    """All that runs. `draining` is set when the process is about to stop."""
+
+    app: protocol.App
+    admin: Starlette
+    states: States
+    order: Order
+    audit: Audit
+    wire: Wire
+    counts: Counter[str]
+    stats: protocol.Stats
+    draining: asyncio.Event
+
+    async def close(self) -> None:
+        await self.states.close()
+        self.wire.close()
+        await self.wire.wait_closed()
+        self.audit.close()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """The classes of the parts that keep the promises: a test hands in one that breaks them."""
+
+    audit: Callable[[str, Callable[[], float]], Audit] = Audit
+    credentials: type[Credentials] = Credentials
+    order: type[Order] = Order
+    states: type[States] = States
+
+
+PARTS = Parts()
+
+
+def build(
+    settings: Settings,
+    *,
+    wire: Wire | None = None,
+    store: Store | None = None,
+    clock: Callable[[], float] = time.monotonic,
+    wall: Callable[[], float] = time.time,
+    parts: Parts = PARTS,
+) -> Gateway:
+    """`clock` gives seconds that never jump, `wall` Unix seconds."""
+    limits, to = settings.limits, settings.upstream
+    url = urlsplit(to.url)
+    hop = Hop(
+        host=None if to.preserve_host else url.netloc.encode(),
+        # A pseudonym (RFC 9110 section 7.6.3), with a comment that tells this process from its like.
+        via=b"gateway (%s)" % secrets.token_hex(4).encode(),
+        trusted=tuple(ipaddress.ip_network(network) for network in settings.listen.trusted_proxies),
+    )
+    counts: Counter[str] = Counter()
+    audit = parts.audit(settings.audit.path, wall)
+    wire = wire or connect(to)
+    upstream = Upstream(wire, url.path.rstrip("/").encode())
+    if store is None:
+        store = MemoryStore(settings.state_cache.max_entries, settings.state_cache.max_bytes)
+    states = parts.states(
+        store,
+        upstream,
+        clock=clock,
+        wall=wall,
+        counts=counts,
+        max_entries=settings.state_cache.max_entries,
+        max_body=limits.max_body,
+        max_pause=to.max_pause,
+    )
+    order = parts.order(limits.order_timeout)
+    rules = Rules(settings.rules, limits.max_body)
+    credentials = parts.credentials(to.url, settings.credentials.headers)
+    passage = Passage(
+        rules=rules,
+        states=states,
+        order=order,
+        upstream=upstream,
+        credentials=credentials,
+        hop=hop,
+        clock=clock,
+        max_body=limits.max_body,
+        tunnel_idle=limits.tunnel_idle,
+    )
+    lifecycle = Lifecycle(
+        rules=rules,
+        states=states,
+        order=order,
+        upstream=upstream,
+        passage=passage,
+        audit=audit,
+        credentials=credentials,
+        hop=hop,
+        clock=clock,
+        counts=counts,
+        max_body=limits.max_body,
+        deadline=limits.deadline,
+    )
+    draining = asyncio.Event()
+    checks = {
+        "configuration": lambda: None,
+        "audit_log": audit.check,
+        "draining": lambda: "the process is about to stop" if draining.is_set() else None,
+    }
+    return Gateway(
+        app=lifecycle if settings.cors is None else with_cors(lifecycle, settings.cors),
+        admin=admin.build(checks, counts),
+        states=states,
+        order=order,
+        audit=audit,
+        wire=wire,
+        counts=counts,
+        stats=protocol.Stats(),
+        draining=draining,
+    )
+
+
+def _without_cors(app: ASGIApp) -> ASGIApp:
+    """
+    What the upstream says of CORS ends here: its origins together with the gateway's credentials would let
+    in whom neither of them meant.
+    """
+
+    async def silenced(scope: Scope, receive: Receive, send: Send) -> None:
+        async def said(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [
+                    pair for pair in message["headers"] if not pair[0].startswith(b"access-control-")
+                ]
+            await send(message)
+
+        await app(scope, receive, said)
+
+    return silenced
+
+
+def with_cors(app: ASGIApp, cors: Cors) -> protocol.App:
+    return CORSMiddleware(
+        _without_cors(app),
+        allow_origins=cors.origins,
+        allow_methods=cors.methods,
+        allow_headers=cors.headers,
+        allow_credentials=cors.credentials,
+        expose_headers=("Gateway-Rewrite", "Server-Timing", "X-Request-Id"),
+        max_age=round(cors.max_age),
+    )
+
+
+def connect(to: UpstreamSettings) -> Wire:
+    url = urlsplit(to.url)
+    tls = transport.tls_context(to.tls.ca, to.tls.certificate, to.tls.key) if url.scheme == "https" else None
+    if to.http2:
+        return HttpxWire(
+            httpx.AsyncHTTPTransport(
+                verify=tls or True,
+                http2=True,
+                trust_env=False,
+                limits=httpx.Limits(
+                    max_connections=to.max_connections,
+                    max_keepalive_connections=to.max_connections,
+                    keepalive_expiry=to.idle_timeout,
+                ),
+            ),
+            f"{url.scheme}://{url.netloc}",
+            {
+                "connect": to.connect_timeout,
+                "read": to.read_timeout,
+                "write": to.write_timeout,
+                "pool": to.pool_timeout,
+            },
+        )
+    return transport.Pool(
+        url.scheme,
+        url.hostname or "",
+        url.port or (443 if url.scheme == "https" else 80),
+        tls=tls,
+        timeouts=transport.Timeouts(
+            connect=to.connect_timeout,
+            write=to.write_timeout,
+            read=to.read_timeout,
+            pool=to.pool_timeout,
+        ),
+        limits=transport.Limits(
+            max_connections=to.max_connections,
+            idle_timeout=to.idle_timeout,
+            max_lifetime=to.max_lifetime,
+        ),
+    )
+
+
+class CannotListen(Exception):
+    """An address that can't be bound, with the setting that names it."""
+
+
+def bind(name: str, host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise CannotListen(f"{name}: cannot listen on {host}:{port}: {error.strerror or error}") from error
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server under our signals: its own would end the process by the signal, not with 0."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+@contextlib.asynccontextmanager
+async def running(settings: Settings, gateway: Gateway) -> AsyncIterator[Listening]:
+    """Both listeners, until the block ends: then what is in flight is finished, within the drain timeout."""
+    limits = settings.limits
+    with contextlib.ExitStack() as bound:
+        public = bound.enter_context(bind("listen", settings.listen.host, settings.listen.port))
+        private = bound.enter_context(bind("admin", settings.admin.host, settings.admin.port))
+        server = _Server(
+            uvicorn.Config(
+                gateway.app,
+                http=protocol.build(
+                    protocol.Limits(
+                        **{field.name: getattr(limits, field.name) for field in fields(protocol.Limits)}
+                    ),
+                    gateway.stats,
+                ),
+                timeout_graceful_shutdown=math.ceil(limits.drain_timeout),
+                **QUIET,
+            )
+        )
+        side = _Server(uvicorn.Config(gateway.admin, timeout_graceful_shutdown=1, **QUIET))
+        tasks = [
+            asyncio.create_task(server.serve(sockets=[public])),
+            asyncio.create_task(side.serve(sockets=[private])),
+        ]
+        listening = Listening(public.getsockname()[1], private.getsockname()[1])
+        try:
+            yield listening
+        finally:
+            # Readiness turns first: the admin side answers until the last call is done.
+            gateway.draining.set()
+            server.should_exit = True
+            await tasks[0]
+            side.should_exit = True
+            await tasks[1]
+            await gateway.close()
+
+
+async def run(settings: Settings) -> None:
+    """Until SIGTERM or SIGINT; a second one ends the process at once. SIGHUP reopens the audit log."""
+    gateway = build(settings)
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def stop(number: signal.Signals) -> None:
+        if stopped.is_set():
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        stopped.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop, number)
+    loop.add_signal_handler(signal.SIGHUP, gateway.audit.reopen)
+    for warning in settings.warnings():
+        log.warning("%s", warning)
+    problem = gateway.audit.check()
+    if problem is not None:
+        log.error("%s: calls that need a rewrite will be refused", problem)
+    async with running(settings, gateway) as listening:
+        log.info(
+            "listening on %s:%d, admin on %s:%d, forwarding to %s",
+            settings.listen.host,
+            listening.port,
+            settings.admin.host,
+            listening.admin_port,
+            settings.upstream.url,
+        )
+        await stopped.wait()
+        log.info("stopping: finishing what is in flight")

@@ -1,0 +1,144 @@
+"""
+The audit log: one JSON object a line, in the order written. A rewrite is on it before it leaves (L1).
+
+A line goes out in one write to the kernel, so that a SIGKILL at any moment loses none that was
+written. Lines are ASCII whatever the input was: nothing can forge or break one (L2).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import stat
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from gateway.errors import Unrecordable
+
+# Seconds between two looks for a rotation. What is written meanwhile is on the rotated file.
+LOOKED_FOR = 0.1
+
+
+class Audit:
+    """Writes to `path`, "-" being standard output. `wall` gives Unix seconds."""
+
+    def __init__(self, path: str, wall: Callable[[], float]) -> None:
+        self._path = path
+        self._wall = wall
+        self._file: int | None = None
+        self._identity: tuple[int, int] | None = None
+        self._encode = msgspec.json.Encoder().encode
+        self._looked = -math.inf
+        self._second = -1
+        self._stamp = ""
+        self.lost = 0
+        self.problem: str | None = None
+
+    def write(self, event: str, request_id: str, record: dict[str, Any]) -> None:
+        """Raises Unrecordable when the line is not whole on the log."""
+        self._put(self._line({"event": event, "time": self._time(), "id": request_id, **record}))
+
+    def note(self, event: str, request_id: str, record: dict[str, Any]) -> None:
+        """For what may go on without its line (an outcome): a line that is lost is counted and reported."""
+        try:
+            self.write(event, request_id, record)
+        except Unrecordable:
+            self.lost += 1
+
+    def check(self) -> str | None:
+        """What is wrong with the log, or None. After a failure it tries again, by recording the gap."""
+        try:
+            if self.problem is not None:
+                self._put(b"")
+            elif self._file is None:
+                self._open()
+        except Unrecordable as error:
+            return error.detail
+        return None
+
+    def reopen(self) -> None:
+        """After a rotation (SIGHUP). Lines written until now are in the old file."""
+        self.close()
+
+    def close(self) -> None:
+        if self._file is not None and self._path != "-":
+            os.close(self._file)
+        self._file = None
+
+    def _line(self, record: dict[str, Any]) -> bytes:
+        try:
+            line = self._encode(record)
+        except UnicodeEncodeError:  # a lone surrogate
+            line = b""
+        if not line or not line.isascii() or b"\x7f" in line:
+            line = json.dumps(record).encode("ascii").replace(b"\x7f", b"\\u007f")
+        return line + b"\n"
+
+    def _put(self, line: bytes) -> None:
+        if self.problem is not None:
+            # The first line after a failure tells a reader that some are missing before it.
+            line = self._line({"event": "gap", "time": self._time(), "lost": self.lost}) + line
+        try:
+            if self._file is None or self._moved():
+                self._open()
+            assert self._file is not None
+            written = os.write(self._file, line)
+            if written < len(line):
+                self._take_back(written)
+                raise OSError(f"only {written} of {len(line)} bytes were written")
+        except OSError as error:
+            self.problem = f"the audit log {self._path} cannot be written: {error.strerror or error}"
+            raise Unrecordable(self.problem) from error
+        if self.problem is not None:
+            self.problem, self.lost = None, 0
+
+    def _open(self) -> None:
+        self.close()
+        try:
+            if self._path == "-":
+                self._file = 1
+            else:
+                self._file = os.open(
+                    self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY, 0o640
+                )
+            found = os.fstat(self._file)
+        except OSError as error:
+            self.problem = f"the audit log {self._path} cannot be opened: {error.strerror or error}"
+            raise Unrecordable(self.problem) from error
+        self._identity = (found.st_dev, found.st_ino)
+
+    def _moved(self) -> bool:
+        """Rotated away or deleted: what is written to the old file might never be read."""
+        now = self._wall()
+        if self._path == "-":
+            return False
+        assert self._file is not None
+        if os.fstat(self._file).st_nlink == 0:
+            return True
+        if 0 <= now - self._looked < LOOKED_FOR:
+            return False
+        self._looked = now
+        try:
+            found = os.stat(self._path)
+        except FileNotFoundError:
+            return True
+        return (found.st_dev, found.st_ino) != self._identity
+
+    def _take_back(self, written: int) -> None:
+        """A full disk took half a line: cut it off again, so that each line stays one object (L2)."""
+        assert self._file is not None
+        found = os.fstat(self._file)
+        if stat.S_ISREG(found.st_mode) and written:
+            os.ftruncate(self._file, found.st_size - written)
+
+    def _time(self) -> str:
+        now = self._wall()
+        second = int(now)
+        if second != self._second:
+            self._second = second
+            self._stamp = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+        return f"{self._stamp}.{int((now - second) * 1000):03d}Z"

@@ -1,0 +1,186 @@
+"""
+The command line: run, check, explain, mock, demo.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import uvloop
+
+from gateway import __version__, app, config, demo, mock
+from gateway.explain import Explanation, explain
+from gateway.headers import Header, text
+from gateway.repairs import Fill
+from gateway.rules import Rules
+from gateway.templates import parse
+
+cli = typer.Typer(
+    name="gateway",
+    help="A reverse proxy that repairs legacy PATCH calls, and records every repair.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ConfigPath = Annotated[Path, typer.Option("--config", "-c", help="The configuration file.")]
+DEFAULT = Path("config.yaml")
+
+
+def fail(message: str) -> typer.Exit:
+    typer.echo(message, err=True)
+    return typer.Exit(1)
+
+
+def loaded(path: Path) -> config.Settings:
+    try:
+        return config.load(path)
+    except config.ConfigError as error:
+        raise fail(str(error)) from None
+
+
+def version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@cli.callback()
+def top(
+    _: Annotated[bool, typer.Option("--version", callback=version, is_eager=True)] = False,
+) -> None:
+    pass
+
+
+@cli.command()
+def run(path: ConfigPath = DEFAULT) -> None:
+    """Run the gateway until SIGTERM."""
+    settings = loaded(path)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    # httpcore tells of each step of each connection below WARNING.
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(app.run(settings))
+    except (app.CannotListen, OSError) as error:
+        raise fail(f"gateway: {error}") from None
+
+
+@cli.command()
+def check(
+    path: ConfigPath = DEFAULT,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema instead.")] = False,
+) -> None:
+    """Say how the configuration is understood, or everything that is wrong with it."""
+    if schema:
+        typer.echo(json.dumps(config.Settings.model_json_schema(by_alias=True), indent=2))
+        return
+    settings = loaded(path)
+    typer.echo(f"{path}: {len(settings.rules)} rules, forwarding to {settings.upstream.url}")
+    for warning in settings.warnings():
+        typer.echo(f"warning: {warning}")
+    for rule in settings.rules:
+        typer.echo(f"\n{rule.name} ({rule.mode}, a failed look-up: {rule.on_lookup_failure})")
+        typer.echo(f"  {rule.match.method} {rule.match.path}")
+        for repair in rule.repairs:
+            if isinstance(repair, config.FillSettings):
+                fill = Fill.of(repair, parse(rule.match.path).names)
+                typer.echo(f"  fill {fill.field} of {', '.join(fill.subject)} from GET {repair.source}")
+                typer.echo(f"    {fill.select}")
+                typer.echo(f"    only {', '.join(repair.allow)}; at most {fill.max_age:g}s old")
+                typer.echo(f"    settles {fill.settle:g}s; refilled on {sorted(fill.refill_on)}")
+            elif isinstance(repair, config.ContentTypeSettings):
+                typer.echo(f"  content_type becomes {repair.value}")
+            else:
+                typer.echo("  encoding becomes UTF-8, uncompressed")
+        for write in rule.written_by:
+            typer.echo(f"  written by {write}")
+
+
+@cli.command(name="explain")
+def explain_(
+    target: Annotated[str, typer.Argument(metavar="PATH", help="The request target.")],
+    method: Annotated[str, typer.Option("--request", "-X")] = "PATCH",
+    data: Annotated[str, typer.Option("--data", "-d", help="The body; @FILE reads it from a file.")] = "",
+    header: Annotated[list[str] | None, typer.Option("--header", "-H", help="Name: value")] = None,
+    state: Annotated[str | None, typer.Option(help="What the look-up is taken to find.")] = None,
+    path: ConfigPath = DEFAULT,
+) -> None:
+    """Show what would be done to a call, without any network."""
+    settings = loaded(path)
+    headers: list[Header] = []
+    for line in header or []:
+        name, colon, value = line.partition(":")
+        if not colon or not name.strip():
+            raise fail(f"gateway explain: expected -H 'Name: value', got {line!r}")
+        headers.append((os.fsencode(name.strip().lower()), os.fsencode(value.strip())))
+    if not re.fullmatch("[!-~]+", method):
+        raise fail(f"gateway explain: expected a method such as PATCH, got {method!r}")
+    if not re.fullmatch("/[!-~]*", target):
+        raise fail(f"gateway explain: expected a percent-encoded path that starts with '/', got {target!r}")
+    try:
+        body = Path(data[1:]).read_bytes() if data.startswith("@") else os.fsencode(data)
+    except OSError as error:
+        raise fail(f"gateway explain: {error}") from None
+    limit = settings.limits.max_body
+    show(explain(Rules(settings.rules, limit), method, target, headers, body, state, limit))
+
+
+def show(told: Explanation) -> None:
+    typer.echo(f"rule:     {told.rule or 'none'}" + (f" ({told.mode})" if told.mode else ""))
+    if told.refused is not None:
+        typer.echo(f"refused:  {told.refused.status} {told.refused.title}: {told.refused.detail}")
+        return
+    for change in told.changes:
+        details = ", ".join(f"{name} {value!r}" for name, value in change.details.items())
+        typer.echo(f"repair:   {change.repair}: {details}")
+    for target in told.looks_up:
+        typer.echo(f"look-up:  GET {target}")
+    if told.reason is not None:
+        typer.echo(f"because:  {told.reason}")
+    for name, call in (("before", told.before), ("after", told.after)):
+        if call is not None:
+            kinds = [text(value) for key, value in call.headers if key == b"content-type"]
+            typer.echo(f"{name + ':':9} Content-Type: {', '.join(kinds) or '(none)'}")
+            typer.echo(f"          {call.body.decode('utf-8', 'backslashreplace')}")
+
+
+@cli.command(name="mock")
+def mock_(
+    host: str = "127.0.0.1",
+    port: int = 9000,
+    profile: Annotated[str, typer.Option(help="strict or documented")] = "strict",
+    conversations: Annotated[
+        Path | None, typer.Option(help="YAML; without it they are made on demand.")
+    ] = None,
+    lag: Annotated[float, typer.Option(help="Seconds until a GET shows a change.")] = 0.0,
+    rate_limit: Annotated[int | None, typer.Option(help="Calls a token may make in a minute.")] = None,
+    etags: Annotated[bool, typer.Option(help="Send ETag, honour If-Match and If-None-Match.")] = False,
+) -> None:
+    """Run a strict conversation API to try the gateway against."""
+    try:
+        known = mock.load(conversations) if conversations else mock.Conversations()
+        api = mock.Mock(known, mock.Settings(profile=profile, lag=lag, rate_limit=rate_limit, etags=etags))
+    except ValueError as error:
+        raise fail(f"gateway mock: {error}") from None
+    typer.echo(f"mock conversation API ({profile}) on http://{host}:{port}")
+    mock.server(api, host, port).run()
+
+
+@cli.command(name="demo")
+def demo_(
+    once: Annotated[bool, typer.Option("--once", help="Tell the story and exit.")] = False,
+) -> None:
+    """Start a mock and a gateway, and show a legacy call fail and then work."""
+    raise typer.Exit(demo.tell(once))
+
+
+def main() -> None:
+    cli()

@@ -1,0 +1,212 @@
+"""
+The client's side of one call: its request read, its reply relayed, over ASGI as `protocol.py` offers it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any, Protocol
+
+from starlette.types import Receive, Scope, Send
+
+from gateway import headers as h
+from gateway.errors import BodyTooLarge, GatewayError, InvalidReply, problem
+from gateway.forwarding import sane_id
+from gateway.headers import Header, Headers
+from gateway.tunnel import Down
+
+
+class Exchange(Protocol):
+    """What protocol.py adds to ASGI: the request target as it came, and word of a client that left."""
+
+    target: bytes
+    abandon: Any
+    disconnected: bool
+    upgrade: bytes | None
+
+    def switch(self, headers: Headers) -> Down: ...
+
+
+class ClientGone(Exception):
+    """The client left before anything was sent upstream: the call ends without a trace."""
+
+
+class Body(Protocol):
+    """A reply's body: what upstream.Reply offers."""
+
+    @property
+    def ended(self) -> bool: ...
+
+    async def read(self) -> bytes: ...
+
+
+class Downstream:
+    __slots__ = (
+        "_ahead",
+        "_cancel",
+        "_exchange",
+        "_receive",
+        "_send",
+        "_whole",
+        "address",
+        "headers",
+        "id",
+        "method",
+        "path",
+        "started",
+        "target",
+        "version",
+    )
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._receive = receive
+        self._send = send
+        self._exchange: Exchange = scope["extensions"]["gateway"]
+        self.method: str = scope["method"]
+        self.target = self._exchange.target
+        self.path = self.target.partition(b"?")[0]
+        self.headers: list[Header] = scope["headers"]
+        self.version: str = scope["http_version"]
+        self.address: str = scope["client"][0] if scope["client"] else ""
+        given = h.first(self.headers, b"x-request-id")
+        self.id = given.decode() if given is not None and sane_id(given) else os.urandom(16).hex()
+        self.started = False
+        self._cancel: Callable[[], object] | None = None
+        self._ahead = b""
+        self._whole = False
+
+    @property
+    def has_body(self) -> bool:
+        for name, value in self.headers:
+            if name == b"transfer-encoding" or (name == b"content-length" and value != b"0"):
+                return True
+        return False
+
+    def may_leave(self) -> None:
+        """From here on the call is cancelled when the client leaves."""
+        if self._cancel is None:
+            task = asyncio.current_task()
+            assert task is not None
+            self._cancel = task.cancel
+        self._exchange.abandon = self._cancel
+
+    def must_stay(self) -> None:
+        """
+        From here on the call runs to its end, whether or not somebody waits for the reply. Raises
+        ClientGone when the client has left already: nothing is sent for nobody.
+        """
+        self._exchange.abandon = None
+        if self._exchange.disconnected:
+            raise ClientGone
+
+    @property
+    def upgrade(self) -> bytes | None:
+        """The protocol that the client offers to switch to."""
+        return self._exchange.upgrade
+
+    def switch(self, headers: Headers) -> Down:
+        """Answers 101 with these fields; what follows is raw."""
+        with _fields_that_can_be_sent():
+            down = self._exchange.switch(headers)
+        self.started = True
+        return down
+
+    @property
+    def gone(self) -> bool:
+        return self._exchange.disconnected
+
+    async def read(self, limit: int) -> bytes:
+        """The whole body. Raises BodyTooLarge from the head alone where it says so."""
+        length = h.first(self.headers, b"content-length")
+        if length is not None and int(length) > limit:
+            raise BodyTooLarge(f"the body has {length.decode()} bytes, limits.max_body is {limit}")
+        if length is None and not self.has_body:
+            return b""
+        body = b""
+        while True:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            piece = message.get("body", b"")
+            body = body + piece if body else piece
+            if len(body) > limit:
+                raise BodyTooLarge(f"the body is longer than limits.max_body, {limit} bytes")
+            if not message.get("more_body", False):
+                return bytes(body)
+
+    async def read_ahead(self, limit: int) -> None:
+        """To the body's end, or past `limit` bytes: pieces() begins with what was read."""
+        pieces = []
+        size = 0
+        async for piece in self.pieces():
+            pieces.append(piece)
+            size += len(piece)
+            if size > limit:
+                break
+        self._ahead = b"".join(pieces)
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """The body as it comes. Raises ClientGone where it breaks off, so that it never looks whole."""
+        if self._ahead:
+            ahead, self._ahead = self._ahead, b""
+            yield ahead
+        while not self._whole:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            self._whole = not message.get("more_body", False)
+            piece = message.get("body", b"")
+            if piece:
+                yield piece
+
+    async def relay(self, status: int, headers: Headers, body: Body, copy: Copy | None = None) -> None:
+        """Head and body as they come. An error in the body is raised: the client's reply stays cut off."""
+        await self._start(status, headers)
+        while True:
+            piece = b"" if body.ended else await body.read()
+            if copy is not None:
+                copy.add(piece)
+            ended = body.ended
+            if piece or ended:
+                await self._send({"type": "http.response.body", "body": piece, "more_body": not ended})
+            if ended:
+                return
+
+    async def answer(self, status: int, headers: Headers, body: bytes) -> None:
+        await self._start(status, headers)
+        await self._send({"type": "http.response.body", "body": body, "more_body": False})
+
+    async def _start(self, status: int, headers: Headers) -> None:
+        with _fields_that_can_be_sent():
+            await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        self.started = True
+
+    async def refuse(self, error: GatewayError, headers: Headers = ()) -> None:
+        status, own, body = problem(error, self.id)
+        await self.answer(status, [*own, *headers], body)
+
+
+@contextlib.contextmanager
+def _fields_that_can_be_sent() -> Iterator[None]:
+    """What the upstream said is sound in itself, but protocol.py refuses to say it: nothing was written."""
+    try:
+        yield
+    except ValueError as error:
+        raise InvalidReply(str(error)) from error
+
+
+class Copy:
+    """What passed by, up to a limit: `body` is None once there was more."""
+
+    __slots__ = ("_limit", "body")
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self.body: bytes | None = b""
+
+    def add(self, piece: bytes) -> None:
+        if self.body is not None:
+            self.body = self.body + piece if len(self.body) + len(piece) <= self._limit else None

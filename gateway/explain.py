@@ -1,0 +1,67 @@
+"""
+What the gateway would do to a call, told without any network: rule, repairs, before and after. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gateway.calls import Call, Change
+from gateway.errors import BodyTooLarge, GatewayError
+from gateway.headers import Header
+from gateway.repairs import diagnose, rewrite
+from gateway.rules import Rules
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """`after` is None where the call goes on as it came, or is refused (`refused`)."""
+
+    rule: str | None
+    mode: str | None
+    before: Call
+    after: Call | None = None
+    changes: tuple[Change, ...] = ()
+    reason: str | None = None
+    looks_up: tuple[str, ...] = ()
+    refused: GatewayError | None = None
+
+
+def explain(
+    rules: Rules,
+    method: str,
+    target: str,
+    headers: Sequence[Header],
+    body: bytes,
+    state: str | None,
+    max_body: int,
+) -> Explanation:
+    """`target` as it is on the wire; `state`: what the look-up is taken to find, None if unknown."""
+    raw = target.encode("ascii")
+    call = Call(method.encode(), raw, list(headers), body)
+    fit = rules.match(method, raw.partition(b"?")[0])
+    if fit is None:
+        return Explanation(None, None, call, reason="no rule matches: carried through untouched")
+    rule = fit.value
+    try:
+        if len(body) > max_body:
+            raise BodyTooLarge(f"the body has {len(body)} bytes, limits.max_body is {max_body}")
+        found = diagnose(call, rule.repairs)
+    except GatewayError as error:
+        return Explanation(rule.name, rule.mode, call, refused=error)
+    if found.sound:
+        return Explanation(rule.name, rule.mode, call, reason=found.reason)
+    looks_up = tuple(want.fill.source.filled(fit.parameters).decode() for want in found.wants)
+    values: dict[str, tuple[str, Change]] = {}
+    reason = found.unfilled
+    for want in found.wants:
+        name = want.fill.field
+        if state is None:
+            reason = f"{name} would be looked up: say --state to see it filled"
+        elif not want.fill.allowed(state):
+            reason = f"{name}-not-allowed"
+        else:
+            values[name] = (state, Change("fill", {"field": name, "after": state}))
+    after, changes = rewrite(found, values)
+    return Explanation(rule.name, rule.mode, call, after if changes else None, changes, reason, looks_up)

@@ -1,0 +1,128 @@
+"""
+The order of writes to one conversation: calls that leave its state share, calls that may change it exclude.
+
+First come, first served (S4): a call behind one that must wait waits too, so nobody starves. A line
+exists only while somebody stands in it, so lines are bounded by the calls in flight.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass, field
+from types import TracebackType
+
+from gateway.errors import OrderTimeout
+
+
+@dataclass(slots=True)
+class _Line:
+    sharing: int = 0
+    changing: bool = False
+    waiting: deque[tuple[bool, asyncio.Future[None]]] = field(default_factory=deque)
+
+
+class Turn:
+    """
+    Held from before the call leaves until the upstream has answered; `release` may be called again.
+    `waited`: others were before it.
+    """
+
+    __slots__ = ("_changing", "_conversation", "_held", "_order", "waited")
+
+    def __init__(self, order: Order, conversation: str | None, changing: bool, waited: bool) -> None:
+        self._order = order
+        self._conversation = conversation
+        self._changing = changing
+        self._held = conversation is not None
+        self.waited = waited
+
+    def release(self) -> None:
+        if self._held and self._conversation is not None:
+            self._held = False
+            self._order._leave(self._conversation, self._changing)
+
+    def __enter__(self) -> Turn:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+
+class Order:
+    def __init__(self, timeout: float) -> None:
+        """`timeout`: seconds a call may wait for its turn."""
+        self._timeout = timeout
+        self._lines: dict[str, _Line] = {}
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def changing(self, conversation: str | None) -> bool:
+        """Whether a call that may change the state is in flight or waits."""
+        line = self._lines.get(conversation) if conversation is not None else None
+        return line is not None and (line.changing or bool(line.waiting))
+
+    async def take(self, conversation: str | None, *, changing: bool) -> Turn:
+        """
+        Raises OrderTimeout; nothing is left behind by a call that is cancelled while it waits. A call
+        about no conversation (None) waits for nobody.
+        """
+        if conversation is None:
+            return Turn(self, None, changing, False)
+        line = self._lines.get(conversation)
+        if line is None:
+            line = self._lines[conversation] = _Line()
+        waits = bool(line.waiting) or line.changing or (changing and line.sharing > 0)
+        if waits:
+            await self._wait(conversation, line, changing)
+        elif changing:
+            line.changing = True
+        else:
+            line.sharing += 1
+        return Turn(self, conversation, changing, waits)
+
+    async def _wait(self, conversation: str, line: _Line, changing: bool) -> None:
+        granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        place = (changing, granted)
+        line.waiting.append(place)
+        try:
+            async with asyncio.timeout(self._timeout):
+                await granted
+        except (TimeoutError, asyncio.CancelledError) as error:
+            if granted.done() and not granted.cancelled():
+                # The turn was given in the very moment the call gave up: hand it on.
+                self._leave(conversation, changing)
+            else:
+                line.waiting.remove(place)
+                self._admit(conversation, line)
+            if isinstance(error, TimeoutError):
+                raise OrderTimeout(f"it waited {self._timeout:g} s for its turn") from error
+            raise
+
+    def _leave(self, conversation: str, changing: bool) -> None:
+        line = self._lines[conversation]
+        if changing:
+            line.changing = False
+        else:
+            line.sharing -= 1
+        self._admit(conversation, line)
+
+    def _admit(self, conversation: str, line: _Line) -> None:
+        while line.waiting and not line.changing:
+            changing, granted = line.waiting[0]
+            if granted.cancelled():
+                # Its task is about to remove it itself; those behind must not wait for that.
+                break
+            if changing and line.sharing:
+                break
+            line.waiting.popleft()
+            granted.set_result(None)
+            if changing:
+                line.changing = True
+            else:
+                line.sharing += 1
+        if not line.waiting and not line.changing and not line.sharing:
+            del self._lines[conversation]

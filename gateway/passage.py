@@ -1,0 +1,133 @@
+"""
+What no rule matches: carried through both ways as it comes, nothing changed.
+
+Two kinds are noticed on their way. A write to a conversation takes its turn and makes the cache
+forget (S3, S4); a client's own GET of what a fill would look up is remembered, which saves a look-up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from gateway import forwarding, tunnel
+from gateway import headers as h
+from gateway.credentials import Credentials
+from gateway.downstream import Copy, Downstream
+from gateway.errors import MethodNotAllowed
+from gateway.forwarding import Hop
+from gateway.headers import Header
+from gateway.order import Order
+from gateway.rules import Rules, Write, identity
+from gateway.states import States, is_json
+from gateway.stores import Key, Reading
+from gateway.templates import Fit, decoded
+from gateway.upstream import Reply, Upstream
+
+LEARNABLE_CODINGS = frozenset({None, b"gzip", b"deflate"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Passage:
+    """
+    `max_body`: bytes of a write that are read before it takes its turn, and of a reply that may be learned
+    from. `tunnel_idle` in seconds.
+    """
+
+    rules: Rules
+    states: States
+    order: Order
+    upstream: Upstream
+    credentials: Credentials
+    hop: Hop
+    clock: Callable[[], float]
+    max_body: int
+    tunnel_idle: float
+
+    async def carry(self, client: Downstream) -> None:
+        headers = forwarding.onward(
+            client.headers, self.hop, client.address, client.version.encode(), client.id.encode()
+        )
+        if client.method in {"OPTIONS", "TRACE"}:
+            left = forwarding.forwards_left(headers)
+            if left == 0 or client.method == "TRACE":
+                await self._end_here(client)
+                return
+            if left is not None:
+                headers = h.replaced(headers, b"max-forwards", b"%d" % (left - 1))
+        write = self.rules.writes(client.method, client.path)
+        if write is not None:
+            await self._write(client, write, headers)
+            return
+        read = self.rules.reads(client.method, client.path)
+        if read is not None and client.path == client.target:
+            key = Key(
+                identity(decoded(read.parameters[read.value.conversation])),
+                client.target,
+                self.credentials.of(client.headers),
+            )
+            await self._read(client, key, headers)
+            return
+        client.may_leave()
+        if client.upgrade is not None and not client.has_body:
+            await self._upgrade(client, client.upgrade, headers)
+            return
+        with await self._sent(client, headers) as reply:
+            await self._relay(client, reply)
+
+    async def _upgrade(self, client: Downstream, protocol: bytes, headers: list[Header]) -> None:
+        headers += [(b"connection", b"upgrade"), (b"upgrade", protocol)]
+        with await self.upstream.send(client.method.encode(), client.target, headers, upgrade=True) as reply:
+            if reply.status == 101:
+                down = client.switch(forwarding.back(reply.headers, (), client.id))
+                await tunnel.join(down, reply, self.tunnel_idle)
+            else:
+                await self._relay(client, reply)
+
+    async def _write(self, client: Downstream, write: Fit[Write], headers: list[Header]) -> None:
+        conversation = write.value.conversation(write.parameters)
+        client.may_leave()
+        if client.has_body:
+            # A slow sender must not hold up the conversation's other calls: the turn is for what is here.
+            await client.read_ahead(self.max_body)
+        with await self.order.take(conversation, changing=True):
+            await self.states.forget(conversation)
+            try:
+                reply = await self._sent(client, headers, client.must_stay)
+            finally:
+                await self.states.forget(conversation)
+        with reply:
+            client.may_leave()
+            await self._relay(client, reply)
+
+    async def _read(self, client: Downstream, key: Key, headers: list[Header]) -> None:
+        client.may_leave()
+        started = self.clock()
+        lease = await self.states.lease(key.conversation)
+        with await self._sent(client, headers) as reply:
+            coding = h.first(reply.headers, b"content-encoding")
+            learnable = reply.status == 200 and is_json(reply.headers) and coding in LEARNABLE_CODINGS
+            copy = Copy(self.max_body) if learnable else None
+            await self._relay(client, reply, copy)
+        if copy is not None and copy.body:
+            # A compressed representation's entity tag is not the plain one's (RFC 9110 section 8.8.3).
+            etag = h.first(reply.headers, b"etag") if coding is None else None
+            await self.states.learn(key, Reading(copy.body, started, lease, etag, learned=True), coding)
+
+    async def _sent(
+        self, client: Downstream, headers: list[Header], leaving: Callable[[], None] | None = None
+    ) -> Reply:
+        body = client.pieces() if client.has_body else None
+        if body is not None and h.first(headers, b"content-length") is None:
+            headers = [*headers, (b"transfer-encoding", b"chunked")]
+        return await self.upstream.send(client.method.encode(), client.target, headers, body, leaving=leaving)
+
+    async def _relay(self, client: Downstream, reply: Reply, copy: Copy | None = None) -> None:
+        await client.relay(reply.status, forwarding.back(reply.headers, (), client.id), reply, copy)
+
+    async def _end_here(self, client: Downstream) -> None:
+        """RFC 9110 sections 7.6.2 and 9.3.8."""
+        if client.method == "TRACE":
+            raise MethodNotAllowed("TRACE would echo credentials")
+        allow = (b"allow", b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS")
+        await client.answer(200, [allow, (b"content-length", b"0")], b"")

@@ -1,0 +1,63 @@
+"""
+The store in this process's memory, on cachetools: bounded in entries and in bytes.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+from cachetools import LRUCache
+
+from gateway.stores import Key, Reading
+
+# What an entry costs beside its body: the key, the reading, the cache's links. Measured, rounded up.
+OVERHEAD = 1024
+
+
+class MemoryStore:
+    """
+    Generations are drawn from one counter for all conversations, so one that was evicted and came back
+    has a new generation: a reading begun before can't be mistaken for a current one.
+    """
+
+    def __init__(self, max_entries: int, max_bytes: int) -> None:
+        self._numbers = itertools.count(1)
+        self._generations: LRUCache[str, int] = LRUCache(max_entries)
+        self._readings: LRUCache[Key, Reading] = LRUCache(
+            max_bytes, getsizeof=lambda reading: len(reading.body) + OVERHEAD
+        )
+        self._max_entries = max_entries
+
+    async def lease(self, conversation: str) -> int:
+        generation = self._generations.get(conversation)
+        if generation is None:
+            generation = self._generations[conversation] = next(self._numbers)
+        return generation
+
+    def glance(self, key: Key) -> Reading | None:
+        reading = self._readings.get(key)
+        if reading is None or self._generations.get(key.conversation) != reading.lease:
+            return None
+        return reading
+
+    async def get(self, key: Key) -> Reading | None:
+        return self._readings.get(key)
+
+    async def keep(self, key: Key, reading: Reading) -> bool:
+        if self._generations.get(key.conversation) != reading.lease:
+            return False
+        if len(reading.body) + OVERHEAD > self._readings.maxsize:
+            return False
+        self._readings[key] = reading
+        while len(self._readings) > self._max_entries:
+            self._readings.popitem()
+        return True
+
+    async def forget(self, conversation: str | None) -> None:
+        if conversation is None:
+            self._generations.clear()
+        else:
+            self._generations[conversation] = next(self._numbers)
+
+    def __len__(self) -> int:
+        return len(self._readings)

@@ -1,0 +1,139 @@
+"""
+What happened to one call, gathered on its way: for the audit log and for the reply's own headers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from gateway import headers as h
+from gateway.audit import Audit
+from gateway.calls import Call, Change
+from gateway.downstream import Downstream
+from gateway.headers import Header
+from gateway.rules import Rule
+
+_TOKEN = re.compile(r"[A-Za-z*][A-Za-z0-9!#$%&'*+.^_`|~:/-]*")
+
+
+@dataclass(slots=True)
+class Trail:
+    """Times in seconds. `skipped` is why nothing was filled or repaired, `error` how the call ended."""
+
+    client: Downstream
+    rule: Rule
+    credential: str
+    begun: float
+    lookup: float = 0.0
+    upstream: float = 0.0
+    status: int | None = None
+    changes: tuple[Change, ...] = ()
+    skipped: str | None = None
+    error: str | None = None
+    attempt: int = 0
+    conflict: bool = False
+
+    def _record(self) -> dict[str, Any]:
+        client = self.client
+        agent = h.first(client.headers, b"user-agent")
+        return {
+            "rule": self.rule.name,
+            "mode": self.rule.mode,
+            "method": client.method,
+            "path": client.path.decode("ascii", "backslashreplace"),
+            "client": {
+                "address": client.address,
+                "user_agent": None if agent is None else h.text(agent),
+                "credential": self.credential,
+            },
+        }
+
+    def sends(
+        self, audit: Audit, before: Call, after: Call, changes: tuple[Change, ...], unfilled: str | None
+    ) -> None:
+        """Before the call leaves. Raises Unrecordable when it is a rewrite that can't be recorded (L1)."""
+        self.skipped = unfilled
+        if not changes:
+            self.leaves(audit, unfilled or "conforming")
+            return
+        self.attempt += 1
+        record = self._record() | what_changed(before, after, changes)
+        if unfilled is not None:
+            record["skipped"] = unfilled
+        if self.attempt > 1:
+            record["attempt"] = self.attempt
+        audit.write("rewrite", self.client.id, record)
+        self.changes = changes
+
+    def leaves(self, audit: Audit, reason: str, **details: Any) -> None:
+        """The call goes out as it came."""
+        self.skipped = reason
+        audit.note("skip", self.client.id, self._record() | {"reason": reason} | details)
+
+    def rejects(self, audit: Audit, reason: str) -> None:
+        """The call is answered here. If nothing was sent before, that is all there is to record of it."""
+        self.error = reason
+        if not self.changes and self.skipped is None:
+            self.skipped = reason
+            audit.note("reject", self.client.id, self._record() | {"reason": reason})
+
+    def ended(self, audit: Audit, now: float) -> None:
+        record: dict[str, Any] = {"status": self.status}
+        if self.error is not None:
+            record["error"] = self.error
+        if self.lookup:
+            record["lookup_ms"] = round(self.lookup * 1000, 2)
+        if self.upstream:
+            record["upstream_ms"] = round(self.upstream * 1000, 2)
+        record["total_ms"] = round((now - self.begun) * 1000, 2)
+        if self.conflict:
+            record["conflict"] = True
+        audit.note("outcome", self.client.id, record)
+
+    def headers(self) -> list[Header]:
+        """Gateway-Rewrite (a structured field, RFC 9651) and Server-Timing."""
+        parts = [self.rule.name]
+        for change in self.changes:
+            details = change.details
+            if change.repair == "fill":
+                parts.append(f"filled={_bare(details['field'])}")
+                parts.append(f"source={details['source']}")
+                parts.append(f"age={details['age_ms'] / 1000}")
+            else:
+                parts.append(change.repair.replace("_", "-"))
+        if self.attempt > 1:
+            parts.append(f"attempt={self.attempt}")
+        if self.skipped is not None:
+            parts.append(f"skipped={_bare(self.skipped)}")
+        timing = [
+            f"{name};dur={seconds * 1000:.2f}"
+            for name, seconds in (("lookup", self.lookup), ("upstream", self.upstream))
+            if seconds
+        ]
+        result: list[Header] = [(b"gateway-rewrite", "; ".join(parts).encode("ascii", "replace"))]
+        if timing:
+            result.append((b"server-timing", ", ".join(timing).encode()))
+        return result
+
+
+def what_changed(before: Call, after: Call, changes: tuple[Change, ...]) -> dict[str, Any]:
+    """Names of fields, filled values, sizes and digests; no other value of the body (L3)."""
+    return {
+        "changes": [change.record() for change in changes],
+        "body": {"before": _digest(before.body), "after": _digest(after.body)},
+    }
+
+
+def _digest(body: bytes) -> dict[str, Any]:
+    return {"bytes": len(body), "sha256": hashlib.sha256(body).hexdigest()}
+
+
+def _bare(value: str) -> str:
+    """RFC 9651 section 3.3: a token where it can be one, else a string."""
+    if _TOKEN.fullmatch(value):
+        return value
+    plain = value.encode("ascii", "backslashreplace").decode()
+    return '"' + plain.replace("\\", "\\\\").replace('"', '\\"') + '"'
