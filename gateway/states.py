@@ -261,7 +261,8 @@ class States:
         value = reading.chosen.get(which)
         if value is None:
             value = ask.fill.chosen(_document(reading.body), ask.data)
-            if len(reading.chosen) < CHOSEN_KEPT:
+            # Only what was found: names that are not in the body could be as many and as long as one likes.
+            if not isinstance(value, Unfilled) and len(reading.chosen) < CHOSEN_KEPT:
                 reading.chosen[which] = value
         return value
 

@@ -613,21 +613,26 @@ async def test_a10_a_body_that_is_wanted_is_asked_for() -> None:
 
 @pytest.mark.parametrize("method", [b"PATCH", b"POST", b"patch", b"FOO"])
 @pytest.mark.parametrize("said", [b"", b"HTTP/1.1 2"], ids=["before the head", "in the head"])
-async def test_a24_what_is_not_safe_is_sent_once(method: bytes, said: bytes) -> None:
+@pytest.mark.parametrize("warm", [False, True], ids=["new", "used before"])
+async def test_a24_what_is_not_safe_is_sent_once(method: bytes, said: bytes, warm: bool) -> None:
     async def cut(peer: Peer) -> None:
+        if warm:
+            await peer.request()
+            await peer.send(OK)
         await peer.request()
         await peer.send(said)
         peer.reset()
 
-    async with pair(answering(OK), cut) as (upstream, _, client):
-        await client.send(method + b" /x HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\n\r\na")
-        assert (await client.reply())[0] == 200
     async with pair(cut, answering(OK)) as (upstream, _, client):
-        await client.send(method + b" /x HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\n\r\na")
+        if warm:
+            await client.send(GET + b"\r\n")
+            await client.reply()
+        await client.send(method + b" /once HTTP/1.1\r\nHost: h\r\n\r\n")
         status, headers, _ = await client.reply()
         assert (status, headers[b"proxy-status"]) == (502, b"gateway; error=connection_terminated")
         assert b"retry-after" not in headers
-        assert len(upstream.requests) == 1
+        assert [request.target for request in upstream.requests].count(b"/once") == 1
+        assert len(upstream.peers) == 1
 
 
 def conversation(*answers: bytes) -> Script:

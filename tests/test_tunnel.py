@@ -21,6 +21,7 @@ from websockets.typing import Subprotocol
 
 from gateway.transport import Pool
 from tests.gateways import CONVERSATION, PARTICIPANT, Running, gateway
+from tests.judging import until
 from tests.raw_upstream import OK, Peer, RawUpstream, answering
 from tests.serving import Client, connect
 
@@ -54,9 +55,7 @@ async def nobody_holds(running: Running) -> None:
     """Until the pool has no connection left: the tunnel is gone at both ends."""
     pool = running.gateway.wire
     assert isinstance(pool, Pool)
-    async with asyncio.timeout(2):
-        while pool.size:  # noqa: ASYNC110
-            await asyncio.sleep(0.002)
+    await until(lambda: not pool.size)
 
 
 async def test_messages_pass_both_ways_as_they_are() -> None:
@@ -234,6 +233,18 @@ async def test_a_tunnel_that_is_silent_ends_and_one_that_is_not_goes_on() -> Non
         quiet_since = loop.time()
         assert await client.rest() == b""
         assert 0.15 < loop.time() - quiet_since < 2
+        await nobody_holds(running)
+
+
+async def test_a_tunnel_in_which_nobody_ever_speaks_ends() -> None:
+    async def upstream(peer: Peer) -> None:
+        await switched(peer)
+        await peer.gone()
+
+    async with tunnel(upstream, tunnel_idle="100ms") as (client, _, running):
+        await client.send(UPGRADE)
+        await client.head()
+        assert await client.rest() == b""
         await nobody_holds(running)
 
 

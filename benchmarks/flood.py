@@ -1,0 +1,241 @@
+"""
+A flood of distinct conversation ids and of distinct credentials: everything that is kept stays bounded.
+
+    .venv/bin/python -m benchmarks.flood --calls 100000
+
+The whole gateway in this process, without sockets. Each flood fills one of the tables: readings and
+generations (ids; callers), witnesses (explicit values), pauses (429 with Retry-After). Memory is this
+process's; past `max_entries` it must not grow any more. It looks at private attributes, since what is kept
+has no public name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import json
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import uvloop
+from starlette.types import Message, Scope
+
+from benchmarks import rig
+from gateway import app
+from gateway.config import Settings
+from gateway.headers import Header, Headers
+from gateway.stores.memory import MemoryStore
+
+JSON: list[Header] = [(b"content-type", b"application/json")]
+PEOPLE = json.dumps({"participants": [{"id": "p1", "state": "connected", "attributes": {}}]}).encode()
+WAIT = [*JSON, (b"retry-after", b"60")]
+UNFILLED = b'{"attributes": {"supervisorNote": "test"}}'
+EXPLICIT = b'{"state": "connected", "attributes": {}}'
+FLAT = 10.0  # MiB that a table already full may still grow by
+
+
+class Answer:
+    def __init__(self, status: int, headers: list[Header], body: bytes) -> None:
+        self.status = status
+        self.headers = headers
+        self._body = body
+
+    @property
+    def ended(self) -> bool:
+        return not self._body
+
+    async def read(self) -> bytes:
+        body, self._body = self._body, b""
+        return body
+
+    def close(self) -> None:
+        pass
+
+
+class Upstream:
+    """A gateway.upstream.Wire: GETs show one participant or are refused, all else is accepted."""
+
+    limited = False
+
+    async def send(
+        self,
+        method: bytes,
+        target: bytes,
+        headers: Headers,
+        body: bytes | AsyncIterator[bytes] | None = None,
+        *,
+        upgrade: bool = False,
+        leaving: Callable[[], None] | None = None,
+    ) -> Answer:
+        if leaving is not None:
+            leaving()
+        # Else each call would be over before the next begins.
+        await asyncio.sleep(0)
+        if method != b"GET":
+            return Answer(202, JSON, b"{}")
+        return Answer(429, WAIT, b"{}") if self.limited else Answer(200, JSON, PEOPLE)
+
+    def close(self) -> None:
+        pass
+
+    async def wait_closed(self) -> None:
+        pass
+
+
+@dataclass(slots=True)
+class Exchange:
+    """What protocol.py offers beside ASGI."""
+
+    target: bytes
+    abandon: Callable[[], object] | None = None
+    disconnected: bool = False
+    upgrade: bytes | None = None
+
+
+class Kept(NamedTuple):
+    readings: int
+    generations: int
+    witnesses: int
+    pauses: int
+    flights: int
+    lines: int
+
+
+@dataclass(slots=True)
+class Flood:
+    gateway: app.Gateway
+    store: MemoryStore
+    statuses: dict[int, int]
+    lines: int = 0
+
+    async def call(self, conversation: str, caller: str, body: bytes) -> None:
+        target = rig.path(conversation).encode()
+        scope: Scope = {
+            "type": "http",
+            "method": "PATCH",
+            "headers": [
+                (b"host", b"gateway.test"),
+                (b"authorization", b"Bearer " + caller.encode()),
+                (b"content-length", b"%d" % len(body)),
+            ],
+            "http_version": "1.1",
+            "client": ("127.0.0.1", 1),
+            "extensions": {"gateway": Exchange(target)},
+        }
+
+        async def receive() -> Message:
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        async def send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self.statuses[message["status"]] = self.statuses.get(message["status"], 0) + 1
+
+        await self.gateway.app(scope, receive, send)
+        self.lines = max(self.lines, len(self.gateway.order))
+
+    async def run(self, name: str, calls: int, at_once: int, body: bytes) -> None:
+        numbers: Iterator[int] = iter(range(calls))
+
+        async def some() -> None:
+            for number in numbers:
+                one = f"{name}-{number}"
+                await self.call("c1" if "callers" in name else one, one if "callers" in name else "one", body)
+
+        self.lines = 0
+        async with asyncio.TaskGroup() as group:
+            for _ in range(at_once):
+                group.create_task(some())
+
+    def kept(self) -> Kept:
+        states = self.gateway.states
+        return Kept(
+            len(self.store),
+            len(self.store._generations),
+            len(states._witnesses),
+            len(states._pauses),
+            len(states._flights),
+            len(self.gateway.order),
+        )
+
+
+def memory() -> float:
+    gc.collect()
+    return rig.resident(os.getpid()) / rig.MIB
+
+
+async def measure(calls: int, at_once: int, max_entries: int) -> bool:
+    # The audit log is written, and thrown away by the kernel.
+    chosen = rig.settings("http://127.0.0.1:9", "/dev/null", state_cache={"max_entries": max_entries})
+    settings = Settings.model_validate(chosen)
+    upstream = Upstream()
+    store = MemoryStore(settings.state_cache.max_entries, settings.state_cache.max_bytes)
+    flood = Flood(app.build(settings, wire=upstream, store=store), store, {})
+    await flood.run("warm", 2000, at_once, UNFILLED)
+    floods = {
+        "ids": UNFILLED,
+        "callers": UNFILLED,
+        "explicit values": EXPLICIT,
+        "limited callers": UNFILLED,
+    }
+    rows: list[list[object]] = []
+    flat = True
+    for name, body in floods.items():
+        upstream.limited = name == "limited callers"
+        began = time.monotonic()
+        at = [memory()]
+        # The first part fills the table, the second and third only replace what is in it.
+        for part, size in enumerate((3 * max_entries, (calls - 3 * max_entries) // 2)):
+            await flood.run(f"{name} {part}", size, at_once, body)
+            at.append(memory())
+        most = flood.lines
+        await flood.run(f"{name} 2", calls - 3 * max_entries - (calls - 3 * max_entries) // 2, at_once, body)
+        at.append(memory())
+        kept = flood.kept()
+        growth = at[-1] - at[1]
+        flat = flat and growth <= FLAT and max(kept[:4]) <= max_entries and not kept.flights + kept.lines
+        rate = calls / (time.monotonic() - began)
+        figures = " → ".join(f"{one:.0f}" for one in at)
+        rows.append([name, calls, f"{rate:.0f}", figures, f"{growth:+.1f}", *kept[:4],
+                     f"{max(most, flood.lines)}, {kept.lines}", kept.flights])  # fmt: skip
+    rig.table(
+        [
+            "flood of distinct",
+            "calls",
+            "calls/s",
+            "resident MiB: before → full → half → all",
+            "since full",
+            "readings",
+            "generations",
+            "witnesses",
+            "pauses",
+            "lines: most, after",
+            "look-ups in flight",
+        ],
+        rows,
+    )
+    counts = flood.gateway.counts
+    print(f"\nReplies: {flood.statuses}. Counts: {dict(counts)}.")
+    print(f"Every table stays within max_entries ({max_entries}), memory flat: {'yes' if flat else 'NO'}.")
+    await flood.gateway.close()
+    return flat
+
+
+def main() -> None:
+    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ap.add_argument(
+        "--calls", type=int, default=100_000, help="of each flood, each with another id or caller"
+    )
+    ap.add_argument("--at-once", type=int, default=200)
+    ap.add_argument("--max-entries", type=int, default=10_000, help="state_cache.max_entries")
+    a = ap.parse_args()
+    if a.calls < 4 * a.max_entries:
+        raise SystemExit("--calls must be at least four times --max-entries: else nothing overflows")
+    raise SystemExit(0 if uvloop.run(measure(a.calls, a.at_once, a.max_entries)) else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""
+The gateway in virtual time against an eventually consistent upstream, one schedule a seed: what breaks?
+
+    python -m benchmarks.simulate --schedules 100000
+    python -m benchmarks.simulate --seed 4711 --schedules 1 --trace
+    python -m benchmarks.simulate --mutant "no order"
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from typing import Annotated
+
+import typer
+
+from tests.simulation.drawing import draw
+from tests.simulation.mutants import MUTANTS
+from tests.simulation.promises import Evidence, broken
+from tests.simulation.story import story
+from tests.simulation.world import World
+
+SHOWN = 20  # violations that are printed; the rest are counted
+
+
+def main(
+    schedules: Annotated[int, typer.Option(help="How many.")] = 1000,
+    seed: Annotated[int, typer.Option(help="The first one's seed; the others follow.")] = 0,
+    trace: Annotated[bool, typer.Option(help="Tell each schedule as it went.")] = False,
+    mutant: Annotated[str | None, typer.Option(help=f"One of: {'; '.join(MUTANTS)}.")] = None,
+) -> None:
+    """Exit status 1 when a promise was broken."""
+    figures: Counter[str] = Counter()
+    violations = 0
+    began = time.perf_counter()
+    for number in range(seed, seed + schedules):
+        schedule = draw(number)
+        world = World(schedule) if mutant is None else MUTANTS[mutant].world(schedule)
+        history = world.run()
+        found = broken(history)
+        if trace:
+            print("\n".join(story(history)))
+        for violation in found:
+            violations += 1
+            if violations <= SHOWN:
+                print(f"seed {number}: {violation}")
+        figures.update(history.counts)
+        evidence = Evidence(history)
+        figures["fills"] += len(evidence.fills)
+        figures["harmed"] += sum(
+            name in sent.changed for sent in history.ledger for name, _ in evidence.added.get(sent.number, ())
+        )
+    took = time.perf_counter() - began
+    patches = figures["patches_filled"] + figures["patches_unfilled"]
+    print(f"schedules          {schedules} in {took:.1f} s, {took / schedules * 1000:.2f} ms each")
+    print(f"PATCHes sent       {patches}, with {figures['fills']} members filled")
+    print(f"GETs per 1000      {figures['lookups'] / max(patches, 1) * 1000:.0f}")
+    print(
+        f"fills that changed {figures['harmed'] / max(figures['fills'], 1) * 1000:.0f} in 1000: not prevented"
+    )
+    for name in sorted(figures.keys() - {"fills", "harmed", "lookups"}):
+        print(f"  {name:24} {figures[name]}")
+    print(f"violations         {violations}")
+    sys.exit(1 if violations else 0)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,173 @@
+"""
+The gateway with one guard taken out, by a part of its own that is handed in: what must be found.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import httpx
+
+from gateway.app import PARTS, Parts
+from gateway.credentials import Credentials
+from gateway.headers import Headers
+from gateway.order import Order, Turn
+from gateway.states import Ask, States
+from gateway.stores import Key, Reading, Store
+from gateway.stores.memory import MemoryStore
+from gateway.upstream import Wire
+from tests.simulation.schedule import Schedule, Terms
+from tests.simulation.upstream import SimulatedReply, SimulatedUpstream
+from tests.simulation.world import World
+
+
+class NoGenerations(MemoryStore):
+    """A write deletes what was read, but not what is being read."""
+
+    async def lease(self, conversation: str) -> int:
+        return 0
+
+    async def keep(self, key: Key, reading: Reading) -> bool:
+        self._generations[key.conversation] = 0
+        return await super().keep(key, reading)
+
+    async def forget(self, conversation: str | None) -> None:
+        _delete(self, conversation)
+
+
+class NoOrder(Order):
+    async def take(self, conversation: str | None, *, changing: bool) -> Turn:
+        return await super().take(None, changing=changing)
+
+
+class NoWitness(States):
+    def witness(self, ask: Ask, value: str) -> None:
+        """An accepted value is not remembered."""
+
+
+class OwnBody(States):
+    """An accepted value is written into the cache as if it had been read."""
+
+    _accepted: tuple[Ask, str] | None = None
+
+    def witness(self, ask: Ask, value: str) -> None:
+        super().witness(ask, value)
+        self._accepted = (ask, value)
+
+    async def forget(self, conversation: str | None) -> None:
+        await super().forget(conversation)
+        if self._accepted is not None:
+            (ask, value), self._accepted = self._accepted, None
+            person = {"id": ask.data["participantId"], ask.fill.field: value}
+            body = json.dumps({"id": ask.data["conversationId"], "participants": [person]}).encode()
+            lease = await self._store.lease(ask.key.conversation)
+            await self._store.keep(ask.key, Reading(body, self._clock(), lease))
+
+
+class NoCredential(Credentials):
+    def of(self, headers: Headers) -> str:
+        return "anybody"
+
+
+class AgeFromTheEnd(States):
+    """The age counts from when the GET was answered."""
+
+    async def _get(self, key: Key, *rest: Any) -> Reading:
+        reading = replace(await super()._get(key, *rest), started=self._clock())
+        await self._store.keep(key, reading)
+        return reading
+
+
+class Trusting(MemoryStore):
+    """What is there is current, since a write deletes it: right as long as `keep` is one step."""
+
+    def glance(self, key: Key) -> Reading | None:
+        return None
+
+    async def get(self, key: Key) -> Reading | None:
+        reading = await super().get(key)
+        return reading and replace(reading, lease=await self.lease(key.conversation))
+
+    async def forget(self, conversation: str | None) -> None:
+        await super().forget(conversation)
+        _delete(self, conversation)
+
+
+class TwoSteps(Trusting):
+    async def keep(self, key: Key, reading: Reading) -> bool:
+        if self._generations.get(key.conversation) != reading.lease:
+            return False
+        await asyncio.sleep(0.01)
+        self._readings[key] = reading
+        return True
+
+
+def _delete(store: MemoryStore, conversation: str | None) -> None:
+    for key in list(store._readings):
+        if conversation in {None, key.conversation}:
+            del store._readings[key]
+
+
+@dataclass(frozen=True, slots=True)
+class Retrying:
+    """A call that was not answered in time is sent once more."""
+
+    wire: SimulatedUpstream
+
+    async def send(
+        self,
+        method: bytes,
+        target: bytes,
+        headers: Headers,
+        body: bytes | AsyncIterator[bytes] | None = None,
+        *,
+        upgrade: bool = False,
+        leaving: Callable[[], None] | None = None,
+    ) -> SimulatedReply:
+        try:
+            return await self.wire.send(method, target, headers, body, leaving=leaving)
+        except httpx.ReadTimeout:
+            if isinstance(body, AsyncIterator):
+                raise
+            return await self.wire.send(method, target, headers, body)
+
+    def close(self) -> None:
+        self.wire.close()
+
+    async def wait_closed(self) -> None:
+        await self.wire.wait_closed()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mutant:
+    """`promise` is the one that it must be seen to break."""
+
+    promise: str
+    parts: Parts = PARTS
+    store: Callable[[Terms], Store] | None = None
+    wire: Callable[[SimulatedUpstream], Wire] | None = None
+
+    def world(self, schedule: Schedule) -> World:
+        return World(schedule, self.parts, self.store, self.wire)
+
+
+def _store(kind: type[MemoryStore]) -> Callable[[Terms], Store]:
+    return lambda terms: kind(terms.max_entries, 2**20)
+
+
+MUTANTS: dict[str, Mutant] = {
+    "no generations": Mutant(promise="S3", store=_store(NoGenerations)),
+    "no order": Mutant(promise="S4", parts=Parts(order=NoOrder)),
+    "no witness after a write": Mutant(promise="S5", parts=Parts(states=NoWitness)),
+    "filling from the request's own body": Mutant(promise="S5", parts=Parts(states=OwnBody)),
+    "key without credential": Mutant(promise="S6", parts=Parts(credentials=NoCredential)),
+    "age from the end of the GET": Mutant(promise="S2", parts=Parts(states=AgeFromTheEnd)),
+    "check and store in two steps": Mutant(promise="S5", store=_store(TwoSteps)),
+    "retry after a timeout": Mutant(promise="C2", wire=Retrying),
+}
+# Not the gateway's store, but one that is as right, and that the two steps would be taken in.
+SOUND = Mutant(promise="none", store=_store(Trusting))

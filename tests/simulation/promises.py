@@ -1,0 +1,462 @@
+"""
+The promises of DESIGN.md, decided over a history: one function each, the promise's text its docstring.
+
+They judge by what was seen from outside: the ledger, what clients were told, the audit log. A fill is
+justified when one GET on the ledger justifies it in every respect. Pure.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import combinations, pairwise
+from typing import NamedTuple
+
+from gateway import headers as h
+from tests.simulation.loop import AT_ONCE
+from tests.simulation.schedule import ALLOWED, Request, Schedule, members
+from tests.simulation.upstream import Sent
+from tests.simulation.world import PATIENCE, History, Told, digest
+
+MOMENT = 1e-6  # seconds between the gateway's last look at its clock and the wire's first
+PROMPT = 0.05  # seconds that the gateway itself may take between two steps
+CURABLE = frozenset({400, 415, 422})
+REFILLED = frozenset({409, 412})
+
+
+class Violation(NamedTuple):
+    promise: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.promise}: {self.what}"
+
+
+Subject = tuple[str | None, str | None, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Filled:
+    """
+    A member that the gateway added to a PATCH, and what was known when it left: when the latest write to
+    the conversation began, when what had been read was last forgotten, and the latest accepted value.
+    """
+
+    sent: Sent
+    told: Told
+    name: str
+    value: str
+    overtaken: float
+    forgotten: float
+    witness: tuple[float, str] | None
+
+    def __str__(self) -> str:
+        return f"{self.sent.id} (#{self.sent.number}) at {_left(self.sent):.6f} was filled with {self.value}"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A history, and what the promises need to know of it."""
+
+    history: History
+
+    def request(self, sent: Sent) -> Request:
+        return self.history.told[sent.id].request
+
+    @cached_property
+    def ledger(self) -> list[Sent]:
+        """What left the gateway."""
+        return [sent for sent in self.history.ledger if sent.left is not None]
+
+    @cached_property
+    def patches(self) -> dict[str, list[Sent]]:
+        """By the client's call, each PATCH that left for it."""
+        found: dict[str, list[Sent]] = {}
+        for sent in self.ledger:
+            if sent.about.kind == "patch":
+                found.setdefault(sent.id, []).append(sent)
+        return found
+
+    @cached_property
+    def reads(self) -> list[Sent]:
+        return [sent for sent in self.ledger if sent.about.kind == "read"]
+
+    @cached_property
+    def added(self) -> dict[int, list[tuple[str, str]]]:
+        """By the PATCH's number, the members that the client had not named."""
+        found: dict[int, list[tuple[str, str]]] = {}
+        for attempts in self.patches.values():
+            for sent in attempts:
+                named = {name for name, _ in self.request(sent).named}
+                for name, value in sent.members.items():
+                    if name in sent.about.wanted and name not in named:
+                        found.setdefault(sent.number, []).append((name, value))
+        return found
+
+    @cached_property
+    def fills(self) -> list[Filled]:
+        ledger, told = self.history.ledger, self.history.told
+        return [
+            Filled(
+                ledger[number],
+                told[ledger[number].id],
+                name,
+                value,
+                self._overtaken(ledger[number]),
+                self._forgotten(ledger[number]),
+                self._witness(ledger[number], name),
+            )
+            for number, members in self.added.items()
+            for name, value in members
+        ]
+
+    @cached_property
+    def writes(self) -> dict[str | None, list[Sent]]:
+        """By conversation, what may change its state; by None, what may change any."""
+        found: dict[str | None, list[Sent]] = {}
+        for sent in self.ledger:
+            if sent.about.kind not in {"read", "other"} and self.request(sent).changing:
+                found.setdefault(sent.about.conversation, []).append(sent)
+        return found
+
+    @cached_property
+    def witnesses(self) -> dict[Subject, list[tuple[float, str]]]:
+        """By whose value it is, the explicit values that were accepted, and when that was known."""
+        found: dict[Subject, list[tuple[float, str]]] = {}
+        for attempts in self.patches.values():
+            for sent in attempts:
+                named = self.request(sent).named
+                for name, value in named:
+                    once = sum(name == other for other, _ in named) == 1
+                    if sent.accepted and once and isinstance(value, str) and sent.ended is not None:
+                        subject = (sent.about.conversation, sent.about.participant, name)
+                        found.setdefault(subject, []).append((sent.ended, value))
+        return found
+
+    def _overtaken(self, patch: Sent) -> float:
+        writes = [*self.writes.get(patch.about.conversation, ())]
+        if not self.history.schedule.climate.store:
+            # With a store elsewhere a write to all begins a while before it is seen here; others keep order.
+            writes += self.writes.get(None, ())
+        return max(
+            (write.begun for write in writes if write is not patch and write.begun < _left(patch)),
+            default=-math.inf,
+        )
+
+    def _forgotten(self, patch: Sent) -> float:
+        """
+        What leaves the state as it is takes its turn together with others: of that, only what was known
+        when the call was handed to the wire counts, and with a store elsewhere, when nobody can say.
+        """
+        latest = -math.inf
+        for sent in self.ledger:
+            about = sent.about
+            if about.kind in {"read", "other"} or about.conversation not in {patch.about.conversation, None}:
+                continue
+            changing = self.request(sent).changing
+            keeps = sent.number in self.added and sent.accepted and not changing
+            until = _left(patch) if changing else patch.begun
+            if not keeps and _end(sent) < until and (changing or not self.history.schedule.climate.store):
+                latest = max(latest, _end(sent))
+        return latest
+
+    def _witness(self, patch: Sent, name: str) -> tuple[float, str] | None:
+        known = self.witnesses.get((patch.about.conversation, patch.about.participant, name), ())
+        return max((one for one in known if one[0] < _left(patch)), default=None)
+
+
+Rule = Callable[[Evidence], Iterator[Violation]]
+
+
+def s1(evidence: Evidence) -> Iterator[Violation]:
+    """An explicit `state` from the client is never altered."""
+    for id, attempts in evidence.patches.items():
+        request = evidence.history.told[id].request
+        for sent in attempts:
+            names = {name for name, _ in request.named}
+            kept = [pair for pair in members(sent.body) or () if pair[0] in names] == request.named
+            whole = sent.body == request.body or sent.number in evidence.added
+            if not kept or (request.changing and not whole):
+                yield Violation("S1", f"{id} sent {request.body!r}, the upstream got {sent.body!r}")
+
+
+# --- what a GET must be, for a value that it showed to be filled
+
+
+def s2(schedule: Schedule, fill: Filled, read: Sent) -> bool:
+    """
+    A filled value was read from the upstream at most `max_age` before the call was forwarded (look-up
+    start to forward); with 0 by a fresh GET for this call, which is forwarded as soon as it is answered.
+    """
+    max_age = schedule.terms.max_age
+    if max_age == 0:
+        # Unless it had to settle, or nobody knew; and where two fields are filled, one waits for the other.
+        settling = schedule.terms.max_entries < 10 or (
+            fill.witness is not None and fill.told.arrived < fill.witness[0] + schedule.terms.settle
+        )
+        waits = settling or schedule.climate.store > 0 or len(fill.sent.about.wanted) > 1
+        at_once = read.complete is not None and fill.sent.begun - read.complete < PROMPT
+        return read.begun > fill.told.arrived and not read.learned and (at_once or waits)
+    return _left(fill.sent) - read.begun <= max_age + MOMENT
+
+
+def s3(schedule: Schedule, fill: Filled, read: Sent) -> bool:
+    """
+    It was never read before the latest write to that conversation that passed through the gateway, by
+    whichever caller, began.
+    """
+    return read.begun > fill.overtaken
+
+
+def s5(schedule: Schedule, fill: Filled, read: Sent) -> bool:
+    """
+    After a write with an explicit value was accepted, its value is a witness for `settle`: a fill in that
+    time needs a fresh look-up that agrees with it, and what was read in that time and did not agree is of
+    no use later. After any other unsafe call, or a refused or unknown outcome, the entry is forgotten.
+    """
+    if read.begun < fill.forgotten:
+        return False
+    if fill.witness is None:
+        return True
+    accepted, value = fill.witness
+    return read.begun > accepted + schedule.terms.settle or (read.begun > accepted and fill.value == value)
+
+
+def s6(schedule: Schedule, fill: Filled, read: Sent) -> bool:
+    """A value read with one caller's credentials never fills another caller's call."""
+    return read.credential == fill.sent.credential
+
+
+SOURCE: dict[str, Callable[[Schedule, Filled, Sent], bool]] = {"S2": s2, "S3": s3, "S5": s5, "S6": s6}
+
+
+def sources(evidence: Evidence) -> Iterator[Violation]:
+    """
+    Each fill has a GET that keeps S2, S3, S5 and S6 together. S7: only a complete 200 JSON reply for that
+    very conversation counts. S5: the gateway never fills from a request body alone.
+    """
+    for fill in evidence.fills:
+        about = fill.sent.about
+        showed = [
+            read
+            for read in evidence.reads
+            if read.target == about.source
+            and read.complete is not None
+            and read.complete < _left(fill.sent)
+            and read.shown.get((about.participant or "", fill.name)) == fill.value
+        ]
+        if showed:
+            yield from _unjustified(evidence.history.schedule, fill, showed)
+            continue
+        told = any((fill.name, fill.value) in one.request.named for one in evidence.history.told.values())
+        yield Violation("S5" if told else "S7", f"{fill}, which no GET had shown")
+
+
+def _unjustified(schedule: Schedule, fill: Filled, showed: list[Sent]) -> Iterator[Violation]:
+    """The fewest promises that no GET which showed the value keeps together."""
+    for size in range(1, len(SOURCE) + 1):
+        for names in combinations(SOURCE, size):
+            if not any(all(SOURCE[name](schedule, fill, read) for name in names) for read in showed):
+                seen = ", ".join(f"#{read.number} begun at {read.begun:.6f}" for read in showed)
+                yield Violation("+".join(names), f"{fill}, shown only by {seen}")
+                return
+
+
+# --- the rest
+
+
+def s4(evidence: Evidence) -> Iterator[Violation]:
+    """
+    A filled PATCH and a write that changes state are never in flight upstream at the same time for the
+    same conversation: filled ones share, changing ones exclude.
+    """
+    fills = {number: evidence.history.ledger[number] for number in evidence.added}
+    for conversation, writes in evidence.writes.items():
+        if conversation is None:
+            continue
+        others = [sent for sent in fills.values() if sent.about.conversation == conversation]
+        for write in writes:
+            for other in {sent.number: sent for sent in [*writes, *others]}.values():
+                if other.number != write.number and write.begun < other.begun < _end(write):
+                    yield Violation("S4", f"#{other.number} left while #{write.number} was in flight")
+                elif other.number in fills and other.begun < write.begun < _end(other):
+                    yield Violation("S4", f"#{write.number} left while #{other.number} was in flight")
+
+
+def fifo(evidence: Evidence) -> Iterator[Violation]:
+    """S4: … in order of arrival: of two writes that change state, the one that came first leaves first."""
+    first: dict[str | None, list[tuple[float, Sent]]] = {}
+    for conversation, writes in evidence.writes.items():
+        if conversation is None:
+            continue
+        seen: set[str] = set()
+        for write in writes:
+            told = evidence.history.told[write.id]
+            came = told.joined  # a place is taken by a call that is there with its body
+            looks_up = set(write.about.wanted) - {name for name, _ in told.request.named}
+            if write.id not in seen and came is not None and not looks_up:
+                seen.add(write.id)
+                first.setdefault(conversation, []).append((came, write))
+    for line in first.values():
+        for (_, earlier), (_, later) in pairwise(sorted(line, key=lambda one: one[0])):
+            if later.begun < earlier.begun:
+                yield Violation("S4", f"#{later.number} left before #{earlier.number}, which came first")
+
+
+def s7(evidence: Evidence) -> Iterator[Violation]:
+    """Only values in the fill's `allow` list are filled."""
+    for fill in evidence.fills:
+        if fill.value not in ALLOWED[fill.name]:
+            yield Violation("S7", f"{fill}, which is not allowed")
+
+
+def s8(evidence: Evidence) -> Iterator[Violation]:
+    """N calls that miss at once with the same key cost one GET."""
+    terms, climate = evidence.history.schedule.terms, evidence.history.schedule.climate
+    if terms.max_age == 0 or terms.max_entries < 10 or climate.store:
+        return
+    forgets = [
+        moment
+        for sent in evidence.history.ledger
+        if sent.about.kind in {"patch", "write", "bulk"}
+        for moment in (sent.begun, sent.ended, sent.complete)
+        if moment is not None
+    ]
+    settling = [
+        (moment, moment + terms.settle + terms.max_age)
+        for known in evidence.witnesses.values()
+        for moment, _ in known
+    ]
+    look_ups = [read for read in evidence.reads if not read.learned]
+    for one, other in combinations(look_ups, 2):
+        if (one.target, one.credential) != (other.target, other.credential):
+            continue
+        over = one.complete if one.complete is not None else _end(one)
+        if (
+            other.begun < over - MOMENT
+            and other.begun - one.begun < terms.max_age - MOMENT
+            and not any(one.begun - AT_ONCE < moment < other.begun for moment in forgets)
+            and not any(since < other.begun < until for since, until in settling)
+        ):
+            yield Violation("S8", f"#{other.number} asked what #{one.number} was asking")
+
+
+def c2(evidence: Evidence) -> Iterator[Violation]:
+    """
+    A client's request leads to at most one applied PATCH. A PATCH is sent again only after a refusal in
+    `refill_on`, for one refill after a fresh look-up gave another value; in `on_reject`, after a refusal
+    that a repair may cure.
+    """
+    untouched_first = evidence.history.schedule.terms.mode == "on_reject"
+    sends: dict[str, list[Sent]] = {}
+    for sent in evidence.ledger:
+        if sent.about.kind != "read":
+            sends.setdefault(sent.id, []).append(sent)
+    for id, attempts in sends.items():
+        request = evidence.history.told[id].request
+        if sum(len(sent.applied) for sent in attempts) > 1:
+            yield Violation("C2", f"{id} was applied more than once")
+        refills = 0
+        for before, after in pairwise(attempts):
+            cured = untouched_first and before is attempts[0] and before.status in CURABLE
+            refilled = before.status in REFILLED and before.number in evidence.added
+            refills += refilled
+            if not (cured or refilled) or refills > 1 or before.about.kind != "patch":
+                yield Violation("C2", f"{id} was sent again after {before.status or before.error}")
+            elif (before.body, _guard(before)) == (after.body, _guard(after)) and before.body != request.body:
+                yield Violation("C2", f"{id} was sent again with nothing new in it")
+
+
+def l1(evidence: Evidence) -> Iterator[Violation]:
+    """No rewrite leaves that is not on the audit log."""
+    for fill in evidence.fills:
+        if not any(
+            line.id == fill.sent.id
+            and line.event == "rewrite"
+            and line.time < _left(fill.sent)
+            and line.record["body"]["after"]["sha256"] == digest(fill.sent.body)
+            for line in evidence.history.log
+        ):
+            yield Violation("L1", f"{fill}, of which the log knew nothing")
+
+
+def clients_that_leave(evidence: Evidence) -> Iterator[Violation]:
+    """
+    S4: a client that goes away while waiting leaves no trace; one that goes away while its call is in flight
+    does not release the order before the upstream has answered.
+    """
+    for sent in evidence.ledger:
+        left = evidence.history.told[sent.id].left
+        if left is None or sent.about.kind in {"read", "other"}:
+            continue
+        if _left(sent) > left:
+            yield Violation("S4", f"#{sent.number} was sent for a client that had left")
+        elif sent.error == "CancelledError" and left <= _end(sent) < left + MOMENT:
+            yield Violation("S4", f"#{sent.number} was given up in flight, for its client had left")
+
+
+def traces(evidence: Evidence) -> Iterator[Violation]:
+    """
+    S4: waiting is bounded, and what was refused for it was not sent. Nothing is left behind, and no call
+    waits for ever.
+    """
+    history = evidence.history
+    if history.lines:
+        yield Violation("traces", f"{history.lines} lines of the order are left")
+    for reply in history.open_replies if not history.schedule.climate.store else ():
+        yield Violation("traces", f"the reply to #{reply.sent.number} was never closed")
+    for failure in history.failures:
+        yield Violation("traces", f"nobody caught {failure!r}")
+    first = {sent.id: sent for sent in reversed(evidence.ledger) if sent.about.kind not in {"read", "other"}}
+    for id, told in history.told.items():
+        sent = first.get(id)
+        if told.left is None and not told.complete and not _broke(evidence, id):
+            yield Violation("traces", f"{id} was never answered: {told.failure!r}")
+        if told.ended is None or told.ended - told.arrived >= PATIENCE:
+            yield Violation("traces", f"{id} had no end")
+        if told.refusal == "order-timeout" and sent is not None and history.schedule.terms.mode == "enforce":
+            yield Violation("traces", f"{id} was refused its turn, and sent as #{sent.number}")
+
+
+def fair_weather(evidence: Evidence) -> Iterator[Violation]:
+    """
+    S8: where the upstream does nothing wrong, and at once, it answers every call: nobody fails another.
+    (But a fill that waits in its turn for a replica that lags makes those behind it wait.)
+    """
+    schedule = evidence.history.schedule
+    climate, terms = schedule.climate, schedule.terms
+    if climate.faults or climate.slow or climate.store or terms.max_age == 0.2 or terms.order_timeout < 5:
+        return
+    if terms.deadline < 5:
+        return
+    for id, told in evidence.history.told.items():
+        lagged = told.refusal == "order-timeout" and climate.lag > 0
+        if told.left is None and told.refusal is not None and not lagged:
+            yield Violation("S8", f"{id} was refused: {told.refusal}")
+
+
+def _broke(evidence: Evidence, id: str) -> bool:
+    """Whether the upstream broke off its reply to this call (C3)."""
+    return any(sent.id == id and sent.complete is None for sent in evidence.ledger)
+
+
+def _guard(sent: Sent) -> bytes | None:
+    return h.first(sent.headers, b"if-match")
+
+
+def _left(sent: Sent) -> float:
+    return math.inf if sent.left is None else sent.left
+
+
+def _end(sent: Sent) -> float:
+    return math.inf if sent.ended is None else sent.ended
+
+
+PROMISES: tuple[Rule, ...] = (s1, sources, s4, fifo, s7, s8, c2, l1, clients_that_leave, traces, fair_weather)
+
+
+def broken(history: History) -> list[Violation]:
+    evidence = Evidence(history)
+    return [violation for promise in PROMISES for violation in promise(evidence)]

@@ -1,0 +1,351 @@
+"""
+A schedule run: the real gateway between simulated clients and the simulated upstream, in virtual time.
+
+What comes out is a History: all that the upstream saw, the clients were told and the log recorded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from random import Random
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Scope
+
+from gateway import app
+from gateway.app import Parts
+from gateway.audit import Audit
+from gateway.config import Settings
+from gateway.errors import GatewayError
+from gateway.headers import Header
+from gateway.stores import Key, Reading, Store
+from gateway.stores.memory import MemoryStore
+from gateway.upstream import Wire
+from tests.simulation.loop import Loop
+from tests.simulation.schedule import ALLOWED, BULK, PREFIX, Change, Climate, Jump, Request, Schedule, Terms
+from tests.simulation.upstream import LARGE, Sent, SimulatedReply, SimulatedUpstream
+
+NOON = 1_800_000_000.0  # Unix seconds
+QUIET = 30.0  # seconds that are waited for what the last call left behind
+PATIENCE = 60.0  # seconds: no call may take longer, whatever the upstream does
+
+
+@dataclass(slots=True)
+class Told:
+    """A client's call as the client lived it. `joined` is when its whole body had been read."""
+
+    request: Request
+    arrived: float
+    joined: float | None = None
+    left: float | None = None
+    ended: float | None = None
+    status: int | None = None
+    headers: list[Header] = field(default_factory=list)
+    body: bytes = b""
+    complete: bool = False
+    failure: BaseException | None = None
+
+    @property
+    def refusal(self) -> str | None:
+        """The slug of the gateway's own refusal."""
+        if (b"content-type", b"application/problem+json") not in self.headers:
+            return None
+        slug: str = json.loads(self.body)["type"]
+        return slug.rpartition(":")[2]
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """One line of the audit log, and when it was written."""
+
+    time: float
+    event: str
+    id: str
+    record: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    schedule: Schedule
+    ledger: list[Sent]
+    told: dict[str, Told]
+    log: list[Recorded]
+    counts: Counter[str]
+    open_replies: list[SimulatedReply]
+    lines: int  # of the order, that nobody stands in any more
+    failures: list[BaseException | str]
+
+
+class Journal(Audit):
+    """The audit log in memory, each line with the simulated time."""
+
+    def __init__(
+        self, path: str, wall: Callable[[], float], clock: Callable[[], float], log: list[Recorded]
+    ) -> None:
+        super().__init__(path, wall)
+        self._clock = clock
+        self._log = log
+
+    def write(self, event: str, request_id: str, record: dict[str, Any]) -> None:
+        self._log.append(Recorded(self._clock(), event, request_id, record))
+
+
+class LateStore:
+    """A store somewhere else: each operation is one step there, and takes its time going and coming."""
+
+    def __init__(self, store: Store, rng: Random, longest: float) -> None:
+        self._store = store
+        self._rng = rng
+        self._longest = longest
+
+    async def _way(self) -> None:
+        await asyncio.sleep(self._rng.uniform(0.0, self._longest))
+
+    async def lease(self, conversation: str) -> int:
+        await self._way()
+        lease = await self._store.lease(conversation)
+        await self._way()
+        return lease
+
+    def glance(self, key: Key) -> Reading | None:
+        return None
+
+    async def get(self, key: Key) -> Reading | None:
+        await self._way()
+        reading = await self._store.get(key)
+        await self._way()
+        return reading
+
+    async def keep(self, key: Key, reading: Reading) -> bool:
+        await self._way()
+        kept = await self._store.keep(key, reading)
+        await self._way()
+        return kept
+
+    async def forget(self, conversation: str | None) -> None:
+        async def there() -> None:
+            await self._way()
+            await self._store.forget(conversation)
+
+        await asyncio.shield(asyncio.ensure_future(there()))
+        await self._way()
+
+
+@lru_cache(maxsize=4096)
+def settings(terms: Terms) -> Settings:
+    """Three rules: a state; a state and a second field; and one that fills nothing."""
+
+    def rule(name: str, path: str, *fields: str) -> dict[str, Any]:
+        fills = [
+            {
+                "type": "fill",
+                "field": one,
+                "from": path,
+                "select": f"$.participants[?@.id == _.participantId && $.id == _.conversationId].{one}",
+                "allow": ALLOWED[one],
+                "max_age": f"{terms.max_age}s",
+                "settle": f"{terms.settle}s",
+                "learn": terms.learn,
+                "guard": "etag" if terms.guarded else "none",
+            }
+            for one in fields
+        ]
+        return {
+            "name": name,
+            "match": {"path": path + "/participants/{participantId}" + ("" if fields else "/attributes")},
+            "mode": terms.mode,
+            "on_lookup_failure": "forward" if terms.forwards else "reject",
+            "writes": [
+                PREFIX + "/web/instances/{conversationId}/**",
+                PREFIX + "/calls/{conversationId}/**",
+                PREFIX + "/{conversationId}/**",
+                f"POST {BULK}",
+            ],
+            "repairs": [{"type": "encoding"}, {"type": "content_type"}, *fills],
+        }
+
+    return Settings.model_validate(
+        {
+            "upstream": {"url": "http://upstream.test"},
+            "audit": {"path": "/dev/null"},
+            "limits": {
+                "max_body": LARGE,
+                "order_timeout": f"{terms.order_timeout}s",
+                "deadline": f"{terms.deadline}s",
+            },
+            "state_cache": {"max_entries": terms.max_entries},
+            "rules": [
+                rule("attributes", PREFIX + "/calls/{conversationId}"),
+                rule("web", PREFIX + "/web/instances/{conversationId}", "state"),
+                rule("calls", PREFIX + "/calls/{conversationId}", "state", "held"),
+            ],
+        }
+    )
+
+
+@dataclass(slots=True)
+class World:
+    """`parts`, `store` and `wire` replace the gateway's own, which is how a mutant is made."""
+
+    schedule: Schedule
+    parts: Parts = field(default_factory=Parts)
+    store: Callable[[Terms], Store] | None = None
+    wire: Callable[[SimulatedUpstream], Wire] | None = None
+    offset: float = 0.0
+
+    def run(self) -> History:
+        schedule = self.schedule
+        loop = Loop(Random(f"{schedule.seed} order") if schedule.climate.shuffled else None)
+        upstream = SimulatedUpstream(schedule, loop, lambda: NOON + loop.time() + self.offset)
+        log: list[Recorded] = []
+        told: dict[str, Told] = {}
+        gateway = app.build(
+            settings(schedule.terms),
+            wire=self.wire(upstream) if self.wire else upstream,
+            store=self._store(schedule.terms, schedule.climate),
+            clock=loop.clock,
+            wall=lambda: NOON + loop.time() + self.offset,
+            parts=replace(self.parts, audit=lambda path, wall: Journal(path, wall, loop.clock, log)),
+        )
+
+        async def everything() -> None:
+            async with asyncio.TaskGroup() as group:
+                for action in schedule.actions:
+                    group.create_task(self._act(action, loop, upstream, gateway.app, told))
+            await asyncio.sleep(QUIET)
+            await gateway.close()
+
+        loop.run(everything())
+        return History(
+            schedule,
+            upstream.ledger,
+            told,
+            log,
+            gateway.counts,
+            [reply for reply in upstream.replies if not reply.closed],
+            len(gateway.order),
+            loop.failures,
+        )
+
+    def _store(self, terms: Terms, climate: Climate) -> Store:
+        store = self.store(terms) if self.store else MemoryStore(terms.max_entries, 2**20)
+        if not climate.store:
+            return store
+        return LateStore(store, Random(f"{self.schedule.seed} store"), climate.store)
+
+    async def _act(
+        self,
+        action: Request | Change | Jump,
+        loop: Loop,
+        upstream: SimulatedUpstream,
+        gateway: ASGIApp,
+        told: dict[str, Told],
+    ) -> None:
+        await asyncio.sleep(action.at)
+        match action:
+            case Change():
+                upstream.set(action.conversation, action.participant, action.field, action.value)
+            case Jump():
+                self.offset += action.seconds
+            case Request():
+                client = Client(action, loop)
+                told[action.id] = client.told
+                await client.call(gateway)
+
+
+class Client:
+    """One call: what protocol.py offers the gateway as the request's scope, receive, send and exchange."""
+
+    def __init__(self, request: Request, loop: Loop) -> None:
+        self._loop = loop
+        self.told = Told(request, loop.clock())
+        self.target = request.target.encode()
+        self.upgrade = None
+        self.abandon: Callable[[], object] | None = None
+        self.disconnected = False
+        self._left = asyncio.Event()
+        half = len(request.body) // 2 if request.gap else 0
+        self._pieces = [request.body[:half], request.body[half:]] if half else [request.body]
+        if request.leaves is not None:
+            loop.call_later(request.leaves, self._leave)
+
+    async def call(self, gateway: ASGIApp) -> None:
+        told = self.told
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await gateway(self._scope(), self.receive, self.send)
+        except (OSError, GatewayError, asyncio.CancelledError) as error:
+            # What protocol.py expects: of a client that left, and of a reply that broke off (C3).
+            told.failure = error
+        told.ended = self._loop.clock()
+
+    def _leave(self) -> None:
+        if self.told.complete:
+            return
+        self.disconnected = True
+        self.told.left = self._loop.clock()
+        self._left.set()
+        if self.abandon is not None:
+            self.abandon()
+        self.abandon = None
+
+    def _scope(self) -> Scope:
+        request = self.told.request
+        headers: list[Header] = [
+            (b"host", b"gateway.test"),
+            (b"authorization", request.caller.encode()),
+            (b"x-request-id", request.id.encode()),
+            *request.headers,
+        ]
+        if request.body:
+            headers.append((b"content-length", b"%d" % len(request.body)))
+            headers.append((b"content-type", b"application/json"))
+        if request.method == "GET":
+            headers.append((b"x-client-read", b"1"))
+        return {
+            "type": "http",
+            "method": request.method,
+            "headers": headers,
+            "http_version": "1.1",
+            "client": ("192.0.2.1", 1),
+            "extensions": {"gateway": self},
+        }
+
+    async def receive(self) -> Message:
+        if self.disconnected or not self._pieces:
+            await self._left.wait()
+            return {"type": "http.disconnect"}
+        if len(self._pieces) == 1 and self.told.request.gap:
+            try:
+                async with asyncio.timeout(self.told.request.gap):
+                    await self._left.wait()
+            except TimeoutError:
+                return self._piece()
+            return {"type": "http.disconnect"}
+        return self._piece()
+
+    def _piece(self) -> Message:
+        piece = self._pieces.pop(0)
+        if not self._pieces:
+            self.told.joined = self._loop.clock()
+        return {"type": "http.request", "body": piece, "more_body": bool(self._pieces)}
+
+    async def send(self, message: Message) -> None:
+        if self.disconnected:
+            raise OSError("the client has gone")
+        told = self.told
+        if message["type"] == "http.response.start":
+            told.status, told.headers = message["status"], list(message["headers"])
+            return
+        told.body += message["body"]
+        told.complete = not message["more_body"]
+
+
+def digest(body: bytes) -> str:
+    return hashlib.sha256(body).hexdigest()
