@@ -48,6 +48,9 @@ class Answer:
     def ended(self) -> bool:
         return not self._body
 
+    def whole(self) -> bytes | None:
+        return None
+
     async def read(self) -> bytes:
         body, self._body = self._body, b""
         return body

@@ -1,12 +1,14 @@
 """
 The audit log: one JSON object a line, in the order written. A rewrite is on it before it leaves (L1).
 
-A line goes out in one write to the kernel, so that a SIGKILL at any moment loses none that was
-written. Lines are ASCII whatever the input was: nothing can forge or break one (L2).
+A rewrite goes out in one write to the kernel, so that a SIGKILL at any moment loses none that was
+recorded. What may be missing (an outcome) is held until the next write or the end of the loop's turn,
+and goes out with it. Lines are ASCII whatever the input was: nothing can forge or break one (L2).
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -24,11 +26,17 @@ LOOKED_FOR = 0.1
 
 
 class Audit:
-    """Writes to `path`, "-" being standard output. `wall` gives Unix seconds."""
-
-    def __init__(self, path: str, wall: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        path: str,
+        wall: Callable[[], float],
+        soon: Callable[[Callable[[], None]], object] = lambda flush: flush(),
+    ) -> None:
+        """Writes to `path`, "-" being standard output. `wall` gives Unix seconds; `soon` is a loop's."""
         self._path = path
         self._wall = wall
+        self._soon = soon
+        self._held: list[bytes] = []
         self._file: int | None = None
         self._identity: tuple[int, int] | None = None
         self._encode = msgspec.json.Encoder().encode
@@ -40,20 +48,23 @@ class Audit:
 
     def write(self, event: str, request_id: str, record: dict[str, Any]) -> None:
         """Raises Unrecordable when the line is not whole on the log."""
-        self._put(self._line({"event": event, "time": self._time(), "id": request_id, **record}))
+        now = self._wall()
+        self._put(self._line({"event": event, "time": self._time(now), "id": request_id, **record}), now)
 
     def note(self, event: str, request_id: str, record: dict[str, Any]) -> None:
         """For what may go on without its line (an outcome): a line that is lost is counted and reported."""
-        try:
-            self.write(event, request_id, record)
-        except Unrecordable:
-            self.lost += 1
+        held = self._held
+        held.append(
+            self._line({"event": event, "time": self._time(self._wall()), "id": request_id, **record})
+        )
+        if len(held) == 1:
+            self._soon(self._flush)
 
     def check(self) -> str | None:
         """What is wrong with the log, or None. After a failure it tries again, by recording the gap."""
         try:
             if self.problem is not None:
-                self._put(b"")
+                self._put(b"", self._wall())
             elif self._file is None:
                 self._open()
         except Unrecordable as error:
@@ -65,6 +76,10 @@ class Audit:
         self.close()
 
     def close(self) -> None:
+        self._flush()
+        self._close()
+
+    def _close(self) -> None:
         if self._file is not None and self._path != "-":
             os.close(self._file)
         self._file = None
@@ -78,12 +93,21 @@ class Audit:
             line = json.dumps(record).encode("ascii").replace(b"\x7f", b"\\u007f")
         return line + b"\n"
 
-    def _put(self, line: bytes) -> None:
+    def _flush(self) -> None:
+        if self._held:
+            with contextlib.suppress(Unrecordable):  # counted as lost, and told by check()
+                self._put(b"", self._wall())
+
+    def _put(self, line: bytes, now: float) -> None:
+        lost = len(self._held)
+        if lost:
+            line = b"".join([*self._held, line])
+            self._held.clear()
         if self.problem is not None:
             # The first line after a failure tells a reader that some are missing before it.
-            line = self._line({"event": "gap", "time": self._time(), "lost": self.lost}) + line
+            line = self._line({"event": "gap", "time": self._time(now), "lost": self.lost}) + line
         try:
-            if self._file is None or self._moved():
+            if self._file is None or self._moved(now):
                 self._open()
             assert self._file is not None
             written = os.write(self._file, line)
@@ -91,13 +115,17 @@ class Audit:
                 self._take_back(written)
                 raise OSError(f"only {written} of {len(line)} bytes were written")
         except OSError as error:
+            self.lost += lost
             self.problem = f"the audit log {self._path} cannot be written: {error.strerror or error}"
             raise Unrecordable(self.problem) from error
+        except Unrecordable:
+            self.lost += lost
+            raise
         if self.problem is not None:
             self.problem, self.lost = None, 0
 
     def _open(self) -> None:
-        self.close()
+        self._close()
         try:
             if self._path == "-":
                 self._file = 1
@@ -111,15 +139,9 @@ class Audit:
             raise Unrecordable(self.problem) from error
         self._identity = (found.st_dev, found.st_ino)
 
-    def _moved(self) -> bool:
+    def _moved(self, now: float) -> bool:
         """Rotated away or deleted: what is written to the old file might never be read."""
-        now = self._wall()
-        if self._path == "-":
-            return False
-        assert self._file is not None
-        if os.fstat(self._file).st_nlink == 0:
-            return True
-        if 0 <= now - self._looked < LOOKED_FOR:
+        if 0 <= now - self._looked < LOOKED_FOR or self._path == "-":
             return False
         self._looked = now
         try:
@@ -135,8 +157,7 @@ class Audit:
         if stat.S_ISREG(found.st_mode) and written:
             os.ftruncate(self._file, found.st_size - written)
 
-    def _time(self) -> str:
-        now = self._wall()
+    def _time(self, now: float) -> str:
         second = int(now)
         if second != self._second:
             self._second = second

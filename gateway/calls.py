@@ -4,12 +4,14 @@ A call as it moves through its life, and what was changed in it: the values the 
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
-from gateway.headers import Header, Headers
+from msgspec import Struct
+
+from gateway.headers import Header
 
 
-class Call(NamedTuple):
+class Call(Struct, frozen=True):
     """A matched call with its whole body, the headers those that go on to the next hop."""
 
     method: bytes
@@ -17,11 +19,8 @@ class Call(NamedTuple):
     headers: list[Header]
     body: bytes
 
-    def with_body(self, body: bytes, headers: Headers) -> Call:
-        return Call(self.method, self.target, list(headers), body)
 
-
-class Change(NamedTuple):
+class Change(Struct, frozen=True):
     """One repair, as it is recorded: never a value from the body but the filled one (L3)."""
 
     repair: str

@@ -6,13 +6,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-from collections.abc import AsyncIterator, Callable, Iterator
+import itertools
+import secrets
+from collections.abc import AsyncIterator, Iterator
 from typing import Any, Protocol
 
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
-from gateway import headers as h
 from gateway.errors import BodyTooLarge, GatewayError, InvalidReply, problem
 from gateway.forwarding import sane_id
 from gateway.headers import Header, Headers
@@ -20,12 +20,22 @@ from gateway.tunnel import Down
 
 
 class Exchange(Protocol):
-    """What protocol.py adds to ASGI: the request target as it came, and word of a client that left."""
+    """
+    What protocol.py adds to ASGI: the request target as it came, the task that serves the call, word of a
+    client that left, and shortcuts where a message is whole.
+    """
 
     target: bytes
+    task: asyncio.Task[None]
     abandon: Any
     disconnected: bool
     upgrade: bytes | None
+
+    async def send(self, message: Message) -> None: ...
+
+    def whole_body(self) -> bytes | None: ...
+
+    def respond(self, status: int, headers: Headers, body: bytes) -> bool: ...
 
     def switch(self, headers: Headers) -> Down: ...
 
@@ -40,89 +50,78 @@ class Body(Protocol):
     @property
     def ended(self) -> bool: ...
 
+    def whole(self) -> bytes | None: ...
+
     async def read(self) -> bytes: ...
 
 
+# Enough of an id to tell the calls of all gateways apart: what is random is drawn once.
+_ids = (f"{_start}{number:016x}" for _start in [secrets.token_hex(8)] for number in itertools.count(1))
+
+
 class Downstream:
-    __slots__ = (
-        "_ahead",
-        "_cancel",
-        "_exchange",
-        "_receive",
-        "_send",
-        "_whole",
-        "address",
-        "headers",
-        "id",
-        "method",
-        "path",
-        "started",
-        "target",
-        "version",
-    )
+    """`fields` holds of each header field one line, for those of which there can't be several."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange: Exchange = scope["extensions"]["gateway"]
+        self.exchange = exchange
         self._receive = receive
         self._send = send
-        self._exchange: Exchange = scope["extensions"]["gateway"]
         self.method: str = scope["method"]
-        self.target = self._exchange.target
+        self.target = exchange.target
         self.path = self.target.partition(b"?")[0]
         self.headers: list[Header] = scope["headers"]
+        self.fields = dict(self.headers)
         self.version: str = scope["http_version"]
-        self.address: str = scope["client"][0] if scope["client"] else ""
-        given = h.first(self.headers, b"x-request-id")
-        self.id = given.decode() if given is not None and sane_id(given) else os.urandom(16).hex()
+        client = scope["client"]
+        self.address: str = client[0] if client else ""
+        given = self.fields.get(b"x-request-id")
+        self.id = given.decode() if given is not None and sane_id(given) else next(_ids)
         self.started = False
-        self._cancel: Callable[[], object] | None = None
         self._ahead = b""
         self._whole = False
 
     @property
     def has_body(self) -> bool:
-        for name, value in self.headers:
-            if name == b"transfer-encoding" or (name == b"content-length" and value != b"0"):
-                return True
-        return False
+        return b"transfer-encoding" in self.fields or self.fields.get(b"content-length", b"0") != b"0"
 
     def may_leave(self) -> None:
         """From here on the call is cancelled when the client leaves."""
-        if self._cancel is None:
-            task = asyncio.current_task()
-            assert task is not None
-            self._cancel = task.cancel
-        self._exchange.abandon = self._cancel
+        self.exchange.abandon = self.exchange.task.cancel
 
     def must_stay(self) -> None:
         """
         From here on the call runs to its end, whether or not somebody waits for the reply. Raises
         ClientGone when the client has left already: nothing is sent for nobody.
         """
-        self._exchange.abandon = None
-        if self._exchange.disconnected:
+        self.exchange.abandon = None
+        if self.exchange.disconnected:
             raise ClientGone
 
     @property
     def upgrade(self) -> bytes | None:
         """The protocol that the client offers to switch to."""
-        return self._exchange.upgrade
+        return self.exchange.upgrade
 
     def switch(self, headers: Headers) -> Down:
         """Answers 101 with these fields; what follows is raw."""
         with _fields_that_can_be_sent():
-            down = self._exchange.switch(headers)
+            down = self.exchange.switch(headers)
         self.started = True
         return down
 
     @property
     def gone(self) -> bool:
-        return self._exchange.disconnected
+        return self.exchange.disconnected
 
     async def read(self, limit: int) -> bytes:
         """The whole body. Raises BodyTooLarge from the head alone where it says so."""
-        length = h.first(self.headers, b"content-length")
+        length = self.fields.get(b"content-length")
         if length is not None and int(length) > limit:
             raise BodyTooLarge(f"the body has {length.decode()} bytes, limits.max_body is {limit}")
+        whole = self.exchange.whole_body()
+        if whole is not None and len(whole) <= limit:
+            return whole
         if length is None and not self.has_body:
             return b""
         body = b""
@@ -164,6 +163,12 @@ class Downstream:
 
     async def relay(self, status: int, headers: Headers, body: Body, copy: Copy | None = None) -> None:
         """Head and body as they come. An error in the body is raised: the client's reply stays cut off."""
+        whole = body.whole()
+        if whole is not None:
+            if copy is not None:
+                copy.add(whole)
+            await self.answer(status, headers, whole)
+            return
         await self._start(status, headers)
         while True:
             piece = b"" if body.ended else await body.read()
@@ -176,6 +181,13 @@ class Downstream:
                 return
 
     async def answer(self, status: int, headers: Headers, body: bytes) -> None:
+        if self._send == self.exchange.send:
+            try:
+                self.started = self.exchange.respond(status, headers, body)
+            except ValueError as error:
+                raise InvalidReply(str(error)) from error
+            if self.started:
+                return
         await self._start(status, headers)
         await self._send({"type": "http.response.body", "body": body, "more_body": False})
 

@@ -19,7 +19,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from gateway.errors import GatewayError, MethodNotAllowed, problem
-from gateway.headers import Header, first
+from gateway.headers import Header, Kinds, first, is_sound
 from gateway.http1 import CHUNKED, RequestHead
 
 if TYPE_CHECKING:
@@ -35,15 +35,10 @@ STATUS_LINES: Final = {
     status.value: b"HTTP/1.1 %d %b\r\n" % (status, status.phrase.encode("ascii"))
     for status in http.HTTPStatus
 }
-_TEXT: Final = bytes([0x09, *range(0x20, 0x7F), *range(0x80, 0x100)])
-_PLAIN, _LENGTH, _CODING, _OPTIONS, _DATE = range(5)
-_KINDS: Final = {
-    b"content-length": _LENGTH,
-    b"transfer-encoding": _CODING,
-    b"connection": _OPTIONS,
-    b"date": _DATE,
-}
-_match_name = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch
+_LENGTH, _CODING, _OPTIONS, _DATE = range(1, 5)
+_KINDS: Final = Kinds(
+    {b"content-length": _LENGTH, b"transfer-encoding": _CODING, b"connection": _OPTIONS, b"date": _DATE}
+)
 _match_length = re.compile(rb"[0-9]{1,18}").fullmatch
 _search_close = re.compile(rb"(?:^|,)[ \t]*close[ \t]*(?:,|\Z)", re.IGNORECASE).search
 
@@ -61,6 +56,7 @@ class Exchange:
     abandon: Callable[[], object] | None = None
     disconnected = False
     request_id = ""
+    task: asyncio.Task[None]
     complete = False
     started = False
     _delivered = False
@@ -100,6 +96,14 @@ class Exchange:
                 self._connection.want_no_body(self)
         return {"type": "http.disconnect"}
 
+    def whole_body(self) -> bytes | None:
+        """The body, when all of it is here and `receive` has given none of it; then nobody else gets it."""
+        if self._more or self._delivered or self.disconnected:
+            return None
+        self._delivered = True
+        pieces = self._pieces
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
     async def send(self, message: Message) -> None:
         connection = self._connection
         if connection.write_paused:
@@ -116,14 +120,18 @@ class Exchange:
         else:
             raise RuntimeError(f"an ASGI message of type {kind!r}")
 
-    def respond(
-        self, status: int, headers: Iterable[Header], body: bytes = b"", more_body: bool = False
-    ) -> None:
-        """Both messages of a reply in one call: the shortest way. `send` goes on where there is more."""
+    def respond(self, status: int, headers: Iterable[Header], body: bytes) -> bool:
+        """
+        A whole reply in one call, the shortest way. False, and nothing is done, while the client does not
+        take what was written before: then `send` waits for it.
+        """
+        if self._connection.write_paused:
+            return False
         if not self._has_client():
             raise ClientDisconnected("the client has gone")
         self._start(status, headers)
-        self._write(body, more_body)
+        self._write(body, False)
+        return True
 
     def switch(self, headers: Iterable[Header]) -> DuplexStream:
         """Accepts the upgrade with a 101 that has these fields; the connection is raw bytes from here on."""
@@ -138,7 +146,7 @@ class Exchange:
             fields.append((b"connection", b"upgrade"))
         lines = [STATUS_LINES[101]]
         for name, value in fields:
-            _kind(name)
+            _KINDS[name]
             lines += (name, b": ", value, b"\r\n")
         head = _checked(b"".join(lines), 1 + len(fields)) + b"\r\n"
         self.started = self._switched = True
@@ -146,7 +154,9 @@ class Exchange:
 
     def answer(self, error: GatewayError) -> None:
         if self._has_client():
-            self.respond(*refusal(error, self.request_id))
+            status, headers, body = refusal(error, self.request_id)
+            self._start(status, headers)
+            self._write(body, False)
 
     def arrived(self, body: bytes, more: bool) -> bool:
         """Takes a piece of the request's body; whether the client should wait before the next."""
@@ -240,7 +250,7 @@ class Exchange:
         # RFC 9110 section 8.6: a 204 has no length, and a 304's would be that of the reply it stands for.
         sizeless = status in (204, 304)
         for name, value in headers:
-            kind = _kind(name)
+            kind = _KINDS[name]
             if kind:
                 if kind == _LENGTH:
                     if length is not None or _match_length(value) is None:
@@ -367,16 +377,8 @@ class DuplexStream:
             self._waiter.set_result(None)
 
 
-@lru_cache(maxsize=1024)
-def _kind(name: bytes) -> int:
-    if len(name) > 256 or _match_name(name) is None:
-        raise ValueError("a field name of the reply is not a token")
-    return _KINDS.get(name.lower(), _PLAIN)
-
-
 def _checked(head: bytes, lines: int) -> bytes:
-    """`head`, if it has just these line ends and no other control character: no value can add a line."""
-    if head.translate(None, _TEXT) != b"\r\n" * lines:
+    if not is_sound(head, lines):
         raise ValueError("a field value of the reply has a control character")
     return head
 

@@ -6,6 +6,7 @@ Names are lower-case, order and repeats are kept, values are never decoded. Pure
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
@@ -48,6 +49,32 @@ END_TO_END = frozenset(
 )
 
 
+_match_name = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,256}").fullmatch
+_TEXT = bytes([0x09, *range(0x20, 0x7F), *range(0x80, 0x100)])
+_KINDS_KEPT = 1024
+
+
+class Kinds(dict[bytes, int]):
+    """
+    What a field is to whoever frames a message, by its name in any case: 0 for most. Each name is looked
+    at once: raises ValueError for one that is no token.
+    """
+
+    def __missing__(self, name: bytes) -> int:
+        if _match_name(name) is None:
+            raise ValueError("a field name is not a token")
+        lower = name.lower()
+        kind = self[lower] if lower != name and lower in self else 0
+        if len(self) < _KINDS_KEPT:
+            self[name] = kind
+        return kind
+
+
+def is_sound(head: bytes, lines: int) -> bool:
+    """Whether it has just these line ends and no other control character: no value can add a line."""
+    return head.translate(None, _TEXT) == b"\r\n" * lines
+
+
 def first(headers: Headers, name: bytes) -> bytes | None:
     for key, value in headers:
         if key == name:
@@ -66,16 +93,14 @@ def without(headers: Headers, names: Iterable[bytes]) -> list[Header]:
 
 def replaced(headers: Headers, name: bytes, value: bytes) -> list[Header]:
     """The value at the place of the first such field, the others dropped; at the end where there was none."""
-    result: list[Header] = []
-    placed = False
-    for pair in headers:
-        if pair[0] != name:
-            result.append(pair)
-        elif not placed:
-            result.append((name, value))
-            placed = True
-    if not placed:
+    result = list(headers)
+    places = [index for index, pair in enumerate(result) if pair[0] == name]
+    if not places:
         result.append((name, value))
+        return result
+    result[places[0]] = (name, value)
+    for index in reversed(places[1:]):
+        del result[index]
     return result
 
 

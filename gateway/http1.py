@@ -11,7 +11,9 @@ import ipaddress
 import re
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final, NamedTuple
+from typing import Final
+
+from msgspec import Struct
 
 from gateway.errors import (
     BadRequest,
@@ -102,7 +104,7 @@ class HeadLimits:
     max_headers: int = 100
 
 
-class RequestHead(NamedTuple):
+class RequestHead(Struct, frozen=True):
     method: bytes
     target: bytes  # origin form or "*"
     minor: int  # of HTTP/1.x: 0 or 1, whatever higher one the client claims (RFC 9110 section 2.5)

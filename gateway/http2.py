@@ -27,6 +27,9 @@ class HttpxReply:
         self._closed = False
         self.ended = False
 
+    def whole(self) -> None:
+        """httpx does not tell what has arrived."""
+
     async def read(self) -> bytes:
         try:
             return await anext(self._pieces)

@@ -10,8 +10,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from functools import lru_cache
 from json.decoder import scanstring  # type: ignore[attr-defined]
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
+
+from msgspec import Struct
 
 _SPACE = re.compile(r"[ \t\n\r]*")
 _MARK = re.compile(r'[{}\[\]]|"(?:[^"\\]|\\.)*+"', re.DOTALL)
@@ -32,6 +35,11 @@ def _after_space(text: str, at: int) -> int:
     return found.end() if found else at
 
 
+@lru_cache(maxsize=256)
+def _quoted(text: str) -> str:
+    return json.dumps(text)
+
+
 class NotAnObject(ValueError):
     """Raised with why the text is not one JSON object."""
 
@@ -42,7 +50,7 @@ class NotAnObject(ValueError):
         self.reason = reason
 
 
-class ObjectText(NamedTuple):
+class ObjectText(Struct, frozen=True):
     """`opened` is where the brace stands, `members` the names and values at the top level, in order."""
 
     text: str
@@ -53,17 +61,17 @@ class ObjectText(NamedTuple):
         """The member's value; several where the name is given more than once, however it is escaped."""
         return [value for member, value in self.members if member == name]
 
-    def with_member(self, name: str, value: Any) -> ObjectText:
+    def with_member(self, name: str, value: str) -> ObjectText:
         """Inserted right after the opening brace."""
         at = self.opened + 1
         comma = "," if self.members else ""
-        text = f"{self.text[:at]}{json.dumps(name)}:{json.dumps(value)}{comma}{self.text[at:]}"
+        text = f"{self.text[:at]}{_quoted(name)}:{_quoted(value)}{comma}{self.text[at:]}"
         return ObjectText(text, self.opened, [(name, value), *self.members])
 
-    def with_value(self, name: str, value: Any) -> ObjectText:
+    def with_value(self, name: str, value: str) -> ObjectText:
         """In the place of the value that the only member of that name has."""
         start, end = self._place(name)
-        text = f"{self.text[:start]}{json.dumps(value)}{self.text[end:]}"
+        text = f"{self.text[:start]}{_quoted(value)}{self.text[end:]}"
         members = [(member, value if member == name else old) for member, old in self.members]
         return ObjectText(text, self.opened, members)
 

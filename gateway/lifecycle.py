@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable
-from typing import Any, NamedTuple
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
+from msgspec import Struct
 from starlette.types import Receive, Scope, Send
 
 from gateway import forwarding
@@ -21,6 +22,7 @@ from gateway import headers as h
 from gateway.audit import Audit
 from gateway.calls import Call, Change
 from gateway.credentials import Credentials
+from gateway.deadline import Deadline
 from gateway.downstream import ClientGone, Copy, Downstream
 from gateway.errors import (
     DeadlineExceeded,
@@ -35,7 +37,7 @@ from gateway.forwarding import Hop
 from gateway.order import Order, Turn
 from gateway.passage import Passage
 from gateway.repairs import Diagnosis, Fill, diagnose, rewrite
-from gateway.rules import Rule, Rules, identity
+from gateway.rules import Rule, Rules
 from gateway.states import Answers, Ask, LookupRefused, States, is_json, parsed
 from gateway.stores import Key
 from gateway.templates import Fit, decoded
@@ -49,7 +51,7 @@ NOTHING = Answers({})
 HELD = 2**16  # bytes: of a refusal that is kept to be relayed, of a reply that is compared
 
 
-class Case(NamedTuple):
+class Case(Struct, frozen=True):
     """
     A matched call as it was diagnosed. `changing`: it may change the state of its `conversation`, or where
     that is None, of any.
@@ -65,10 +67,8 @@ class Case(NamedTuple):
     trail: Trail
 
     def ask(self, fill: Fill, since: float) -> Ask:
-        conversation, data = self.conversation or "", self.data
-        key = Key(conversation, fill.source.filled(self.fit.parameters), self.trail.credential)
-        subject = (conversation, fill.field, *[identity(data[name]) for name in fill.subject])
-        return Ask(fill, key, subject, data, self.call.headers, since)
+        key = Key(self.conversation or "", fill.source.filled(self.fit.parameters), self.trail.credential)
+        return Ask(fill, key, self.data, self.call.headers, since)
 
 
 class Stale(Exception):
@@ -104,12 +104,12 @@ class Lifecycle:
         self._clock = clock
         self._counts = counts
         self._max_body = max_body
-        self._deadline = deadline
+        self._deadline = Deadline(deadline)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         client = Downstream(scope, receive, send)
         try:
-            if forwarding.looped(client.headers, self._hop):
+            if b"via" in client.fields and forwarding.looped(client.headers, self._hop):
                 raise LoopDetected("its Via field names this gateway")
             fit = self._rules.match(client.method, client.path)  # match
             if fit is None:
@@ -127,7 +127,7 @@ class Lifecycle:
     async def _live(self, client: Downstream, fit: Fit[Rule]) -> None:
         trail = Trail(client, fit.value, self._credentials.of(client.headers), self._clock())
         try:
-            async with asyncio.timeout(self._deadline):
+            with self._deadline.begin(client.exchange.task):
                 client.may_leave()
                 case = await self._read(client, fit, trail)
                 if case.found.sound:
@@ -139,7 +139,7 @@ class Lifecycle:
         except LookupRefused as refused:
             await self._relay_refusal(trail, refused)
         except TimeoutError:
-            await self._refuse(trail, DeadlineExceeded(f"it took longer than {self._deadline:g} s"))
+            await self._refuse(trail, DeadlineExceeded(f"it took longer than {self._deadline.seconds:g} s"))
         except GatewayError as error:
             await self._refuse(trail, error)
         except (ClientGone, asyncio.CancelledError):
@@ -171,12 +171,17 @@ class Lifecycle:
 
     async def enforce(self, case: Case, rejected: Reply | None = None) -> Reply:
         """`rejected`: the upstream's refusal of the call as it came, relayed when nothing can be done."""
-        answers = await self._look_up_in_nobodys_way(case)  # look up
-        with await self._turn(case) as turn:
+        turn, answers = self._at_once(case)
+        usable = answers is not None
+        if turn is None:
+            answers = await self._look_up_in_nobodys_way(case)  # look up
+            turn = await self._turn(case)
             if turn.waited:
                 answers = None
+        with turn:
             while True:
-                answers = await self._still_usable(case, answers)
+                if answers is None or not usable:
+                    answers = await self._still_usable(case, answers)
                 call, changes = self._rewritten(case, answers)  # rewrite
                 if rejected is not None and not changes:
                     case.trail.skipped = answers.unfilled
@@ -187,7 +192,7 @@ class Lifecycle:
                     answers = None
                 else:
                     break
-            if reply.status in answers.refill_on:
+            if reply.status >= 300 and reply.status in answers.refill_on:
                 reply = await self._refilled(case, answers, reply)
             return reply
 
@@ -222,9 +227,9 @@ class Lifecycle:
 
     # --- look up
 
-    def _asks(self, case: Case) -> tuple[Ask, ...]:
+    def _asks(self, case: Case) -> list[Ask]:
         now = self._clock()
-        return tuple(case.ask(want.fill, now) for want in case.found.wants)
+        return [case.ask(want.fill, now) for want in case.found.wants]
 
     async def _look_up(self, case: Case) -> Answers:
         if not case.found.wants:
@@ -239,16 +244,33 @@ class Lifecycle:
         finally:
             case.trail.lookup += self._clock() - began
 
-    async def _answers(self, asks: tuple[Ask, ...]) -> Answers:
+    def _at_once(self, case: Case) -> tuple[Turn | None, Answers | None]:
+        """Turn and answers in one step where neither has to be waited for: nothing comes between them."""
+        turn = self._order.at_once(case.conversation, changing=case.changing)
+        if turn is None:
+            return None, None
+        began = self._clock()
+        wants = case.found.wants
+        if not wants:
+            return turn, Answers({}, case.found.unfilled)
+        answers = self._states.at_hand([case.ask(want.fill, began) for want in wants])
+        if answers is None:
+            turn.release()
+            return None, None
+        case.trail.lookup = self._clock() - began
+        return turn, answers
+
+    async def _answers(self, asks: Sequence[Ask]) -> Answers:
         """In half the call's time at most: the call itself is to have the rest."""
         at_hand = self._states.at_hand(asks)
         if at_hand is not None:
             return at_hand
+        limit = self._deadline.seconds
         try:
-            async with asyncio.timeout(self._deadline / 2):
+            async with asyncio.timeout(limit / 2):
                 return await self._states.answers(asks)
         except TimeoutError as error:
-            said = f"the look-up took more than half of limits.deadline ({self._deadline:g} s)"
+            said = f"the look-up took more than half of limits.deadline ({limit:g} s)"
             raise ReadTimeout(said) from error
 
     async def _look_up_in_nobodys_way(self, case: Case) -> Answers | None:
@@ -383,13 +405,16 @@ def contradicted(case: Case, body: bytes) -> bool:
         reply = parsed(body)
     except (ValueError, RecursionError):
         return False
-    filled = {change.details["field"]: change.details["after"] for change in case.trail.changes
-              if change.repair == "fill"}  # fmt: skip
-    return any(
-        want.fill.contradicted(reply, filled[want.fill.field], case.data)
-        for want in case.found.wants
-        if want.fill.field in filled
-    )
+    filled = {
+        change.details["field"]: change.details["after"]
+        for change in case.trail.changes
+        if change.repair == "fill"
+    }
+    for want in case.found.wants:
+        value = filled.get(want.fill.field)
+        if value is not None and want.fill.contradicted(reply, value, case.data):
+            return True
+    return False
 
 
 MODES: dict[str, Callable[[Lifecycle, Case], Awaitable[Reply]]] = {

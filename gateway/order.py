@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from dataclasses import dataclass, field
 from types import TracebackType
 
 from gateway.errors import OrderTimeout
 
 
-@dataclass(slots=True)
 class _Line:
-    sharing: int = 0
-    changing: bool = False
-    waiting: deque[tuple[bool, asyncio.Future[None]]] = field(default_factory=deque)
+    __slots__ = ("changing", "sharing", "waiting")
+
+    def __init__(self) -> None:
+        self.sharing = 0
+        self.changing = False
+        self.waiting: deque[tuple[bool, asyncio.Future[None]]] = deque()
 
 
 class Turn:
@@ -65,24 +66,28 @@ class Order:
         line = self._lines.get(conversation) if conversation is not None else None
         return line is not None and (line.changing or bool(line.waiting))
 
+    def at_once(self, conversation: str | None, *, changing: bool) -> Turn | None:
+        """The turn, if nobody is to be waited for: a call about no conversation (None) waits for nobody."""
+        if conversation is not None:
+            line = self._lines.get(conversation)
+            if line is None:
+                line = self._lines[conversation] = _Line()
+            elif line.waiting or line.changing or (changing and line.sharing > 0):
+                return None
+            if changing:
+                line.changing = True
+            else:
+                line.sharing += 1
+        return Turn(self, conversation, changing, False)
+
     async def take(self, conversation: str | None, *, changing: bool) -> Turn:
-        """
-        Raises OrderTimeout; nothing is left behind by a call that is cancelled while it waits. A call
-        about no conversation (None) waits for nobody.
-        """
-        if conversation is None:
-            return Turn(self, None, changing, False)
-        line = self._lines.get(conversation)
-        if line is None:
-            line = self._lines[conversation] = _Line()
-        waits = bool(line.waiting) or line.changing or (changing and line.sharing > 0)
-        if waits:
-            await self._wait(conversation, line, changing)
-        elif changing:
-            line.changing = True
-        else:
-            line.sharing += 1
-        return Turn(self, conversation, changing, waits)
+        """Raises OrderTimeout; nothing is left behind by a call that is cancelled while it waits."""
+        turn = self.at_once(conversation, changing=changing)
+        if turn is None:
+            assert conversation is not None
+            await self._wait(conversation, self._lines[conversation], changing)
+            turn = Turn(self, conversation, changing, True)
+        return turn
 
     async def _wait(self, conversation: str, line: _Line, changing: bool) -> None:
         granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()

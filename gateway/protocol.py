@@ -370,9 +370,7 @@ class DownstreamProtocol(asyncio.Protocol):
             self._state = _QUEUE
         if len(self.tasks) < self.limits.max_in_flight:
             scope = self._scope(head, exchange)
-            task = cast(
-                "asyncio.Task[None]", self.loop.create_task(self._app(scope, exchange.receive, exchange.send))
-            )
+            task = exchange.task = self.loop.create_task(self._app(scope, exchange.receive, exchange.send))
             self.tasks.add(task)
             task.add_done_callback(exchange.finished)
         else:

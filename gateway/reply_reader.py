@@ -12,7 +12,7 @@ import httpx
 
 from gateway.headers import Header, text
 
-LENGTH_DIGITS = 18  # below 2**63 in every implementation
+LENGTH = re.compile(rb"[0-9]{1,18}")  # below 2**63 in every implementation
 
 # How a message's end is found, where it is no count of bytes.
 CHUNKED = -1
@@ -21,6 +21,9 @@ UNTIL_CLOSE = -2
 TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 TEXT = rb"[\t\x20-\x7e\x80-\xff]*"
 STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: (" + TEXT + rb"))?\r\n")
+FIELDS = re.compile(rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]++:[\t\x20-\x7e\x80-\xff]*+\r\n)*+\r\n")
+# Only for what FIELDS has accepted: there a CR ends a line, and the first colon ends a name.
+split_fields = re.compile(rb"([^:\r]++):([^\r]*+)\r\n").findall
 BARE_LINE_END = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)")
 # Where a chunked message stops: an empty line that follows a line, and nothing behind it.
 CLEAN_END = re.compile(rb"[^\r\n]\r\n\r\n\Z")
@@ -48,7 +51,6 @@ class ReplyReader:
         self._partial = b""
         self._left = 0
         self._keep = False
-        self._headers: list[Header] | None = None
         self._chunks: httptools.HttpResponseParser | None = None
         self._complete = False
         self._surplus = False
@@ -105,15 +107,11 @@ class ReplyReader:
         line = STATUS_LINE.match(head)
         if line is None:
             raise httpx.RemoteProtocolError(f"not a status line: {text(head[:80])}")
+        if FIELDS.fullmatch(head, line.end()) is None:
+            raise httpx.RemoteProtocolError("the reply's head is not made of header fields")
         status = int(line[2])
-        headers = self._headers = []
-        # llhttp can neither be told that a HEAD was sent nor be set back; a new one costs next to nothing.
-        parser = httptools.HttpResponseParser(self)
-        try:
-            parser.feed_data(head)
-        except httptools.HttpParserUpgrade:
-            self.switched = True
-        self._headers = None
+        # A trailer is not a header (RFC 9110 section 6.5.1): these are all there will be.
+        headers = [(name.lower(), value.strip()) for name, value in split_fields(head, line.end())]
         if len(headers) > self._max_headers:
             raise httpx.RemoteProtocolError(f"the reply has more than {self._max_headers} fields")
 
@@ -124,8 +122,8 @@ class ReplyReader:
             if name not in FRAMING:
                 continue
             if name == b"content-length":
-                if len(value) > LENGTH_DIGITS:
-                    raise httpx.RemoteProtocolError("the reply's Content-Length is no sane number")
+                if left != UNTIL_CLOSE or LENGTH.fullmatch(value) is None:
+                    raise httpx.RemoteProtocolError("the reply's Content-Length is no single sane number")
                 left = int(value)
             elif name == b"connection":
                 named = options(value)
@@ -136,6 +134,13 @@ class ReplyReader:
             else:
                 # RFC 9112 section 6.1: a coding that is not chunked alone has no end one could trust.
                 raise httpx.RemoteProtocolError(f"the reply's Transfer-Encoding is {text(value)}")
+        if left == CHUNKED or status < 200:
+            # llhttp can't be set back; a new one costs next to nothing.
+            parser = httptools.HttpResponseParser(self)
+            try:
+                parser.feed_data(head)
+            except httptools.HttpParserUpgrade:
+                self.switched = True
         if status < 200:
             if left != UNTIL_CLOSE:
                 raise httpx.RemoteProtocolError(f"a {status} with a body")
@@ -190,11 +195,6 @@ class ReplyReader:
 
     def on_message_begin(self) -> None:
         self._surplus = self._complete
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        # A trailer is not a header (RFC 9110 section 6.5.1).
-        if self._headers is not None:
-            self._headers.append((name.lower(), value.rstrip(b" \t")))
 
     def on_body(self, piece: bytes) -> None:
         self._overhead = 0

@@ -56,15 +56,16 @@ def _loop(query: str) -> Chooser | None:
         items = document.get(listed)
         if isinstance(items, dict):
             items = list(items.values())
-        if not isinstance(items, list) or any(document.get(name) != data[its] for name, its in of_root):
+        if not isinstance(items, list):
             return []
-        return [
-            item[wanted]
-            for item in items
-            if isinstance(item, dict)
-            and wanted in item
-            and all(item.get(name) == data[its] for name, its in of_item)
-        ]
+        for name, its in of_root:
+            if document.get(name) != data[its]:
+                return []
+        found = [item for item in items if isinstance(item, dict) and wanted in item]
+        for name, its in of_item:
+            value = data[its]
+            found = [item for item in found if item.get(name) == value]
+        return [item[wanted] for item in found]
 
     return choose
 
@@ -76,8 +77,11 @@ def parameters(query: str) -> list[str]:
 
 def values(query: str, document: dict[str, Any], data: Mapping[str, str]) -> list[Any]:
     """The distinct values found, in the document's order."""
-    found: list[Any] = []
-    for value in compiled(query)(document, data):
-        if value not in found:
-            found.append(value)
-    return found
+    found = compiled(query)(document, data)
+    if len(found) < 2:
+        return found
+    distinct: list[Any] = []
+    for value in found:
+        if value not in distinct:
+            distinct.append(value)
+    return distinct

@@ -13,14 +13,16 @@ import asyncio
 import json
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC
 from email.utils import parsedate_to_datetime
-from typing import Any, NamedTuple, NoReturn
+from functools import lru_cache
+from typing import Any, NoReturn
 
 import msgspec
 from cachetools import LRUCache
+from msgspec import Struct
 
 from gateway import headers as h
 from gateway.calls import Change
@@ -30,6 +32,7 @@ from gateway.headers import Header
 from gateway.repairs.encoding import Damaged, inflate
 from gateway.repairs.fill import Fill
 from gateway.repairs.findings import Unfilled
+from gateway.rules import identity
 from gateway.stores import Key, Reading, Store
 from gateway.upstream import Reply, Upstream
 
@@ -56,22 +59,26 @@ class LookupRefused(Exception):
         self.refusal = refusal
 
 
-class Ask(NamedTuple):
+class Ask(Struct, frozen=True):
     """
-    What is to be looked up for one fill of one call. `subject` says whose value it is, for all callers
-    and by whichever path; `data` holds the path's parameters, decoded, `headers` what goes upstream with
-    the call, `since` when the call asked.
+    What is to be looked up for one fill of one call. `data` holds the path's parameters, decoded, `headers`
+    what goes upstream with the call, `since` when the call asked.
     """
 
     fill: Fill
     key: Key
-    subject: tuple[str, ...]
     data: dict[str, str]
     headers: list[Header]
     since: float
 
+    @property
+    def subject(self) -> tuple[str, ...]:
+        """Whose value it is, for all callers and by whichever path."""
+        fill, data = self.fill, self.data
+        return (self.key.conversation, fill.field, *[identity(data[name]) for name in fill.subject])
 
-class Found(NamedTuple):
+
+class Found(Struct, frozen=True):
     """A value that may be filled, and the reading that it stands in."""
 
     ask: Ask
@@ -94,11 +101,13 @@ class Found(NamedTuple):
     @property
     def guard(self) -> bytes | None:
         """What If-Match can say: a strong validator (RFC 9110 section 13.1.1)."""
+        if not self.ask.fill.guarded:
+            return None
         etag = self.reading.etag
-        return etag if self.ask.fill.guarded and etag is not None and etag.startswith(b'"') else None
+        return etag if etag is not None and etag.startswith(b'"') else None
 
 
-class Answers(NamedTuple):
+class Answers(Struct, frozen=True):
     """What was found for each of a call's fills, by field; `unfilled` says why one may not be made."""
 
     values: dict[str, Found]
@@ -106,7 +115,11 @@ class Answers(NamedTuple):
 
     @property
     def guard(self) -> bytes | None:
-        return next((found.guard for found in self.values.values() if found.guard is not None), None)
+        for found in self.values.values():
+            guard = found.guard
+            if guard is not None:
+                return guard
+        return None
 
     @property
     def refill_on(self) -> frozenset[int]:
@@ -170,7 +183,7 @@ class States:
 
     # --- look up
 
-    def at_hand(self, asks: tuple[Ask, ...]) -> Answers | None:
+    def at_hand(self, asks: Sequence[Ask]) -> Answers | None:
         """All answers from readings that need no second thought: the way of nearly every call in a burst."""
         values: dict[str, Found] = {}
         for ask in asks:
@@ -186,7 +199,7 @@ class States:
         self._counts["lookups_from_cache"] += len(values)
         return Answers(values)
 
-    async def answers(self, asks: tuple[Ask, ...]) -> Answers:
+    async def answers(self, asks: Sequence[Ask]) -> Answers:
         """Raises LookupRefused, or a GatewayError when there was no usable answer."""
         values: dict[str, Found] = {}
         unfilled: str | None = None
@@ -237,10 +250,10 @@ class States:
         What can be told at once, when the call leaves: of writes that wait for no turn the last began
         before all was read, and nothing got too old while the call waited for a connection (S2, S3).
         """
-        return all(
-            found.reading.started > self._swept and self._fresh(found.ask, found.reading)
-            for found in answers.values.values()
-        )
+        for found in answers.values.values():
+            if found.reading.started <= self._swept or not self._fresh(found.ask, found.reading):
+                return False
+        return True
 
     def _fresh(self, ask: Ask, reading: Reading) -> bool:
         if ask.fill.max_age == 0:
@@ -253,7 +266,7 @@ class States:
         was read before and did not agree is of no use later either: it was behind already (S5). Of what
         was begun before the value was accepted nothing can be said here: the generation tells (S3).
         """
-        witness = self._witnesses.get(ask.subject, self._blind)
+        witness = self._witnesses.get(ask.subject, self._blind) if self._witnesses else self._blind
         return value == witness.value or not witness.since <= reading.started < witness.until
 
     def _chosen(self, ask: Ask, reading: Reading) -> str | Unfilled:
@@ -440,7 +453,12 @@ def _refused(constant: str) -> float:
 
 def is_json(headers: list[Header]) -> bool:
     kind = h.first(headers, b"content-type")
-    return kind is not None and h.media_type(kind)[0].endswith((b"/json", b"+json"))
+    return kind is not None and _is_json(kind)
+
+
+@lru_cache(maxsize=256)
+def _is_json(kind: bytes) -> bool:
+    return h.media_type(kind)[0].endswith((b"/json", b"+json"))
 
 
 async def read_whole(reply: Reply, limit: int) -> bytes | None:

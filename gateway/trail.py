@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from gateway import headers as h
@@ -19,29 +19,31 @@ from gateway.rules import Rule
 _TOKEN = re.compile(r"[A-Za-z*][A-Za-z0-9!#$%&'*+.^_`|~:/-]*")
 
 
-@dataclass(slots=True)
 class Trail:
     """Times in seconds. `skipped` is why nothing was filled or repaired, `error` how the call ended."""
 
-    client: Downstream
-    rule: Rule
-    credential: str
-    begun: float
-    lookup: float = 0.0
-    upstream: float = 0.0
+    # Defaults stand on the class: most calls leave most of them as they are.
+    lookup = 0.0
+    upstream = 0.0
     status: int | None = None
     changes: tuple[Change, ...] = ()
     skipped: str | None = None
     error: str | None = None
-    attempt: int = 0
-    conflict: bool = False
+    attempt = 0
+    conflict = False
+
+    def __init__(self, client: Downstream, rule: Rule, credential: str, begun: float) -> None:
+        self.client = client
+        self.rule = rule
+        self.credential = credential
+        self.begun = begun
 
     def _record(self) -> dict[str, Any]:
-        client = self.client
-        agent = h.first(client.headers, b"user-agent")
+        client, rule = self.client, self.rule
+        agent = client.fields.get(b"user-agent")
         return {
-            "rule": self.rule.name,
-            "mode": self.rule.mode,
+            "rule": rule.name,
+            "mode": rule.mode,
             "method": client.method,
             "path": client.path.decode("ascii", "backslashreplace"),
             "client": {
@@ -55,12 +57,13 @@ class Trail:
         self, audit: Audit, before: Call, after: Call, changes: tuple[Change, ...], unfilled: str | None
     ) -> None:
         """Before the call leaves. Raises Unrecordable when it is a rewrite that can't be recorded (L1)."""
-        self.skipped = unfilled
         if not changes:
             self.leaves(audit, unfilled or "conforming")
             return
+        self.skipped = unfilled
         self.attempt += 1
-        record = self._record() | what_changed(before, after, changes)
+        record = self._record()
+        record.update(what_changed(before, after, changes))
         if unfilled is not None:
             record["skipped"] = unfilled
         if self.attempt > 1:
@@ -95,27 +98,24 @@ class Trail:
 
     def headers(self) -> list[Header]:
         """Gateway-Rewrite (a structured field, RFC 9651) and Server-Timing."""
-        parts = [self.rule.name]
+        said = self.rule.name
         for change in self.changes:
             details = change.details
             if change.repair == "fill":
-                parts.append(f"filled={_bare(details['field'])}")
-                parts.append(f"source={details['source']}")
-                parts.append(f"age={details['age_ms'] / 1000}")
+                age = details["age_ms"] / 1000
+                said += f"; filled={_bare(details['field'])}; source={details['source']}; age={age}"
             else:
-                parts.append(change.repair.replace("_", "-"))
+                said += "; " + change.repair.replace("_", "-")
         if self.attempt > 1:
-            parts.append(f"attempt={self.attempt}")
+            said += f"; attempt={self.attempt}"
         if self.skipped is not None:
-            parts.append(f"skipped={_bare(self.skipped)}")
-        timing = [
-            f"{name};dur={seconds * 1000:.2f}"
-            for name, seconds in (("lookup", self.lookup), ("upstream", self.upstream))
-            if seconds
-        ]
-        result: list[Header] = [(b"gateway-rewrite", "; ".join(parts).encode("ascii", "replace"))]
+            said += f"; skipped={_bare(self.skipped)}"
+        result: list[Header] = [(b"gateway-rewrite", said.encode("ascii", "replace"))]
+        timing = b"lookup;dur=%.2f" % (self.lookup * 1000) if self.lookup else b""
+        if self.upstream:
+            timing += b"%bupstream;dur=%.2f" % (b", " if timing else b"", self.upstream * 1000)
         if timing:
-            result.append((b"server-timing", ", ".join(timing).encode()))
+            result.append((b"server-timing", timing))
         return result
 
 
@@ -131,6 +131,7 @@ def _digest(body: bytes) -> dict[str, Any]:
     return {"bytes": len(body), "sha256": hashlib.sha256(body).hexdigest()}
 
 
+@lru_cache(maxsize=256)
 def _bare(value: str) -> str:
     """RFC 9651 section 3.3: a token where it can be one, else a string."""
     if _TOKEN.fullmatch(value):

@@ -31,8 +31,8 @@ from typing import Any, cast
 
 import httpx
 
-from gateway.headers import Header, Headers, text
-from gateway.reply_reader import CHUNKED, TEXT, TOKEN, ReplyReader, options
+from gateway.headers import Header, Headers, Kinds, is_sound, text
+from gateway.reply_reader import CHUNKED, TOKEN, ReplyReader, options
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +62,10 @@ SAFE_METHODS = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE"})
 BUFFERED_BODY = 131_072  # bytes of a reply nobody has read yet, past which the upstream has to wait
 SEPARATE_BODY = 16_384  # from this size on a body is not copied behind the head
 
-REQUEST_HEAD = re.compile(TOKEN + rb" [\x21-\x7e]+ HTTP/1\.1\r\n(?:" + TOKEN + rb": " + TEXT + rb"\r\n)*\r\n")
+_LENGTH, _CODING, _OPTIONS = range(1, 4)
+KINDS = Kinds({b"content-length": _LENGTH, b"transfer-encoding": _CODING, b"connection": _OPTIONS})
+METHOD = re.compile(TOKEN)
+TARGET = re.compile(rb"[\x21-\x7e]+")
 
 
 def tls_context(
@@ -120,11 +123,11 @@ class Exchange:
 
         self.length, self.keep = _framing(headers)
         head = b"\r\n".join([b"%b %b HTTP/1.1" % (method, target), *map(b": ".join, headers), b"\r\n"])
-        # The count of lines shows what the pattern cannot: a field that holds two.
         if (
-            REQUEST_HEAD.fullmatch(head) is None
-            or head.count(b"\n") != len(headers) + 2
+            TARGET.fullmatch(target) is None
+            or METHOD.fullmatch(method) is None
             or method == b"CONNECT"
+            or not is_sound(head, len(headers) + 2)
         ):
             raise httpx.LocalProtocolError(f"not a request to send: {text(method)} {text(target)}")
         self.head = head
@@ -152,20 +155,23 @@ def _framing(headers: Headers) -> tuple[int, bool]:
     """The length of the request's body, or CHUNKED; and whether the connection may be kept."""
     length: int | None = None
     keep = True
-    for name, value in headers:
-        name = name.lower()
-        if name == b"content-length":
+    try:
+        special = [(KINDS[name], value) for name, value in headers]
+    except ValueError as error:
+        raise httpx.LocalProtocolError(f"not a request to send: {error}") from error
+    for kind, value in special:
+        if not kind:
+            continue
+        if kind == _LENGTH:
             if length is not None or not value.isdigit():
                 raise httpx.LocalProtocolError("the request's Content-Length is no single number")
             length = int(value)
-        elif name == b"transfer-encoding":
+        elif kind == _CODING:
             if length is not None or value.lower() != b"chunked":
                 raise httpx.LocalProtocolError("the request's framing is not chunked alone")
             length = CHUNKED
-        elif name == b"connection":
+        else:
             keep = keep and b"close" not in options(value)
-        elif b":" in name:
-            raise httpx.LocalProtocolError(f"not a field name: {text(name)}")
     return length or 0, keep
 
 
@@ -193,6 +199,15 @@ class Reply:
         """Whether the whole body was handed out, or there is none. False when it broke off."""
         exchange = self._exchange
         return exchange.over and not exchange.pieces and exchange.error is None
+
+    def whole(self) -> bytes | None:
+        """The rest of the body once it has all arrived; None before, and when it broke off."""
+        exchange = self._exchange
+        if not exchange.over or exchange.error is not None:
+            return None
+        pieces = exchange.pieces
+        exchange.pieces = []
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     async def read(self) -> bytes:
         """What has arrived of the body, waiting if that is nothing yet; empty at its end."""
@@ -691,28 +706,25 @@ class Pool:
             finally:
                 if not left:
                     self.release(connection)
-        reply = await self._carry(exchange, connection, now)
-        if (
-            reply is None
-            and reused
-            and exchange.replayable
-            and not connection.heard
-            and isinstance(exchange.error, httpx.NetworkError)
-        ):
-            exchange.error, exchange.over = None, False
-            connection = await self._acquire(exchange, fresh=True)
-            reply = await self._carry(exchange, connection, loop.time())
-        if reply is None:
+        while True:
+            try:
+                reply = await connection.start(exchange, now)
+            except asyncio.CancelledError:
+                connection.abandon(exchange)
+                raise
+            if reply is not None:
+                return reply
             assert exchange.error is not None
-            raise exchange.error
-        return reply
-
-    async def _carry(self, exchange: Exchange, connection: Connection, now: float) -> Reply | None:
-        try:
-            return await connection.start(exchange, now)
-        except asyncio.CancelledError:
-            connection.abandon(exchange)
-            raise
+            if not (
+                reused
+                and exchange.replayable
+                and not connection.heard
+                and isinstance(exchange.error, httpx.NetworkError)
+            ):
+                raise exchange.error
+            exchange.error, exchange.over, reused = None, False, False
+            connection = await self._acquire(exchange, fresh=True)
+            now = loop.time()
 
     def close(self) -> None:
         """Takes no more requests. Idle connections are closed now, busy ones when their reply is over."""

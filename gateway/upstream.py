@@ -46,6 +46,8 @@ class WireReply(Protocol):
     @property
     def ended(self) -> bool: ...
 
+    def whole(self) -> bytes | None: ...
+
     async def read(self) -> bytes: ...
 
     def close(self) -> None: ...
@@ -74,6 +76,14 @@ class Reply:
     def ended(self) -> bool:
         """Whether read() has nothing more to give."""
         return not self._held and self._wire.ended
+
+    def whole(self) -> bytes | None:
+        """What is left of the body, if it is all there by now; None where read() may have to wait."""
+        whole = self._wire.whole()
+        if whole is not None and self._held:
+            held, self._held = self._held, b""
+            return held + whole
+        return whole
 
     async def read(self) -> bytes:
         """Empty at the end. Raises an UpstreamError where the body breaks off (C3)."""

@@ -8,7 +8,9 @@ Nothing here does I/O, reads a clock or logs. To add a repair: a file of its own
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
+
+from msgspec import Struct
 
 from gateway import headers as h
 from gateway.calls import Call, Change
@@ -33,7 +35,7 @@ class Repair(Protocol):
 
 REPAIRS: dict[str, Callable[[Any, int, tuple[str, ...]], Repair]] = {
     "encoding": lambda settings, limit, parameters: Encoding(limit),
-    "content_type": lambda settings, limit, parameters: ContentType(settings.value.encode()),
+    "content_type": lambda settings, limit, parameters: ContentType.of(settings.value),
     "fill": lambda settings, limit, parameters: Fill.of(settings, parameters),
 }
 
@@ -43,7 +45,7 @@ def build(settings: Sequence[Any], limit: int, parameters: tuple[str, ...]) -> t
     return tuple(REPAIRS[one.type](one, limit, parameters) for one in settings)
 
 
-class Diagnosis(NamedTuple):
+class Diagnosis(Struct, frozen=True):
     """
     `call` with the repairs that need no look-up, `changes` what they did, `wants` what is to be looked
     up, `given` what the client named itself. `left` says why the whole call must go on as it came,
@@ -77,22 +79,26 @@ class Diagnosis(NamedTuple):
         return bool(self.given) or self.left is not None or self.unfilled is not None
 
 
-def exemption(headers: Headers, wanted: bytes) -> str | None:
+def exemption(fields: Mapping[bytes, bytes], headers: Headers, wanted: bytes) -> str | None:
     """Why a call may not be touched, whatever its body is (C6). `wanted`: the type that it should have."""
-    for name, value in headers:
-        if name in SIGNED:
-            return "signed-body"
-        # RFC 9110 section 7.7 and RFC 9111 section 5.2.1.6
-        if name == b"cache-control" and b"no-transform" in value.lower():
-            return "no-transform"
+    if not SIGNED.isdisjoint(fields):
+        return "signed-body"
+    # RFC 9110 section 7.7 and RFC 9111 section 5.2.1.6
+    if b"cache-control" in fields and any(
+        b"no-transform" in value.lower() for value in h.every(headers, b"cache-control")
+    ):
+        return "no-transform"
     return None if is_json_or_mistaken(headers, wanted) else "media-type"
 
 
 def diagnose(call: Call, repairs: Sequence[Repair]) -> Diagnosis:
     """Raises BodyTooLarge where decoding the body passes the limit."""
-    wanted = next((one.value for one in repairs if isinstance(one, ContentType)), b"application/json")
-    reason = exemption(call.headers, wanted)
+    wanted = b"application/json"
+    for repair in repairs:
+        if isinstance(repair, ContentType):
+            wanted = repair.value
     draft = Draft.of(call)
+    reason = exemption(draft.fields, call.headers, wanted)
     if reason is not None:
         return Diagnosis(call, None, given=named(draft, repairs), left=reason)
     changes: list[Change] = []
@@ -100,18 +106,20 @@ def diagnose(call: Call, repairs: Sequence[Repair]) -> Diagnosis:
     given: list[Given] = []
     unfilled: str | None = None
     for repair in repairs:
-        match repair.diagnose(draft):
-            case Repaired(repaired, document, change):
-                draft = Draft(call, repaired, document)
-                changes.append(change)
-            case Left(reason):
-                return Diagnosis(call, None, left=reason)
-            case Want() as want:
-                wants.append(want)
-            case Given() as value:
-                given.append(value)
-            case Unfilled(reason):
-                unfilled = reason
+        finding = repair.diagnose(draft)
+        if finding is None:
+            continue
+        if isinstance(finding, Want):
+            wants.append(finding)
+        elif isinstance(finding, Repaired):
+            draft = Draft(call, finding.call, finding.document, dict(finding.call.headers))
+            changes.append(finding.change)
+        elif isinstance(finding, Given):
+            given.append(finding)
+        elif isinstance(finding, Left):
+            return Diagnosis(call, None, left=finding.reason)
+        else:
+            unfilled = finding.reason
     return Diagnosis(draft.call, draft.document, tuple(changes), tuple(wants), tuple(given), None, unfilled)
 
 
@@ -131,18 +139,19 @@ def rewrite(
     `guard`: the entity tag to send as If-Match, unless the client sent its own.
     """
     call, document, changes = found.call, found.document, list(found.changes)
+    headers, body = call.headers, call.body
     if values and document is not None:
         for want in found.wants:
             if want.fill.field in values:
                 value, change = values[want.fill.field]
                 document = want.fill.filled(document, value)
                 changes.append(change)
-        call = call.with_body(document.text.encode("utf-8"), call.headers)
-        if guard is not None and h.first(call.headers, b"if-match") is None:
-            call = call.with_body(call.body, [*call.headers, (b"if-match", guard)])
+        body = document.text.encode("utf-8")
+        if guard is not None and h.first(headers, b"if-match") is None:
+            headers = [*headers, (b"if-match", guard)]
             changes.append(Change("guard", {"header": "if-match", "after": h.text(guard)}))
-    if changes:
-        # Exactly one Content-Length, and the right one (RFC 9110 section 8.6).
-        length = b"%d" % len(call.body)
-        call = call.with_body(call.body, h.replaced(call.headers, b"content-length", length))
-    return call, tuple(changes)
+    if not changes:
+        return call, ()
+    # Exactly one Content-Length, and the right one (RFC 9110 section 8.6).
+    headers = h.replaced(headers, b"content-length", b"%d" % len(body))
+    return Call(call.method, call.target, headers, body), tuple(changes)

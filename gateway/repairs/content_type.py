@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from gateway import headers as h
-from gateway.calls import Change
+from gateway.calls import Call, Change
 from gateway.headers import Headers
 from gateway.repairs.findings import Draft, Finding, Left, Repaired
 
@@ -30,21 +30,24 @@ def _is_json_or_mistaken(value: bytes, wanted: bytes) -> bool:
 @dataclass(frozen=True, slots=True)
 class ContentType:
     value: bytes
+    text: str
+
+    @classmethod
+    def of(cls, value: str) -> ContentType:
+        return cls(value.encode(), value)
 
     def diagnose(self, draft: Draft) -> Finding:
         if draft.document is None:
             return Left(draft.reason)
-        current = h.first(draft.call.headers, b"content-type")
+        call = draft.call
+        current = draft.fields.get(b"content-type")
         if current is not None and current.lower() == self.value:
             return None
         before = h.first(draft.original.headers, b"content-type")
         return Repaired(
-            draft.call.with_body(
-                draft.call.body, h.replaced(draft.call.headers, b"content-type", self.value)
-            ),
+            Call(call.method, call.target, h.replaced(call.headers, b"content-type", self.value), call.body),
             draft.document,
             Change(
-                "content_type",
-                {"before": None if before is None else h.text(before), "after": h.text(self.value)},
+                "content_type", {"before": None if before is None else h.text(before), "after": self.text}
             ),
         )

@@ -11,7 +11,7 @@ import codecs
 import json
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from encodings import normalize_encoding
 from encodings.aliases import aliases
@@ -21,7 +21,6 @@ from gateway import headers as h
 from gateway import json_text
 from gateway.calls import Call, Change
 from gateway.errors import BodyTooLarge
-from gateway.headers import Headers
 from gateway.repairs.findings import Draft, Finding, Left, Repaired
 
 # The longer BOMs first: UTF-32's begins with UTF-16's.
@@ -72,15 +71,14 @@ def _inflate(body: bytes, wbits: int, limit: int) -> bytes:
     return plain
 
 
-def declared_charset(headers: Headers) -> str | None:
+def declared_charset(fields: Mapping[bytes, bytes]) -> str | None:
     """The codec's name for the charset parameter; `unknown` for one that is none."""
-    kind = h.first(headers, b"content-type")
-    return _charset(kind) if kind else None
+    return _charset(fields.get(b"content-type"))
 
 
 @lru_cache(maxsize=256)
-def _charset(kind: bytes) -> str | None:
-    name = h.media_type(kind)[1].get(b"charset")
+def _charset(kind: bytes | None) -> str | None:
+    name = h.media_type(kind)[1].get(b"charset") if kind else None
     if name is None:
         return None
     if len(name) > 64:
@@ -113,9 +111,8 @@ class Encoding:
     def diagnose(self, draft: Draft) -> Finding:
         """Raises BodyTooLarge for a body that is over the limit once it is inflated."""
         call = draft.call
-        charset = declared_charset(call.headers)
-        encoded = h.first(call.headers, b"content-encoding") is not None
-        if draft.document is not None and not encoded and charset in UTF_8:
+        charset = declared_charset(draft.fields)
+        if draft.document is not None and b"content-encoding" not in draft.fields and charset in UTF_8:
             return None
         codings = [coding.lower() for coding in h.members(call.headers, b"content-encoding")]
         codings = [coding for coding in codings if coding != b"identity"]
@@ -161,4 +158,4 @@ def _as_utf8(call: Call, body: bytes, charset: str | None) -> Call:
     if kind is not None and charset not in {None, "utf-8"}:
         plain = re.sub(rb'(?i)(;\s*charset\s*=\s*)("[^"]*"|[^;\s]*)', rb"\1utf-8", kind)
         headers = h.replaced(headers, b"content-type", plain)
-    return call.with_body(body, headers)
+    return Call(call.method, call.target, headers, body)

@@ -4,7 +4,9 @@ What a repair says it found in a call. Pure values; diagnose() in this package a
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
 
 from gateway.calls import Call, Change
 from gateway.json_text import NotAnObject, ObjectText, read
@@ -13,50 +15,55 @@ if TYPE_CHECKING:
     from gateway.repairs.fill import Fill
 
 
-class Draft(NamedTuple):
-    """The call with the repairs so far; `document` is None where the body is no JSON object (`reason`)."""
+class Draft(Struct, frozen=True):
+    """
+    The call with the repairs so far; `document` is None where the body is no JSON object (`reason`).
+    `fields` has one line of each of the call's header fields.
+    """
 
     original: Call
     call: Call
     document: ObjectText | None
+    fields: dict[bytes, bytes]
     reason: str = ""
 
     @classmethod
     def of(cls, call: Call) -> Draft:
+        fields = dict(call.headers)
         try:
-            return cls(call, call, read(call.body.decode("utf-8")))
+            return cls(call, call, read(call.body.decode("utf-8")), fields)
         except UnicodeDecodeError:
-            return cls(call, call, None, "not-utf-8")
+            return cls(call, call, None, fields, "not-utf-8")
         except NotAnObject as error:
-            return cls(call, call, None, error.reason)
+            return cls(call, call, None, fields, error.reason)
 
 
-class Repaired(NamedTuple):
+class Repaired(Struct, frozen=True):
     call: Call
     document: ObjectText
     change: Change
 
 
-class Left(NamedTuple):
+class Left(Struct, frozen=True):
     """The whole call must go on as it came."""
 
     reason: str
 
 
-class Want(NamedTuple):
+class Want(Struct, frozen=True):
     """A member is missing: its value is to be looked up."""
 
     fill: Fill
 
 
-class Given(NamedTuple):
+class Given(Struct, frozen=True):
     """The client gave the value itself: never altered (S1), and a witness once it is accepted (S5)."""
 
     fill: Fill
     value: Any
 
 
-class Unfilled(NamedTuple):
+class Unfilled(Struct, frozen=True):
     """The member is neither there to be trusted nor missing: the other repairs still apply."""
 
     reason: str

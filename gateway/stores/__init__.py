@@ -7,10 +7,12 @@ A store must make `keep` one step: the lease is checked and the reading stored w
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
+
+from msgspec import Struct
 
 
-class Key(NamedTuple):
+class Key(Struct, frozen=True):
     """`credential` is a keyed hash over the upstream and all that authenticates; never the secret (S6)."""
 
     conversation: str

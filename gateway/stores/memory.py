@@ -5,6 +5,7 @@ The store in this process's memory, on cachetools: bounded in entries and in byt
 from __future__ import annotations
 
 import itertools
+from collections import OrderedDict
 
 from cachetools import LRUCache
 
@@ -22,7 +23,8 @@ class MemoryStore:
 
     def __init__(self, max_entries: int, max_bytes: int) -> None:
         self._numbers = itertools.count(1)
-        self._generations: LRUCache[str, int] = LRUCache(max_entries)
+        # What was forgotten longest ago is dropped first. No cache class, since every fill asks it.
+        self._generations: OrderedDict[str, int] = OrderedDict()
         self._readings: LRUCache[Key, Reading] = LRUCache(
             max_bytes, getsizeof=lambda reading: len(reading.body) + OVERHEAD
         )
@@ -30,15 +32,21 @@ class MemoryStore:
 
     async def lease(self, conversation: str) -> int:
         generation = self._generations.get(conversation)
-        if generation is None:
-            generation = self._generations[conversation] = next(self._numbers)
+        return self._next(conversation) if generation is None else generation
+
+    def _next(self, conversation: str) -> int:
+        generation = self._generations[conversation] = next(self._numbers)
+        self._generations.move_to_end(conversation)
+        if len(self._generations) > self._max_entries:
+            self._generations.popitem(last=False)
         return generation
 
     def glance(self, key: Key) -> Reading | None:
-        reading = self._readings.get(key)
-        if reading is None or self._generations.get(key.conversation) != reading.lease:
+        try:
+            reading = self._readings[key]
+        except KeyError:
             return None
-        return reading
+        return reading if self._generations.get(key.conversation) == reading.lease else None
 
     async def get(self, key: Key) -> Reading | None:
         return self._readings.get(key)
@@ -57,7 +65,7 @@ class MemoryStore:
         if conversation is None:
             self._generations.clear()
         else:
-            self._generations[conversation] = next(self._numbers)
+            self._next(conversation)
 
     def __len__(self) -> int:
         return len(self._readings)

@@ -40,6 +40,9 @@ class NoGenerations(MemoryStore):
 
 
 class NoOrder(Order):
+    def at_once(self, conversation: str | None, *, changing: bool) -> Turn | None:
+        return super().at_once(None, changing=changing)
+
     async def take(self, conversation: str | None, *, changing: bool) -> Turn:
         return await super().take(None, changing=changing)
 

@@ -101,6 +101,11 @@ class SimulatedReply:
     def ended(self) -> bool:
         return not self.pieces and not self.breaks
 
+    def whole(self) -> bytes | None:
+        if self.rest or not self.ended:
+            return None
+        return b""
+
     async def read(self) -> bytes:
         if not self.pieces:
             if self.breaks:

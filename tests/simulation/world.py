@@ -23,7 +23,7 @@ from gateway.app import Parts
 from gateway.audit import Audit
 from gateway.config import Settings
 from gateway.errors import GatewayError
-from gateway.headers import Header
+from gateway.headers import Header, Headers
 from gateway.stores import Key, Reading, Store
 from gateway.stores.memory import MemoryStore
 from gateway.upstream import Wire
@@ -94,6 +94,8 @@ class Journal(Audit):
 
     def write(self, event: str, request_id: str, record: dict[str, Any]) -> None:
         self._log.append(Recorded(self._clock(), event, request_id, record))
+
+    note = write
 
 
 class LateStore:
@@ -211,7 +213,7 @@ class World:
             store=self._store(schedule.terms, schedule.climate),
             clock=loop.clock,
             wall=lambda: NOON + loop.time() + self.offset,
-            parts=replace(self.parts, audit=lambda path, wall: Journal(path, wall, loop.clock, log)),
+            parts=replace(self.parts, audit=lambda path, wall, soon: Journal(path, wall, loop.clock, log)),
         )
 
         async def everything() -> None:
@@ -266,6 +268,7 @@ class Client:
         self._loop = loop
         self.told = Told(request, loop.clock())
         self.target = request.target.encode()
+        self.task: asyncio.Task[Any] | None = None
         self.upgrade = None
         self.abandon: Callable[[], object] | None = None
         self.disconnected = False
@@ -279,6 +282,7 @@ class Client:
         told = self.told
         try:
             async with asyncio.timeout(PATIENCE):
+                self.task = asyncio.current_task()
                 await gateway(self._scope(), self.receive, self.send)
         except (OSError, GatewayError, asyncio.CancelledError) as error:
             # What protocol.py expects: of a client that left, and of a reply that broke off (C3).
@@ -316,6 +320,15 @@ class Client:
             "client": ("192.0.2.1", 1),
             "extensions": {"gateway": self},
         }
+
+    def whole_body(self) -> bytes | None:
+        if self.disconnected or len(self._pieces) != 1 or self.told.request.gap:
+            return None
+        return bytes(self._piece()["body"])
+
+    def respond(self, status: int, headers: Headers, body: bytes) -> bool:
+        """Never at once: the simulated client is told by messages alone."""
+        return False
 
     async def receive(self) -> Message:
         if self.disconnected or not self._pieces:
