@@ -8,7 +8,6 @@ import json
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import fields
 from typing import Any
 
 import httpx
@@ -16,7 +15,6 @@ import pytest
 
 from gateway import app
 from gateway.config import UpstreamSettings
-from gateway.protocol import Limits
 from tests.gateways import BODY, CONVERSATION, PARTICIPANT, TOKEN, gateway, settings
 from tests.judging import refused_by_the_gateway, until
 from tests.raw_upstream import OK, Peer, RawUpstream, Script, answering
@@ -45,7 +43,7 @@ async def served(**upstream: Any) -> AsyncIterator[int]:
         update={"upstream": UpstreamSettings(**upstream)}
     )
     built = app.build(chosen)
-    limits = Limits(**{field.name: getattr(chosen.limits, field.name) for field in fields(Limits)})
+    limits = app.downstream_limits(chosen.limits)
     try:
         async with serve(built.app, limits, built.stats) as port:
             yield port
