@@ -26,6 +26,7 @@ TOKEN = {"Authorization": "Bearer one"}
 def settings(
     upstream: str,
     audit: str,
+    /,
     fill: Mapping[str, Any] | None = None,
     rule: Mapping[str, Any] | None = None,
     **sections: Any,
@@ -91,7 +92,7 @@ class Running:
 
 
 @asynccontextmanager
-async def gateway(upstream: str, audit: str | None = None, **changes: Any) -> AsyncIterator[Running]:
+async def gateway(upstream: str, /, audit: str | None = None, **changes: Any) -> AsyncIterator[Running]:
     """
     `changes` are those of `settings`, and the seams: app.build's clock, wall, store and wire, and the
     protocol's rate_window.

@@ -15,8 +15,6 @@ from typing import Any
 
 import pytest
 
-from gateway import app
-from gateway.config import UpstreamSettings
 from tests.gateways import BODY, CONVERSATION, FILLED, PARTICIPANT, gateway
 from tests.judging import until
 from tests.raw_upstream import OK, Peer, RawUpstream, Script, silent
@@ -60,9 +58,8 @@ async def behind(
     """`to` are settings of the section upstream."""
     async with RawUpstream(script) as upstream:
         url = f"http://127.0.0.1:{upstream.port}"
-        wire = app.connect(UpstreamSettings.model_validate({"url": url, **(to or {})}))
         async with (
-            gateway(url, wire=wire, limits=limits or {}, **changes) as running,
+            gateway(url, upstream={"url": url, **(to or {})}, limits=limits or {}, **changes) as running,
             connect(running.port) as client,
         ):
             yield Pair(upstream, running, client)
@@ -95,6 +92,7 @@ def events(exchanged: Pair) -> list[tuple[str, int | None, str | None]]:
     return [(line["event"], line.get("status"), line.get("error", line.get("reason"))) for line in lines]
 
 
+FULL = (503, "pool-exhausted", b"gateway; error=connection_limit_reached", None)
 BUSY = (503, "overloaded", b"gateway; error=connection_limit_reached", b"1")
 
 
@@ -109,7 +107,7 @@ async def test_past_the_calls_in_flight_every_call_is_refused_at_once_and_served
         began = asyncio.get_running_loop().time()
         for data in (GET, THE_PATCH, GET, WRITE + b"Content-Length: 2\r\n\r\n{}"):
             assert said(await asked(exchanged.client, data)) == BUSY
-        assert asyncio.get_running_loop().time() - began < 0.4
+        assert asyncio.get_running_loop().time() - began < 2
         assert len(exchanged.requests) == 3
         assert not exchanged.gateway.audit.exists()
         gate.opened.set()
@@ -133,7 +131,7 @@ async def test_past_the_connections_a_client_is_turned_away_with_a_word_and_serv
                     assert said(await turned_away.reply()) == BUSY
                     assert await turned_away.rest() == b""
         assert len(exchanged.requests) == 3
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(5):
             while await served(port, LAST) != 200:  # noqa: ASYNC110
                 await asyncio.sleep(0.005)
         assert (await asked(exchanged.client, THE_PATCH))[0] == 200
@@ -163,7 +161,7 @@ async def dripping(port: int, count: int, first: bytes, drop: bytes) -> AsyncIte
 
 
 async def test_slow_heads_are_cut_off_and_disturb_nobody() -> None:
-    limits = {"head_timeout": "300ms", "max_in_flight": 4}
+    limits = {"head_timeout": "500ms", "max_in_flight": 4}
     async with (
         behind(Gate(), limits=limits, to={"max_connections": 2}) as exchanged,
         dripping(exchanged.gateway.port, 60, b"GET / HTTP/1.1\r\nHost: h\r\n", b"X: y\r\n") as slow,
@@ -178,12 +176,14 @@ async def test_slow_heads_are_cut_off_and_disturb_nobody() -> None:
 
 
 async def test_silent_connections_are_closed_and_disturb_nobody() -> None:
-    limits = {"head_timeout": "200ms", "keep_alive": "200ms"}
+    limits = {"head_timeout": "1s", "keep_alive": "300ms"}
     async with behind(Gate(), limits=limits) as exchanged, contextlib.AsyncExitStack() as stack:
         port = exchanged.gateway.port
-        clients = [await stack.enter_async_context(connect(port)) for _ in range(40)]
-        for client in clients[:20]:
-            assert (await asked(client, GET))[0] == 200
+        clients = []
+        for number in range(40):
+            clients.append(await stack.enter_async_context(connect(port)))
+            if number % 2:
+                assert (await asked(clients[-1], GET))[0] == 200
         for _ in range(10):
             assert await served(port) == 200
         assert [await client.rest() for client in clients] == [b""] * 40
@@ -234,9 +234,6 @@ async def test_a_slow_body_does_not_hold_up_its_conversation() -> None:
             assert (await asked(exchanged.client, THE_PATCH))[0] == 200
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a slow upload that is passed through holds an upstream connection from its start"
-)
 async def test_slow_bodies_that_are_passed_through_disturb_nobody() -> None:
     first = POST + UPLOAD
     async with (
@@ -247,7 +244,6 @@ async def test_slow_bodies_that_are_passed_through_disturb_nobody() -> None:
             assert await served(exchanged.gateway.port) == 200
 
 
-@pytest.mark.xfail(strict=True, reason="a call whose body has not come yet counts as in flight")
 async def test_slow_bodies_leave_room_in_flight() -> None:
     async with (
         behind(Gate(), limits={"max_in_flight": 10}) as exchanged,
@@ -255,6 +251,108 @@ async def test_slow_bodies_leave_room_in_flight() -> None:
     ):
         for _ in range(10):
             assert await served(exchanged.gateway.port) == 200
+
+
+LARGE = b"Content-Length: 1000000\r\n\r\n" + b"x" * 70_000
+READ = b"GET %b HTTP/1.1\r\nHost: h\r\n" % CONVERSATION.encode()
+
+
+@pytest.mark.parametrize("head", [POST, READ, WRITE], ids=["a call", "a reading", "a writing"])
+async def test_streamed_bodies_hold_half_the_connections_and_no_more(head: bytes) -> None:
+    async with (
+        behind(
+            Gate(),
+            limits={"max_body": "64KiB"},
+            to={"max_connections": 4, "pool_timeout": "200ms"},
+        ) as exchanged,
+        dripping(exchanged.gateway.port, 10, head + LARGE, b"x") as slow,
+    ):
+        port = exchanged.gateway.port
+        replies = [asyncio.create_task(client.reply()) for client in slow]
+        while sum(reply.done() for reply in replies) < 8:
+            assert await served(port) == 200
+        assert [said(reply.result()) for reply in replies if reply.done()] == [FULL] * 8
+        for _ in range(10):
+            assert await served(port) == 200
+        assert {(request.method, request.target) for request in exchanged.requests} == {(b"GET", b"/x")}
+        for reply in replies:
+            reply.cancel()
+        await asyncio.wait(replies)
+
+
+async def test_a_streamed_body_takes_the_place_of_one_that_ended() -> None:
+    async with (
+        behind(Gate(), to={"max_connections": 2, "pool_timeout": "5s"}) as exchanged,
+        connect(exchanged.gateway.port) as first,
+    ):
+        for client in (first, exchanged.client):
+            await client.send(POST + LARGE)
+        assert await served(exchanged.gateway.port) == 200
+        await first.send(b"x" * 930_000)
+        assert (await first.reply())[0] == 200
+        await first.send(POST + LARGE)
+        first.reset()
+        await exchanged.client.send(b"x" * 930_000)
+        assert (await exchanged.client.reply())[0] == 200
+        assert (await asked(exchanged.client, POST + LARGE + b"x" * 930_000))[0] == 200
+        await until(lambda: pool(exchanged.gateway).size == pool(exchanged.gateway).idle)
+
+
+@pytest.mark.parametrize(
+    ("head", "opened"), [(PATCH, 0), (POST, 0), (WRITE, 0), (POST + b"X-Large: 1\r\n", 2)]
+)
+async def test_bodies_below_the_least_rate_are_cut_off(head: bytes, opened: int) -> None:
+    first = head + (LARGE if opened else UPLOAD)
+    async with (
+        behind(
+            Gate(),
+            limits={"min_rate": 5000},
+            to={"max_connections": 4, "pool_timeout": "50ms"},
+            rate_window=0.3,
+        ) as exchanged,
+        dripping(exchanged.gateway.port, 6, first, b"x") as slow,
+    ):
+        found = [await client.reply() for client in slow]
+        kinds = [(status, kind(body)) for status, _, body in found]
+        assert sorted(kinds) == [(408, "body-timeout")] * (opened or 6) + [(503, "pool-exhausted")] * (
+            6 - (opened or 6)
+        )
+        assert any(b"limits.min_rate" in body for _, _, body in found)
+        assert exchanged.gateway.gateway.stats.refused["body-timeout"] >= (opened or 6)
+        await until(lambda: pool(exchanged.gateway).size == pool(exchanged.gateway).idle)
+        assert exchanged.gateway.gateway.stats.awaiting == 0
+
+
+async def test_readers_below_the_least_rate_are_cut_off_and_free_their_connections() -> None:
+    large = HEAD + b"Content-Length: 8000000\r\n\r\n" + b"x" * 8_000_000
+
+    async def upstream(peer: Peer) -> None:
+        while True:
+            request = await peer.request()
+            await peer.send(large if request.target == b"/large" else OK)
+
+    async def sip(client: Client) -> None:
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            while True:
+                await client.exactly(100)
+                await asyncio.sleep(0.02)
+
+    async with (
+        behind(upstream, {"min_rate": "1MB"}, {"max_connections": 7}, rate_window=0.3) as exchanged,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        port = exchanged.gateway.port
+        tasks = []
+        for _ in range(6):
+            client = await stack.enter_async_context(connect(port, buffer=4096, limit=4096))
+            await client.send(b"GET /large HTTP/1.1\r\nHost: h\r\n\r\n")
+            tasks.append(asyncio.create_task(sip(client)))
+        while exchanged.gateway.gateway.stats.aborted["write-rate"] < 6:
+            assert await served(port) == 200
+        await until(lambda: pool(exchanged.gateway).size == pool(exchanged.gateway).idle)
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
 
 
 async def test_readers_that_take_nothing_are_cut_off_and_disturb_nobody() -> None:
@@ -279,7 +377,7 @@ async def test_readers_that_take_nothing_are_cut_off_and_disturb_nobody() -> Non
             assert await served(port) == 200
         await until(lambda: exchanged.gateway.gateway.stats.aborted["write-timeout"] == 10)
         assert await served(port) == 200
-        assert pool(exchanged.gateway).size == pool(exchanged.gateway).idle
+        await until(lambda: pool(exchanged.gateway).size == pool(exchanged.gateway).idle)
 
 
 # The times of one call.
@@ -298,7 +396,7 @@ async def test_a_call_past_its_deadline_is_504_never_to_be_replayed_and_recorded
             await peer.send(DOCUMENT)
         await peer.gone()
 
-    limits, to = {"deadline": "200ms"}, {"read_timeout": "300ms"}
+    limits, to = {"deadline": "800ms"}, {"read_timeout": "1s"}
     async with behind(upstream, limits, to) as exchanged:
         assert said(await asked(exchanged.client, THE_PATCH)) == (504, error, *LATE[2:])
         sent = stuck == b"PATCH"
@@ -348,9 +446,6 @@ async def test_a_call_that_waits_too_long_for_its_turn_is_503_and_nothing_was_se
         gate.opened.set()
         assert (await first.reply())[0] == 200
         assert (await asked(exchanged.client, THE_PATCH))[0] == 200
-
-
-FULL = (503, "pool-exhausted", b"gateway; error=connection_limit_reached", None)
 
 
 async def test_a_call_that_finds_no_connection_in_time_is_503_and_nothing_was_sent() -> None:

@@ -314,6 +314,33 @@ async def test_a_head_does_not_wait_for_its_body() -> None:
         assert await client.until(b"0\r\n\r\n") == b"1\r\nx\r\n0\r\n\r\n"
 
 
+@pytest.mark.parametrize(
+    ("framing", "first", "rest"),
+    [
+        (b"Content-Length: 6", b"abc", b"def"),
+        (b"Transfer-Encoding: chunked", b"3\r\nabc\r\n", b"3\r\ndef\r\n0\r\n\r\n"),
+        (b"Transfer-Encoding: chunked", b"", b"0\r\n\r\n"),
+    ],
+)
+async def test_a_small_body_takes_a_connection_only_once_it_is_whole_and_keeps_its_framing(
+    framing: bytes, first: bytes, rest: bytes
+) -> None:
+    async with RawUpstream(answering(OK)) as upstream, gateway(url(upstream)) as running:
+        async with connect(running.port) as client, connect(running.port) as other:
+            await client.send(b"POST /x HTTP/1.1\r\nHost: a\r\n%b\r\n\r\n%b" % (framing, first))
+            for _ in range(3):
+                await other.send(b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n")
+                assert (await other.reply())[0] == 200
+            assert len(upstream.peers) == 1
+            await client.send(rest)
+            assert (await client.reply())[0] == 200
+        assert len(upstream.peers) == 1
+        request = upstream.requests[-1]
+        name, _, value = framing.partition(b": ")
+        assert request.header(name.lower()) == value
+        assert request.body == (b"abcdef" if first else b"")
+
+
 @pytest.mark.parametrize("chunked", [True, False])
 async def test_the_first_byte_of_an_upload_arrives_before_the_last_is_sent(chunked: bool) -> None:
     arrived = asyncio.Event()
