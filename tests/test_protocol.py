@@ -1226,8 +1226,8 @@ async def test_one_that_gives_up_waiting_for_the_body_or_waits_twice_counts_agai
         await reply(send)
 
     async with serve(app, Limits(max_in_flight=1), stats) as port, connect(port) as client:
-        await client.send(post(b"hello")[:-3])
-        await held.wait()
+        await client.send(post(b"hello")[:-5])
+        await asyncio.wait_for(held.wait(), 5)
         assert stats.awaiting == 0
         async with connect(port) as other:
             await other.send(GET)
