@@ -272,6 +272,7 @@ class Client:
         self._left = asyncio.Event()
         half = len(request.body) // 2 if request.gap else 0
         self._pieces = [request.body[:half], request.body[half:]] if half else [request.body]
+        self.whole = not half  # when the call begins
         if request.leaves is not None:
             loop.call_later(request.leaves, self._leave)
 
