@@ -28,13 +28,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway import admin, protocol, transport
 from gateway.audit import Audit
-from gateway.config import Cors, Settings, UpstreamSettings
+from gateway.config import Cors, Limits, Settings, UpstreamSettings
 from gateway.credentials import Credentials
 from gateway.forwarding import Hop
 from gateway.http2 import HttpxWire
 from gateway.lifecycle import Lifecycle
 from gateway.order import Order
-from gateway.passage import Passage
+from gateway.passage import Passage, Uploads
 from gateway.rules import Rules
 from gateway.states import States
 from gateway.stores import Store
@@ -142,6 +142,7 @@ def build(
         states=states,
         order=order,
         upstream=upstream,
+        uploads=Uploads(max(1, to.max_connections // 2), to.pool_timeout),
         credentials=credentials,
         hop=hop,
         clock=clock,
@@ -179,6 +180,11 @@ def build(
         stats=protocol.Stats(),
         draining=draining,
     )
+
+
+def downstream_limits(limits: Limits, **changes: Any) -> protocol.Limits:
+    names = {field.name for field in fields(protocol.Limits)}
+    return protocol.Limits(**(limits.model_dump(include=names) | changes))
 
 
 def _without_cors(app: ASGIApp) -> ASGIApp:
@@ -285,9 +291,7 @@ async def running(settings: Settings, gateway: Gateway) -> AsyncIterator[Listeni
             uvicorn.Config(
                 gateway.app,
                 http=protocol.build(
-                    protocol.Limits(
-                        **{field.name: getattr(limits, field.name) for field in fields(protocol.Limits)}
-                    ),
+                    downstream_limits(limits),
                     gateway.stats,
                 ),
                 timeout_graceful_shutdown=math.ceil(limits.drain_timeout),

@@ -228,6 +228,7 @@ class Limits(_Section):
     head_timeout: Timeout = 10.0
     body_timeout: Timeout = 10.0
     write_timeout: Timeout = 60.0
+    min_rate: Size = 500
     keep_alive: Timeout = 60.0
     order_timeout: Timeout = 5.0
     deadline: Timeout = 15.0

@@ -136,16 +136,28 @@ class Downstream:
             if not message.get("more_body", False):
                 return bytes(body)
 
-    async def read_ahead(self, limit: int) -> None:
-        """To the body's end, or past `limit` bytes: pieces() begins with what was read."""
+    async def read_ahead(self, limit: int, patience: float | None = None) -> bool:
+        """
+        To the body's end, past `limit` bytes, or until `patience` seconds are over. Whether the end was seen;
+        if not, body() begins with what was read.
+        """
+        whole = self.exchange.whole_body()
+        if whole is not None:
+            self._ahead, self._whole = whole, True
+            return True
         pieces = []
         size = 0
-        async for piece in self.pieces():
-            pieces.append(piece)
-            size += len(piece)
-            if size > limit:
-                break
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience):
+                while not self._whole and size <= limit:
+                    pieces.append(await self._piece())
+                    size += len(pieces[-1])
         self._ahead = b"".join(pieces)
+        return self._whole
+
+    def body(self) -> bytes | AsyncIterator[bytes]:
+        """In one piece where read_ahead() saw its end."""
+        return self._ahead if self._whole else self.pieces()
 
     async def pieces(self) -> AsyncIterator[bytes]:
         """The body as it comes. Raises ClientGone where it breaks off, so that it never looks whole."""
@@ -153,13 +165,17 @@ class Downstream:
             ahead, self._ahead = self._ahead, b""
             yield ahead
         while not self._whole:
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                raise ClientGone
-            self._whole = not message.get("more_body", False)
-            piece = message.get("body", b"")
+            piece = await self._piece()
             if piece:
                 yield piece
+
+    async def _piece(self) -> bytes:
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        self._whole = not message.get("more_body", False)
+        piece: bytes = message.get("body", b"")
+        return piece
 
     async def relay(self, status: int, headers: Headers, body: Body, copy: Copy | None = None) -> None:
         """Head and body as they come. An error in the body is raised: the client's reply stays cut off."""

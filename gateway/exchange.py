@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from gateway.errors import GatewayError, MethodNotAllowed, problem
 from gateway.headers import Header, Kinds, first, is_sound
 from gateway.http1 import CHUNKED, RequestHead
+from gateway.pace import Pace
 
 if TYPE_CHECKING:
     from gateway.protocol import DownstreamProtocol
@@ -59,6 +60,8 @@ class Exchange:
     task: asyncio.Task[None]
     complete = False
     started = False
+    awaited_until: float | None = None  # when the application will have waited too long for the body
+    pace: Pace | None = None
     _delivered = False
     _failure: GatewayError | None = None
     _framing = 0
@@ -82,12 +85,12 @@ class Exchange:
         while not (self.disconnected or self.complete):
             if self._failure is not None:
                 raise self._failure
-            if not self._delivered:
-                if self._pieces or not self._more:
-                    return self._take()
-                self._connection.want_body(self)
+            if not self._delivered and (self._pieces or not self._more):
+                return self._take()
             if self._waiter is not None:
                 raise RuntimeError("receive() is waited for already")
+            if not self._delivered:
+                self._connection.want_body(self)
             self._waiter = self._connection.loop.create_future()
             try:
                 await self._waiter
@@ -103,6 +106,11 @@ class Exchange:
         self._delivered = True
         pieces = self._pieces
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether the application waits, with nothing there for it yet."""
+        return self._waiter is not None and not self._waiter.done()
 
     async def send(self, message: Message) -> None:
         connection = self._connection
@@ -226,6 +234,8 @@ class Exchange:
         pieces = self._pieces
         body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         if self._more:
+            if self.pace is not None:
+                self.pace.moved += self._held
             self._pieces = []
             self._held = 0
             self._connection.resume_reading()

@@ -1,20 +1,25 @@
 """
 What no rule matches: carried through both ways as it comes, nothing changed.
 
+A connection to the upstream is not to be had at a slow client's pace. A body that is small and soon whole is
+sent in one piece; the others are streamed, and these together hold no more than their share of connections.
+
 Two kinds are noticed on their way. A write to a conversation takes its turn and makes the cache
 forget (S3, S4); a client's own GET of what a fill would look up is remembered, which saves a look-up.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 from gateway import forwarding, tunnel
 from gateway import headers as h
 from gateway.credentials import Credentials
 from gateway.downstream import Copy, Downstream
-from gateway.errors import MethodNotAllowed
+from gateway.errors import MethodNotAllowed, PoolExhausted
 from gateway.forwarding import Hop
 from gateway.headers import Header
 from gateway.order import Order
@@ -24,7 +29,36 @@ from gateway.stores import Key, Reading
 from gateway.templates import Fit, decoded
 from gateway.upstream import Reply, Upstream
 
+AHEAD = 64 * 1024  # bytes of a body that are read before it is sent …
+PATIENCE = 2.0  # … and seconds: then a client that waits for the reply's head before it goes on gets it
+
 LEARNABLE_CODINGS = frozenset({None, b"gzip", b"deflate"})
+
+
+class Uploads:
+    """
+    Places for bodies that are streamed: `limit` at a time. Who finds none in `patience` seconds is refused
+    as if the pool were exhausted; for uploads it is.
+    """
+
+    def __init__(self, limit: int, patience: float) -> None:
+        self._places = asyncio.Semaphore(limit)
+        self._limit = limit
+        self._patience = patience
+
+    @contextlib.asynccontextmanager
+    async def place(self) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(self._patience):
+                await self._places.acquire()
+        except TimeoutError as error:
+            raise PoolExhausted(
+                f"{self._limit} bodies are being streamed (half of upstream.max_connections)"
+            ) from error
+        try:
+            yield
+        finally:
+            self._places.release()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +72,7 @@ class Passage:
     states: States
     order: Order
     upstream: Upstream
+    uploads: Uploads
     credentials: Credentials
     hop: Hop
     clock: Callable[[], float]
@@ -56,6 +91,19 @@ class Passage:
             if left is not None:
                 headers = h.replaced(headers, b"max-forwards", b"%d" % (left - 1))
         write = self.rules.writes(client.method, client.path)
+        client.may_leave()
+        if not client.has_body or await self._read_ahead(client, write is not None):
+            await self._forward(client, write, headers)
+        else:
+            # The place before the turn, for all: nobody holds up a conversation while he waits for a place.
+            async with self.uploads.place():
+                await self._forward(client, write, headers)
+
+    async def _read_ahead(self, client: Downstream, write: bool) -> bool:
+        # A slow sender must not hold up the conversation's other calls: the turn is for what is here.
+        return await (client.read_ahead(self.max_body) if write else client.read_ahead(AHEAD, PATIENCE))
+
+    async def _forward(self, client: Downstream, write: Fit[Write] | None, headers: list[Header]) -> None:
         if write is not None:
             await self._write(client, write, headers)
             return
@@ -68,7 +116,6 @@ class Passage:
             )
             await self._read(client, key, headers)
             return
-        client.may_leave()
         if client.upgrade is not None and not client.has_body:
             await self._upgrade(client, client.upgrade, headers)
             return
@@ -86,10 +133,6 @@ class Passage:
 
     async def _write(self, client: Downstream, write: Fit[Write], headers: list[Header]) -> None:
         conversation = write.value.conversation(write.parameters)
-        client.may_leave()
-        if client.has_body:
-            # A slow sender must not hold up the conversation's other calls: the turn is for what is here.
-            await client.read_ahead(self.max_body)
         with await self.order.take(conversation, changing=True):
             await self.states.forget(conversation)
             try:
@@ -101,7 +144,6 @@ class Passage:
             await self._relay(client, reply)
 
     async def _read(self, client: Downstream, key: Key, headers: list[Header]) -> None:
-        client.may_leave()
         started = self.clock()
         lease = await self.states.lease(key.conversation)
         with await self._sent(client, headers) as reply:
@@ -117,7 +159,7 @@ class Passage:
     async def _sent(
         self, client: Downstream, headers: list[Header], leaving: Callable[[], None] | None = None
     ) -> Reply:
-        body = client.pieces() if client.has_body else None
+        body = client.body() if client.has_body else None
         if body is not None and h.first(headers, b"content-length") is None:
             headers = [*headers, (b"transfer-encoding", b"chunked")]
         return await self.upstream.send(client.method.encode(), client.target, headers, body, leaving=leaving)

@@ -39,6 +39,7 @@ from gateway.http1 import (
     parse_head,
     refuse_hopeless,
 )
+from gateway.pace import Pace
 
 if sys.platform != "win32":
     import fcntl
@@ -77,6 +78,8 @@ class Limits(HeadLimits):
     body_timeout: float = 10.0  # between two pieces of a body that the application waits for
     keep_alive: float = 60.0  # between a reply and the next request
     write_timeout: float = 60.0  # without the client taking a byte of what is ready for it
+    min_rate: int = 500  # bytes a second, of a body or a reply, while the client is waited for. 0: any
+    rate_window: float = 10.0  # of such waiting, over which min_rate is the average
 
 
 @dataclass(slots=True)
@@ -86,6 +89,7 @@ class Stats:
     refused: Counter[str] = field(default_factory=Counter)
     aborted: Counter[str] = field(default_factory=Counter)
     turned_away: int = 0  # connections over the limit that are still to read why
+    awaiting: int = 0  # applications that wait for their client's body
     overload_logged: float = -inf
     stopping: bool = False
 
@@ -115,11 +119,13 @@ class DownstreamProtocol(asyncio.Protocol):
         "_server_state",
         "_state",
         "_stopping",
+        "_taking",
         "_timer",
         "_timer_at",
         "_tunnel",
         "_turned_away",
         "_unsent",
+        "_untaken_until",
         "_write_deadline",
         "_writers",
         "gone",
@@ -160,6 +166,8 @@ class DownstreamProtocol(asyncio.Protocol):
         self.write_paused = False
         self._writers: list[asyncio.Future[None]] = []
         self._unsent = 0
+        self._untaken_until = inf
+        self._taking: Pace | None = None
 
         # One timer serves both deadlines, and rings in vain rather than be moved with every request.
         self._timer: asyncio.TimerHandle | None = None
@@ -222,12 +230,19 @@ class DownstreamProtocol(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self.write_paused = True
+        # A tunnel is no reply: a side that is slow for a while is its way of life.
+        if self.limits.min_rate and self._tunnel is None:
+            self._taking = self._taking or Pace()
+            self._taking.start(self.loop.time())
         self._watch_writing()
 
     def resume_writing(self) -> None:
         self.write_paused = False
         if self._state != _CLOSING:
             self._write_deadline = inf
+            if self._taking is not None:
+                self._taking.moved += self._unsent - self._count_unsent()
+                self._taking.stop(self.loop.time())
         writers, self._writers = self._writers, []
         for writer in writers:
             if not writer.done():
@@ -253,10 +268,21 @@ class DownstreamProtocol(asyncio.Protocol):
             exchange.expecting = False
             self.transport.write(_CONTINUE)
         self.resume_reading()
-        self._deadline = self.loop.time() + self.limits.body_timeout
+        now = self.loop.time()
+        self.stats.awaiting += 1
+        exchange.awaited_until = self._deadline = now + self.limits.body_timeout
+        if self.limits.min_rate:
+            exchange.pace = exchange.pace or Pace()
+            exchange.pace.start(now)
+            self._deadline = min(self._deadline, exchange.pace.ends(self.limits.rate_window))
         self._arm()
 
     def want_no_body(self, exchange: Exchange) -> None:
+        if exchange.awaited_until is not None:
+            exchange.awaited_until = None
+            self.stats.awaiting -= 1
+            if exchange.pace is not None:
+                exchange.pace.stop(self.loop.time())
         if not exchange.complete:
             self._deadline = inf
 
@@ -290,6 +316,7 @@ class DownstreamProtocol(asyncio.Protocol):
 
     def tunnel(self, exchange: Exchange, head: bytes) -> DuplexStream:
         self.transport.write(head)
+        self._taking = None
         self._tunnel = DuplexStream(self, exchange, self._buffer)
         self._buffer = b""
         self._state = _TUNNEL
@@ -368,7 +395,9 @@ class DownstreamProtocol(asyncio.Protocol):
             self._chunks = ChunkedReader() if length == CHUNKED else None
         else:
             self._state = _QUEUE
-        if len(self.tasks) < self.limits.max_in_flight:
+        # Whose body is still to come does nothing yet. Where many bodies end at once, more are in flight than
+        # max_in_flight: at most as many more as there were connections.
+        if len(self.tasks) - self.stats.awaiting < self.limits.max_in_flight:
             scope = self._scope(head, exchange)
             task = exchange.task = self.loop.create_task(self._app(scope, exchange.receive, exchange.send))
             self.tasks.add(task)
@@ -535,39 +564,64 @@ class DownstreamProtocol(asyncio.Protocol):
         self._timer_at = inf
         due = self.loop.time() + _TICK
         if self._write_deadline <= due:
-            self._on_write_deadline()
+            self._on_write_deadline(due)
         if self._deadline <= due:
             self._deadline = inf
-            self._on_deadline()
+            self._on_deadline(due)
         self._arm()
 
-    def _on_deadline(self) -> None:
+    def _on_deadline(self, due: float) -> None:
         if self._state == _HEAD and self._buffer:
             limit = self.limits.head_timeout
             self._refuse(HeadTimeout(f"not within {limit:g} s of its first byte (limits.head_timeout)"))
         elif self._state == _BODY and self._exchange is not None:
-            if self._exchange.started and not self._exchange.complete:
-                self.abort("body-timeout", reset=True)
-            else:
-                limit = self.limits.body_timeout
-                self._body_failed(
-                    self._exchange, BodyTimeout(f"nothing came for {limit:g} s (limits.body_timeout)")
-                )
+            self._on_body_deadline(self._exchange, due)
         else:
             self.close()
 
+    def _on_body_deadline(self, exchange: Exchange, due: float) -> None:
+        if not (exchange.waiting or exchange.complete):
+            return  # a piece has come in this very turn of the loop
+        limits = self.limits
+        cause, detail = "body-timeout", f"nothing came for {limits.body_timeout:g} s (limits.body_timeout)"
+        if exchange.pace is not None and exchange.awaited_until is not None and exchange.awaited_until > due:
+            if not exchange.pace.too_slow(due, limits.min_rate, limits.rate_window):
+                self._deadline = min(exchange.awaited_until, exchange.pace.ends(limits.rate_window))
+                return
+            cause, detail = "body-rate", f"less than {limits.min_rate} bytes a second came (limits.min_rate)"
+        if exchange.started and not exchange.complete:
+            self.abort(cause, reset=True)
+        else:
+            self._body_failed(exchange, BodyTimeout(detail))
+
     def _watch_writing(self) -> None:
         self._unsent = self._count_unsent()
-        self._write_deadline = self.loop.time() + self.limits.write_timeout
+        self._untaken_until = self.loop.time() + self.limits.write_timeout
+        self._set_write_deadline()
         self._arm()
 
-    def _on_write_deadline(self) -> None:
-        unsent = self._count_unsent()
-        if unsent < self._unsent:
-            self._watch_writing()
-        else:
-            self._write_deadline = inf
+    def _set_write_deadline(self) -> None:
+        self._write_deadline = self._untaken_until
+        if self._taking is not None and self.write_paused:
+            self._write_deadline = min(self._untaken_until, self._taking.ends(self.limits.rate_window))
+
+    def _on_write_deadline(self, due: float) -> None:
+        limits = self.limits
+        taken = self._unsent
+        self._unsent = self._count_unsent()
+        taken -= self._unsent
+        self._write_deadline = inf
+        if taken > 0:
+            self._untaken_until = due + limits.write_timeout
+        elif self._untaken_until <= due:
             self.abort("write-timeout", reset=True)
+            return
+        if self._taking is not None and self.write_paused:
+            self._taking.moved += taken
+            if self._taking.too_slow(due, limits.min_rate, limits.rate_window):
+                self.abort("write-rate", reset=True)
+                return
+        self._set_write_deadline()
 
     def _count_unsent(self) -> int:
         """Bytes the client has not taken: a slow reader empties the kernel's buffer long before ours."""

@@ -6,7 +6,7 @@ import json
 import tempfile
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ import httpx
 
 from gateway import app
 from gateway.config import Settings
-from gateway.protocol import Limits
 from tests.serving import serve
 
 CONVERSATION = "/api/v2/conversations/web/instances/c1"
@@ -27,6 +26,7 @@ TOKEN = {"Authorization": "Bearer one"}
 def settings(
     upstream: str,
     audit: str,
+    /,
     fill: Mapping[str, Any] | None = None,
     rule: Mapping[str, Any] | None = None,
     **sections: Any,
@@ -92,14 +92,18 @@ class Running:
 
 
 @asynccontextmanager
-async def gateway(upstream: str, audit: str | None = None, **changes: Any) -> AsyncIterator[Running]:
-    """`changes` are those of `settings`, and the seams of app.build: clock, wall, store, wire."""
+async def gateway(upstream: str, /, audit: str | None = None, **changes: Any) -> AsyncIterator[Running]:
+    """
+    `changes` are those of `settings`, and the seams: app.build's clock, wall, store and wire, and the
+    protocol's rate_window.
+    """
+    window = changes.pop("rate_window", None)
     seams = {name: changes.pop(name) for name in ("clock", "wall", "store", "wire") if name in changes}
     with tempfile.TemporaryDirectory() as folder:
         path = audit or f"{folder}/rewrites.jsonl"
         chosen = settings(upstream, path, **changes)
         built = app.build(chosen, **seams)
-        limits = Limits(**{field.name: getattr(chosen.limits, field.name) for field in fields(Limits)})
+        limits = app.downstream_limits(chosen.limits, **({"rate_window": window} if window else {}))
         try:
             async with serve(built.app, limits, built.stats) as port:
                 yield Running(port, built, Path(path))

@@ -144,14 +144,19 @@ class Client:
 
 
 @asynccontextmanager
-async def connect(port: int, *, patience: float = 5.0, buffer: int | None = None) -> AsyncIterator[Client]:
-    """`buffer` makes the kernel's receive buffer that small, for a client that reads nothing."""
+async def connect(
+    port: int, *, patience: float = 5.0, buffer: int | None = None, limit: int = 1 << 20
+) -> AsyncIterator[Client]:
+    """
+    `buffer` makes the kernel's receive buffer that small, and `limit` our own, for a client that reads
+    little or nothing.
+    """
     sock = socket.socket()
     sock.setblocking(False)
     if buffer is not None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
     await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", port))
-    reader, writer = await asyncio.open_connection(sock=sock, limit=1 << 20)
+    reader, writer = await asyncio.open_connection(sock=sock, limit=limit)
     try:
         yield Client(reader, writer, patience)
     finally:

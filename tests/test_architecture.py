@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parent.parent / "gateway"
 # What decides: values in, values out.
 PURE = {
     "headers", "errors", "calls", "json_text", "templates", "select", "rules", "forwarding", "explain",
-    "http1", "mock_api", "repairs", "repairs.content_type", "repairs.encoding", "repairs.fill",
+    "http1", "mock_api", "pace", "repairs", "repairs.content_type", "repairs.encoding", "repairs.fill",
     "repairs.findings",
 }  # fmt: skip
 # All that a pure module needs from elsewhere. None of it does I/O, reads a clock or logs.
@@ -220,8 +220,8 @@ def test_a_part_is_known_only_where_it_is_put_together(wanted: str, allowed: set
         ("reply_reader", {"headers"}),
         ("http2", {"headers"}),
         ("http1", {"headers", "errors"}),
-        ("protocol", {"headers", "errors", "http1", "exchange"}),
-        ("exchange", {"headers", "errors", "http1", "protocol"}),
+        ("protocol", {"headers", "errors", "http1", "exchange", "pace"}),
+        ("exchange", {"headers", "errors", "http1", "pace", "protocol"}),
         ("audit", {"errors"}),
         ("order", {"errors"}),
         ("config", {"select", "templates"}),

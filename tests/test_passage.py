@@ -8,7 +8,6 @@ import json
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import fields
 from typing import Any
 
 import httpx
@@ -16,7 +15,6 @@ import pytest
 
 from gateway import app
 from gateway.config import UpstreamSettings
-from gateway.protocol import Limits
 from tests.gateways import BODY, CONVERSATION, PARTICIPANT, TOKEN, gateway, settings
 from tests.judging import refused_by_the_gateway, until
 from tests.raw_upstream import OK, Peer, RawUpstream, Script, answering
@@ -45,7 +43,7 @@ async def served(**upstream: Any) -> AsyncIterator[int]:
         update={"upstream": UpstreamSettings(**upstream)}
     )
     built = app.build(chosen)
-    limits = Limits(**{field.name: getattr(chosen.limits, field.name) for field in fields(Limits)})
+    limits = app.downstream_limits(chosen.limits)
     try:
         async with serve(built.app, limits, built.stats) as port:
             yield port
@@ -314,6 +312,33 @@ async def test_a_head_does_not_wait_for_its_body() -> None:
         assert b"transfer-encoding: chunked" in await client.head()
         go.set()
         assert await client.until(b"0\r\n\r\n") == b"1\r\nx\r\n0\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("framing", "first", "rest"),
+    [
+        (b"Content-Length: 6", b"abc", b"def"),
+        (b"Transfer-Encoding: chunked", b"3\r\nabc\r\n", b"3\r\ndef\r\n0\r\n\r\n"),
+        (b"Transfer-Encoding: chunked", b"", b"0\r\n\r\n"),
+    ],
+)
+async def test_a_small_body_takes_a_connection_only_once_it_is_whole_and_keeps_its_framing(
+    framing: bytes, first: bytes, rest: bytes
+) -> None:
+    async with RawUpstream(answering(OK)) as upstream, gateway(url(upstream)) as running:
+        async with connect(running.port) as client, connect(running.port) as other:
+            await client.send(b"POST /x HTTP/1.1\r\nHost: a\r\n%b\r\n\r\n%b" % (framing, first))
+            for _ in range(3):
+                await other.send(b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n")
+                assert (await other.reply())[0] == 200
+            assert len(upstream.peers) == 1
+            await client.send(rest)
+            assert (await client.reply())[0] == 200
+        assert len(upstream.peers) == 1
+        request = upstream.requests[-1]
+        name, _, value = framing.partition(b": ")
+        assert request.header(name.lower()) == value
+        assert request.body == (b"abcdef" if first else b"")
 
 
 @pytest.mark.parametrize("chunked", [True, False])

@@ -1047,7 +1047,189 @@ async def test_a_client_that_reads_slowly_is_not_cut_off() -> None:
     assert size > len(body)
 
 
+async def drip(client: Client, piece: bytes, every: float) -> None:
+    with suppress(ConnectionError):
+        while True:
+            await client.send(piece)
+            await asyncio.sleep(every)
+
+
+UPLOAD = b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 1000000\r\n\r\n"
+
+
+@on_both_loops
+async def test_a_body_below_the_least_rate_is_408_however_steadily_it_drips() -> None:
+    stats = Stats()
+    limits = Limits(min_rate=5000, rate_window=0.2)
+    async with serve(Echo(), limits, stats) as port, connect(port) as client:
+        await client.send(UPLOAD)
+        dripping = asyncio.create_task(drip(client, b"x", 0.01))
+        status, headers, body = await client.reply()
+        assert (status, headers[b"connection"]) == (408, b"close")
+        assert json.loads(body)["code"] == "gateway.body-timeout"
+        assert "limits.min_rate" in json.loads(body)["detail"]
+        dripping.cancel()
+    assert stats.refused == {"body-timeout": 1}
+    assert stats.awaiting == 0
+
+
+@on_both_loops
+async def test_a_body_below_the_least_rate_is_cut_off_after_the_reply_began() -> None:
+    async def app(scope: Message, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"begun", "more_body": True})
+        while (await receive())["type"] != "http.disconnect":
+            continue
+
+    stats = Stats()
+    limits = Limits(min_rate=5000, rate_window=0.2)
+    async with serve(app, limits, stats) as port, connect(port) as client:
+        await client.send(UPLOAD)
+        await client.until(b"5\r\nbegun\r\n")
+        dripping = asyncio.create_task(drip(client, b"x", 0.01))
+        with pytest.raises(ConnectionResetError):
+            await client.rest()
+        dripping.cancel()
+    assert stats.aborted == {"body-rate": 1}
+
+
+@pytest.mark.parametrize(
+    ("rate", "piece"), [(100, b"x" * 100), (0, b"x")], ids=["fast enough", "any will do"]
+)
+@on_both_loops
+async def test_a_body_that_is_fast_enough_is_waited_for(rate: int, piece: bytes) -> None:
+    echo = Echo()
+    async with serve(echo, Limits(min_rate=rate, rate_window=0.05)) as port, connect(port) as client:
+        await client.send(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % (30 * len(piece)))
+        for _ in range(30):
+            await client.send(piece)
+            await asyncio.sleep(0.01)
+        assert (await client.reply())[::2] == (200, b"/ " + 30 * piece)
+
+
+@on_both_loops
+async def test_only_the_time_in_which_a_body_is_waited_for_counts() -> None:
+    go = asyncio.Event()
+
+    async def app(scope: Message, receive: Any, send: Any) -> None:
+        assert (await receive())["more_body"]
+        await go.wait()
+        await reply(send, await body_of(receive))
+
+    limits = Limits(min_rate=1000, rate_window=0.05)
+    async with serve(app, limits) as port, connect(port) as client:
+        data = post(b"x" * 10)
+        await client.send(data[:-9])
+        await asyncio.sleep(0.2)
+        await client.send(data[-9:])
+        go.set()
+        assert (await client.reply())[::2] == (200, b"x" * 9)
+
+
+@on_both_loops
+async def test_a_reader_below_the_least_rate_is_cut_off_though_it_takes_something() -> None:
+    ended: list[BaseException] = []
+
+    async def app(scope: Message, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        try:
+            while True:
+                await send({"type": "http.response.body", "body": b"x" * 65536, "more_body": True})
+        except OSError as error:
+            ended.append(error)
+            raise
+
+    stats = Stats()
+    async with (
+        running(app, Limits(min_rate=10_000_000, rate_window=0.2), stats) as server,
+        connect(port_of(server), buffer=4096, limit=4096) as client,
+    ):
+        await client.send(GET)
+
+        async def sip() -> None:
+            with suppress(ConnectionError):
+                while await client.reader.read(1000):  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+
+        sipping = asyncio.create_task(sip())
+        await quiet(server)
+        sipping.cancel()
+    assert stats.aborted == {"write-rate": 1}
+    assert [type(error) for error in ended] == [ClientDisconnected]
+
+
+@on_both_loops
+async def test_a_reply_that_the_application_makes_slowly_is_not_the_clients_fault() -> None:
+    async def app(scope: Message, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for left in reversed(range(10)):
+            await asyncio.sleep(0.03)
+            await send({"type": "http.response.body", "body": b"x", "more_body": left > 0})
+
+    stats = Stats()
+    limits = Limits(min_rate=1_000_000, rate_window=0.05)
+    async with serve(app, limits, stats) as port, connect(port) as client:
+        await client.send(GET)
+        assert (await client.reply())[::2] == (200, b"x" * 10)
+    assert not stats.aborted
+
+
 # Overload.
+
+
+@on_both_loops
+async def test_a_call_whose_body_is_waited_for_leaves_room_in_flight() -> None:
+    echo, stats = Echo(), Stats()
+    async with serve(echo, Limits(max_in_flight=4), stats) as port, AsyncExitStack() as stack:
+        await stack.enter_async_context(asyncio.timeout(10))
+        clients = [await stack.enter_async_context(connect(port)) for _ in range(8)]
+        for number, client in enumerate(clients, 1):
+            await client.send(post(b"hello")[:-3])
+            while stats.awaiting < number:  # noqa: ASYNC110
+                await asyncio.sleep(0.002)
+        async with connect(port) as other:
+            await other.send(GET)
+            assert (await other.reply())[0] == 200
+        clients[0].reset()
+        clients[1].end()
+        for rest in (b"llo", post(b"hello")):
+            await clients[2].send(rest)
+            assert (await clients[2].reply())[::2] == (200, b"/ hello")
+        while stats.awaiting > 5:  # noqa: ASYNC110
+            await asyncio.sleep(0.002)
+        for client in clients[3:]:
+            await client.send(b"llo")
+            assert (await client.reply())[0] == 200
+    assert stats.awaiting == 0
+    assert not stats.refused
+
+
+@on_both_loops
+async def test_one_that_gives_up_waiting_for_the_body_or_waits_twice_counts_again() -> None:
+    held, done, stats = asyncio.Event(), asyncio.Event(), Stats()
+
+    async def app(scope: Message, receive: Any, send: Any) -> None:
+        waiting = asyncio.create_task(receive())
+        await asyncio.sleep(0)
+        assert stats.awaiting == 1
+        with pytest.raises(RuntimeError):
+            await receive()
+        assert stats.awaiting == 1
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        held.set()
+        await done.wait()
+        await reply(send)
+
+    async with serve(app, Limits(max_in_flight=1), stats) as port, connect(port) as client:
+        await client.send(post(b"hello")[:-5])
+        await asyncio.wait_for(held.wait(), 5)
+        assert stats.awaiting == 0
+        async with connect(port) as other:
+            await other.send(GET)
+            assert (await other.reply())[0] == 503
+        done.set()
+        assert (await client.reply())[0] == 200
 
 
 @on_both_loops

@@ -17,9 +17,9 @@ from email.utils import formatdate
 from typing import Any
 
 import pytest
-from msgspec import structs
 from hypothesis import example, given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from gateway import templates
 from gateway.errors import ConnectionTerminated, LookupFailed
