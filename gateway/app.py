@@ -28,7 +28,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway import admin, protocol, transport
 from gateway.audit import Audit
-from gateway.config import Cors, Limits, Settings, UpstreamSettings
+from gateway.config import Cors, Settings, UpstreamSettings
 from gateway.credentials import Credentials
 from gateway.forwarding import Hop
 from gateway.http2 import HttpxWire
@@ -182,9 +182,11 @@ def build(
     )
 
 
-def downstream_limits(limits: Limits, **changes: Any) -> protocol.Limits:
+def downstream_limits(settings: Settings, **changes: Any) -> protocol.Limits:
     names = {field.name for field in fields(protocol.Limits)}
-    return protocol.Limits(**(limits.model_dump(include=names) | changes))
+    # A reply that waits for its client holds a connection to the upstream: half of those are for the others.
+    changes = {"max_stalled": max(1, settings.upstream.max_connections // 2)} | changes
+    return protocol.Limits(**(settings.limits.model_dump(include=names) | changes))
 
 
 def _without_cors(app: ASGIApp) -> ASGIApp:
@@ -291,7 +293,7 @@ async def running(settings: Settings, gateway: Gateway) -> AsyncIterator[Listeni
             uvicorn.Config(
                 gateway.app,
                 http=protocol.build(
-                    downstream_limits(limits),
+                    downstream_limits(settings),
                     gateway.stats,
                 ),
                 timeout_graceful_shutdown=math.ceil(limits.drain_timeout),

@@ -80,6 +80,7 @@ class Limits(HeadLimits):
     write_timeout: float = 60.0  # without the client taking a byte of what is ready for it
     min_rate: int = 500  # bytes a second, of a body or a reply, while the client is waited for. 0: any
     rate_window: float = 10.0  # of such waiting, over which min_rate is the average
+    max_stalled: int = 100  # replies that wait for their clients: past it, who has waited longest is cut off
 
 
 @dataclass(slots=True)
@@ -90,6 +91,7 @@ class Stats:
     aborted: Counter[str] = field(default_factory=Counter)
     turned_away: int = 0  # connections over the limit that are still to read why
     awaiting: int = 0  # applications that wait for their client's body
+    stalled: dict[DownstreamProtocol, None] = field(default_factory=dict)  # the longest first
     overload_logged: float = -inf
     stopping: bool = False
 
@@ -258,10 +260,20 @@ class DownstreamProtocol(asyncio.Protocol):
     # What an exchange asks of its connection.
 
     async def writable(self) -> None:
-        while self.write_paused:
-            writer = self.loop.create_future()
-            self._writers.append(writer)
-            await writer
+        stalled = self.stats.stalled
+        if self.write_paused and self._tunnel is None:
+            stalled[self] = None
+            if len(stalled) > self.limits.max_stalled:
+                longest = next(iter(stalled))
+                del stalled[longest]
+                longest.abort("stalled", reset=True)
+        try:
+            while self.write_paused:
+                writer = self.loop.create_future()
+                self._writers.append(writer)
+                await writer
+        finally:
+            stalled.pop(self, None)
 
     def want_body(self, exchange: Exchange) -> None:
         if exchange.expecting and not exchange.started:

@@ -103,7 +103,7 @@ async def gateway(upstream: str, /, audit: str | None = None, **changes: Any) ->
         path = audit or f"{folder}/rewrites.jsonl"
         chosen = settings(upstream, path, **changes)
         built = app.build(chosen, **seams)
-        limits = app.downstream_limits(chosen.limits, **({"rate_window": window} if window else {}))
+        limits = app.downstream_limits(chosen, **({"rate_window": window} if window else {}))
         try:
             async with serve(built.app, limits, built.stats) as port:
                 yield Running(port, built, Path(path))

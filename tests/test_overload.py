@@ -338,7 +338,7 @@ async def test_readers_below_the_least_rate_are_cut_off_and_free_their_connectio
                 await asyncio.sleep(0.02)
 
     async with (
-        behind(upstream, {"min_rate": "1MB"}, {"max_connections": 7}, rate_window=0.3) as exchanged,
+        behind(upstream, {"min_rate": "1MB"}, {"max_connections": 12}, rate_window=0.3) as exchanged,
         contextlib.AsyncExitStack() as stack,
     ):
         port = exchanged.gateway.port
@@ -514,3 +514,25 @@ async def test_an_upstream_that_says_nothing_costs_a_call_its_read_timeout() -> 
         status, headers, _ = await asked(exchanged.client, GET)
         assert (status, b"retry-after" in headers) == (504, False)
         assert pool(exchanged.gateway).size == 0
+
+
+async def test_readers_that_stall_hold_half_the_connections_and_the_longest_makes_room() -> None:
+    large = HEAD + b"Content-Length: 8000000\r\n\r\n" + b"x" * 8_000_000
+
+    async def upstream(peer: Peer) -> None:
+        while True:
+            request = await peer.request()
+            await peer.send(large if request.target == b"/large" else OK)
+
+    async with (
+        behind(upstream, to={"max_connections": 4, "pool_timeout": "500ms"}) as exchanged,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        stats = exchanged.gateway.gateway.stats
+        for number in range(10):
+            client = await stack.enter_async_context(connect(exchanged.gateway.port, buffer=4096, limit=4096))
+            await client.send(b"GET /large HTTP/1.1\r\nHost: h\r\n\r\n")
+            while stats.aborted["stalled"] + len(stats.stalled) <= number:
+                await asyncio.sleep(0.002)
+            assert await served(exchanged.gateway.port) == 200
+        assert (stats.aborted["stalled"], len(stats.stalled)) == (8, 2)

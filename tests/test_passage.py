@@ -43,7 +43,7 @@ async def served(**upstream: Any) -> AsyncIterator[int]:
         update={"upstream": UpstreamSettings(**upstream)}
     )
     built = app.build(chosen)
-    limits = app.downstream_limits(chosen.limits)
+    limits = app.downstream_limits(chosen)
     try:
         async with serve(built.app, limits, built.stats) as port:
             yield port
