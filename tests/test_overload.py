@@ -365,7 +365,7 @@ async def test_readers_that_take_nothing_are_cut_off_and_disturb_nobody() -> Non
 
     limits = {"write_timeout": "300ms"}
     async with (
-        behind(upstream, limits=limits, to={"max_connections": 12}) as exchanged,
+        behind(upstream, limits=limits, to={"max_connections": 20}) as exchanged,
         contextlib.AsyncExitStack() as stack,
     ):
         port = exchanged.gateway.port
@@ -532,7 +532,7 @@ async def test_readers_that_stall_hold_half_the_connections_and_the_longest_make
         for number in range(10):
             client = await stack.enter_async_context(connect(exchanged.gateway.port, buffer=4096, limit=4096))
             await client.send(b"GET /large HTTP/1.1\r\nHost: h\r\n\r\n")
-            while stats.aborted["stalled"] + len(stats.stalled) <= number:
+            while stats.aborted["stalled"] + len(stats.stalled) <= number:  # noqa: ASYNC110
                 await asyncio.sleep(0.002)
             assert await served(exchanged.gateway.port) == 200
         assert (stats.aborted["stalled"], len(stats.stalled)) == (8, 2)
