@@ -160,7 +160,8 @@ class Lifecycle:
         found = diagnose(call, fit.value.repairs)  # diagnose
         data = {name: decoded(segment) for name, segment in fit.parameters.items()}
         if fit.value.fills:
-            conversation, changing = fit.value.conversation(data), found.may_change_state
+            conversation = fit.value.conversation(data)
+            changing = found.may_change_state or found.names(fit.value.watched)
         else:
             write = self._rules.writes(client.method, client.path)
             changing = write is not None

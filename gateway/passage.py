@@ -90,24 +90,34 @@ class Passage:
                 return
             if left is not None:
                 headers = h.replaced(headers, b"max-forwards", b"%d" % (left - 1))
-        write = self.rules.writes(client.method, client.path)
+        disguises = forwarding.disguises(client.headers)
+        write = self._meant(client, disguises)
         client.may_leave()
         if not client.has_body or await self._read_ahead(client, write is not None):
-            await self._forward(client, write, headers)
+            await self._forward(client, write, headers, bool(disguises))
         else:
             # The place before the turn, for all: nobody holds up a conversation while he waits for a place.
             async with self.uploads.place():
-                await self._forward(client, write, headers)
+                await self._forward(client, write, headers, bool(disguises))
+
+    def _meant(self, client: Downstream, disguises: list[str]) -> Fit[Write] | None:
+        for method in (client.method, *disguises):
+            write = self.rules.writes(method, client.path)
+            if write is not None:
+                return write
+        return None
 
     async def _read_ahead(self, client: Downstream, write: bool) -> bool:
         # A slow sender must not hold up the conversation's other calls: the turn is for what is here.
         return await (client.read_ahead(self.max_body) if write else client.read_ahead(AHEAD, PATIENCE))
 
-    async def _forward(self, client: Downstream, write: Fit[Write] | None, headers: list[Header]) -> None:
+    async def _forward(
+        self, client: Downstream, write: Fit[Write] | None, headers: list[Header], disguised: bool
+    ) -> None:
         if write is not None:
             await self._write(client, write, headers)
             return
-        read = self.rules.reads(client.method, client.path)
+        read = None if disguised else self.rules.reads(client.method, client.path)
         if read is not None and client.path == client.target:
             key = Key(
                 identity(decoded(read.parameters[read.value.conversation])),

@@ -23,16 +23,20 @@ class Rule:
     forwards_unfilled: bool
     repairs: tuple[Repair, ...]
     fills: tuple[Fill, ...]
+    watched: frozenset[str]
 
     @classmethod
-    def of(cls, settings: RuleSettings, limit: int) -> Rule:
+    def of(cls, settings: RuleSettings, limit: int, filled: frozenset[str]) -> Rule:
+        """`filled`: the fields that any rule fills. Whoever names one of them may change it (S4)."""
         built = repairs.build(settings.repairs, limit, templates.parse(settings.match.path).names)
+        fills = tuple(repair for repair in built if isinstance(repair, Fill))
         return cls(
             settings.name,
             settings.mode,
             settings.on_lookup_failure == "forward",
             built,
-            tuple(repair for repair in built if isinstance(repair, Fill)),
+            fills,
+            filled.difference(fill.field for fill in fills),
         )
 
     def conversation(self, data: dict[str, str]) -> str | None:
@@ -69,8 +73,11 @@ class Rules:
         self._writes: Routes[Write] = Routes()
         self._reads: Routes[Fill] = Routes()
         writes: list[tuple[templates.WriteTemplate, Write]] = []
+        filled = frozenset(
+            repair.field for one in settings for repair in one.repairs if repair.type == "fill"
+        )
         for one in settings:
-            rule = Rule.of(one, limit)
+            rule = Rule.of(one, limit, filled)
             self._rules.add(one.match.method, templates.parse(one.match.path), rule)
             for text in one.written_by:
                 template = templates.parse_write(text)

@@ -17,6 +17,7 @@ from gateway import app
 from gateway.config import UpstreamSettings
 from tests.gateways import BODY, CONVERSATION, PARTICIPANT, TOKEN, gateway, settings
 from tests.judging import refused_by_the_gateway, until
+from tests.mocking import mock
 from tests.raw_upstream import OK, Peer, RawUpstream, Script, answering
 from tests.serving import Client, connect, serve
 
@@ -864,3 +865,20 @@ async def test_a_lower_case_patch_is_taken_for_what_it_means_and_goes_on_as_it_w
         assert (await client.reply())[0] == 200
         assert [request.method for request in upstream.requests] == [b"GET", b"patch"]
         assert upstream.requests[1].body == b'{"state":"connected"}'
+
+
+@pytest.mark.parametrize("name", ["X-HTTP-Method-Override", "X-HTTP-Method", "X-Method-Override"])
+async def test_a_call_in_disguise_is_a_write_where_either_method_is_and_is_never_learned_from(
+    name: str,
+) -> None:
+    async with mock() as upstream, gateway(upstream.url) as running, running.client() as client:
+        await client.patch(PARTICIPANT, content=BODY, headers=TOKEN)
+        await client.get(CONVERSATION, headers={**TOKEN, name: "delete"})
+        reply = await client.patch(PARTICIPANT, content=BODY, headers=TOKEN)
+        assert "source=lookup" in reply.headers["gateway-rewrite"]
+        assert running.gateway.counts["lookups_learned"] == 0
+
+        disguised = await client.patch(PARTICIPANT, content=BODY, headers={**TOKEN, name: "DELETE"})
+        assert disguised.headers["gateway-rewrite"].endswith("skipped=method-override")
+        reply = await client.patch(PARTICIPANT, content=BODY, headers=TOKEN)
+        assert "source=lookup" in reply.headers["gateway-rewrite"]

@@ -422,9 +422,6 @@ def test_a_call_that_names_one_field_and_lacks_another_is_a_write() -> None:
     assert states(history, "r2") == ["s5"]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a call is a write by the fields that its own rule fills, not by another's"
-)
 def test_a_field_that_only_another_rule_fills_makes_a_call_a_write_too() -> None:
     history = played(
         legacy("r1", 0.0, media=BOTH),

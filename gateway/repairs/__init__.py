@@ -7,13 +7,14 @@ Nothing here does I/O, reads a clock or logs. To add a repair: a file of its own
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 from msgspec import Struct
 
 from gateway import headers as h
 from gateway.calls import Call, Change
+from gateway.forwarding import DISGUISES
 from gateway.headers import Headers
 from gateway.json_text import ObjectText
 from gateway.repairs.content_type import ContentType, is_json_or_mistaken
@@ -78,6 +79,9 @@ class Diagnosis(Struct, frozen=True):
         """A call that names the value, or that can't be read, may change it at the upstream (S4)."""
         return bool(self.given) or self.left is not None or self.unfilled is not None
 
+    def names(self, fields: Collection[str]) -> bool:
+        return bool(fields) and self.document is not None and any(map(self.document.named, fields))
+
 
 def exemption(fields: Mapping[bytes, bytes], headers: Headers, wanted: bytes) -> str | None:
     """Why a call may not be touched, whatever its body is (C6). `wanted`: the type that it should have."""
@@ -88,6 +92,8 @@ def exemption(fields: Mapping[bytes, bytes], headers: Headers, wanted: bytes) ->
         b"no-transform" in value.lower() for value in h.every(headers, b"cache-control")
     ):
         return "no-transform"
+    if not DISGUISES.isdisjoint(fields):
+        return "method-override"
     return None if is_json_or_mistaken(headers, wanted) else "media-type"
 
 
