@@ -18,8 +18,8 @@ import json
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import uvloop
 from starlette.types import Message, Scope
@@ -94,9 +94,15 @@ class Exchange:
     """What protocol.py offers beside ASGI."""
 
     target: bytes
+    task: asyncio.Task[None] | None
+    known: dict[str, Any] = field(default_factory=dict)
+    send: None = None  # so that the gateway uses ASGI's
     abandon: Callable[[], object] | None = None
     disconnected: bool = False
     upgrade: bytes | None = None
+
+    def whole_body(self) -> None:
+        """It comes by ASGI's way."""
 
 
 class Kept(NamedTuple):
@@ -127,7 +133,7 @@ class Flood:
             ],
             "http_version": "1.1",
             "client": ("127.0.0.1", 1),
-            "extensions": {"gateway": Exchange(target)},
+            "extensions": {"gateway": Exchange(target, asyncio.current_task())},
         }
 
         async def receive() -> Message:

@@ -8,24 +8,26 @@ import asyncio
 import contextlib
 import itertools
 import secrets
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, Protocol
 
 from starlette.types import Message, Receive, Scope, Send
 
 from gateway.errors import BodyTooLarge, GatewayError, InvalidReply, problem
-from gateway.forwarding import sane_id
+from gateway.forwarding import Hop, onward, sane_id
 from gateway.headers import Header, Headers
 from gateway.tunnel import Down
 
 
 class Exchange(Protocol):
     """
-    What protocol.py adds to ASGI: the request target as it came, the task that serves the call, word of a
-    client that left, and shortcuts where a message is whole.
+    What protocol.py adds to ASGI: the request target as it came, what is known of these header fields from
+    the connection's last request, the task that serves the call, word of a client that left, and shortcuts
+    where a message is whole.
     """
 
     target: bytes
+    known: dict[str, Any]
     task: asyncio.Task[None]
     abandon: Any
     disconnected: bool
@@ -71,7 +73,8 @@ class Downstream:
         self.target = exchange.target
         self.path = self.target.partition(b"?")[0]
         self.headers: list[Header] = scope["headers"]
-        self.fields = dict(self.headers)
+        self._known = exchange.known
+        self.fields: dict[bytes, bytes] = self.once("fields", dict)
         self.version: str = scope["http_version"]
         client = scope["client"]
         self.address: str = client[0] if client else ""
@@ -81,9 +84,23 @@ class Downstream:
         self._ahead = b""
         self._whole = False
 
+    def once(self, what: str, of: Callable[[list[Header]], Any]) -> Any:
+        """What `of` makes of the header fields: made once, while a connection says the same ones."""
+        found = self._known.get(what)
+        if found is None:
+            found = self._known[what] = of(self.headers)
+        return found
+
     @property
     def has_body(self) -> bool:
         return b"transfer-encoding" in self.fields or self.fields.get(b"content-length", b"0") != b"0"
+
+    def onward(self, hop: Hop) -> list[Header]:
+        """The fields for the upstream, as forwarding.onward says."""
+        steady = self.once(
+            self.version, lambda headers: onward(headers, hop, self.address, self.version.encode())
+        )
+        return [*steady, (b"x-request-id", self.id.encode())]
 
     def may_leave(self) -> None:
         """From here on the call is cancelled when the client leaves."""

@@ -72,6 +72,7 @@ class Exchange:
 
     def __init__(self, connection: DownstreamProtocol, head: RequestHead) -> None:
         self.target = head.target
+        self.known = head.known
         self.upgrade = head.upgrade
         self.client_stays = self.keep_alive = head.keep_alive
         self.expecting = head.expect_continue

@@ -92,10 +92,11 @@ def forwards_left(headers: Headers) -> int | None:
     return int(value.lstrip(b"0")[:9] or b"0")
 
 
-def onward(headers: Headers, hop: Hop, address: str, version: bytes, request_id: bytes) -> list[Header]:
+def onward(headers: Headers, hop: Hop, address: str, version: bytes) -> list[Header]:
     """
-    The fields for the upstream, framing left to whoever writes the body. `hop.host` replaces Host
-    (None keeps the client's); `address` is the peer's, `version` the protocol the request came in.
+    The fields for the upstream but the request's id, framing left to whoever writes the body. `hop.host`
+    replaces Host (None keeps the client's); `address` is the peer's, `version` the protocol that the request
+    came in.
     """
     trusted = hop.trusts(address)
     unwanted = TRUSTED if trusted else UNTRUSTED
@@ -134,7 +135,6 @@ def onward(headers: Headers, hop: Hop, address: str, version: bytes, request_id:
         result.append((b"x-forwarded-host", host))
     via.append(b"%s %s" % (version, hop.via))
     result.append((b"via", b", ".join(via)))
-    result.append((b"x-request-id", request_id))
     return result
 
 

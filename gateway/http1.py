@@ -11,7 +11,7 @@ import ipaddress
 import re
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final
+from typing import Any, Final
 
 from msgspec import Struct
 
@@ -35,6 +35,7 @@ MAX_EXTENSIONS: Final = 16 * 1024
 MAX_TRAILERS: Final = 8 * 1024
 
 _METHOD_LENGTH: Final = 64
+_BLOCK_KEPT: Final = 4096  # bytes of fields that are remembered for the next request of a connection
 _NAME_LENGTH: Final = 256
 _TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
 _TEXT: Final = rb"[\t\x20-\x7e\x80-\xff]"
@@ -113,12 +114,37 @@ class RequestHead(Struct, frozen=True):
     keep_alive: bool
     expect_continue: bool
     upgrade: bytes | None  # the protocol offered, in lower case
+    block: bytes  # the fields as they came, to tell the next that are the same by; else empty
+    known: dict[str, Any]  # what was made of these fields already, on this connection
 
 
-def parse_head(data: bytes, limits: HeadLimits) -> RequestHead:
-    """The head that `data` is, from the request line to the empty line."""
+def parse_head(data: bytes, limits: HeadLimits, last: RequestHead | None = None) -> RequestHead:
+    """
+    The head that `data` is, from the request line to the empty line. `last` is that of the connection's last
+    request: most clients say the same fields again and again.
+    """
     if len(data) > limits.max_head:
         raise _too_large(data, limits)
+    line_end = data.find(b"\r\n")
+    block = data[line_end + 2 :]
+    if last is not None and block == last.block:
+        line = _match_line(data[:line_end])
+        if line is not None and len(line[2]) <= limits.max_target and line[1] in _USUAL_METHODS:
+            method, target, digit = line.groups()
+            # What the fields mean depends on no more of the line than this.
+            if target[0] == 0x2F and (digit != b"0") == last.minor:
+                return RequestHead(
+                    method,
+                    target,
+                    last.minor,
+                    last.headers,
+                    last.length,
+                    last.keep_alive,
+                    last.expect_continue,
+                    last.upgrade,
+                    block,
+                    last.known,
+                )
     match = _match_head(data)
     if match is None:
         raise _diagnosis(data, limits)
@@ -160,6 +186,7 @@ def parse_head(data: bytes, limits: HeadLimits) -> RequestHead:
         raise MethodNotAllowed(f"{text(method)} is not served")
     if target[0] != 0x2F:
         target, authority = _reduced(method, target)
+        block = b""  # this line has a say in the fields
         if host is None and minor == 0 and authority is not None:
             host = authority
             headers.insert(0, (b"host", authority))
@@ -195,8 +222,10 @@ def parse_head(data: bytes, limits: HeadLimits) -> RequestHead:
         for member in expectation.split(b","):
             if member.strip().lower() not in (b"100-continue", b""):
                 raise ExpectationFailed("an expectation other than 100-continue")
-        return RequestHead(method, target, minor, headers, size, keep_alive, size != 0, offered)
-    return RequestHead(method, target, minor, headers, size, keep_alive, False, offered)
+    expects = bool(expectation) and minor == 1 and size != 0
+    if len(block) > _BLOCK_KEPT:
+        block = b""
+    return RequestHead(method, target, minor, headers, size, keep_alive, expects, offered, block, {})
 
 
 def refuse_hopeless(data: bytes, seen: int, limits: HeadLimits) -> None:

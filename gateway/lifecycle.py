@@ -125,7 +125,7 @@ class Lifecycle:
             self._counts["clients_gone"] += 1
 
     async def _live(self, client: Downstream, fit: Fit[Rule]) -> None:
-        trail = Trail(client, fit.value, self._credentials.of(client.headers), self._clock())
+        trail = Trail(client, fit.value, client.once("credential", self._credentials.of), self._clock())
         try:
             with self._deadline.begin(client.exchange.task):
                 client.may_leave()
@@ -151,9 +151,7 @@ class Lifecycle:
 
     async def _read(self, client: Downstream, fit: Fit[Rule], trail: Trail) -> Case:
         body = await client.read(self._max_body)  # read
-        headers = forwarding.onward(
-            client.headers, self._hop, client.address, client.version.encode(), client.id.encode()
-        )
+        headers = client.onward(self._hop)
         if client.has_body and h.first(headers, b"content-length") is None:
             headers.append((b"content-length", b"%d" % len(body)))  # it came chunked, and is whole by now
         call = Call(client.method.encode(), client.target, headers, body)

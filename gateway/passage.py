@@ -80,9 +80,7 @@ class Passage:
     tunnel_idle: float
 
     async def carry(self, client: Downstream) -> None:
-        headers = forwarding.onward(
-            client.headers, self.hop, client.address, client.version.encode(), client.id.encode()
-        )
+        headers = client.onward(self.hop)
         if client.method in {"OPTIONS", "TRACE"}:
             left = forwarding.forwards_left(headers)
             if left == 0 or client.method == "TRACE":
@@ -122,7 +120,7 @@ class Passage:
             key = Key(
                 identity(decoded(read.parameters[read.value.conversation])),
                 client.target,
-                self.credentials.of(client.headers),
+                client.once("credential", self.credentials.of),
             )
             await self._read(client, key, headers)
             return

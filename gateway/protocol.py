@@ -114,6 +114,7 @@ class DownstreamProtocol(asyncio.Protocol):
         "_drained",
         "_exchange",
         "_idle_since",
+        "_last",
         "_paused",
         "_remaining",
         "_scheme",
@@ -156,6 +157,7 @@ class DownstreamProtocol(asyncio.Protocol):
         self._buffer = b""  # what came and was not read yet: part of a head, or what follows this request
         self._blank = 0
         self._exchange: Exchange | None = None
+        self._last: RequestHead | None = None
         self._remaining = 0
         self._chunks: ChunkedReader | None = None
         self._drained = 0
@@ -389,10 +391,11 @@ class DownstreamProtocol(asyncio.Protocol):
                     self._arm()
                 self._buffer = data
                 return
-            head = parse_head(data if end == len(data) else data[:end], self.limits)
+            head = parse_head(data if end == len(data) else data[:end], self.limits, self._last)
         except RequestError as error:
             self._refuse(error)
             return
+        self._last = head
         self._buffer = b""
         self._blank = 0
         self._deadline = inf

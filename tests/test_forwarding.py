@@ -32,12 +32,11 @@ OURS = {
     b"x-forwarded-proto",
     b"x-forwarded-host",
     b"via",
-    b"x-request-id",
 }
 
 
 def on(*headers: Header, hop: Hop = HOP, address: str = "192.0.2.7", version: bytes = b"1.1") -> list[Header]:
-    return onward([HOST, *headers], hop, address, version, b"id-1")
+    return onward([HOST, *headers], hop, address, version)
 
 
 def named(headers: Iterable[Header], name: bytes) -> list[bytes]:
@@ -77,11 +76,11 @@ def test_a_field_that_connection_names_stays_on_this_hop(connection: list[bytes]
 
 
 def test_naming_host_takes_no_other_field_away() -> None:
-    result = onward([(b"connection", b"host"), HOST, (b"x-kept", b"1")], HOP, "192.0.2.7", b"1.1", b"i")
+    result = onward([(b"connection", b"host"), HOST, (b"x-kept", b"1")], HOP, "192.0.2.7", b"1.1")
 
     assert named(result, b"host") == [b"upstream:9000"]
     assert named(result, b"x-kept") == [b"1"]
-    assert named(onward([(b"connection", b"host")], HOP, "", b"1.1", b"i"), b"host") == [b"upstream:9000"]
+    assert named(onward([(b"connection", b"host")], HOP, "", b"1.1"), b"host") == [b"upstream:9000"]
 
 
 def test_the_options_of_connection_are_no_names_of_fields() -> None:
@@ -114,7 +113,7 @@ def test_all_other_pairs_go_on_in_their_order_with_their_repeats(
     if close:
         mixed.insert(len(mixed) // 2, (b"connection", b"close"))
 
-    result = onward(mixed, TRUSTED, address, b"1.1", b"i")
+    result = onward(mixed, TRUSTED, address, b"1.1")
 
     assert [pair for pair in result if pair[0] not in OURS] == kept
     assert sorted({name for name, _ in result} & OURS) == sorted(OURS)
@@ -146,7 +145,7 @@ def test_host_becomes_the_upstream_s_or_stays_the_client_s() -> None:
 
     assert on()[0] == (b"host", b"upstream:9000")
     assert on(hop=keeps)[0] == HOST
-    assert named(onward([], keeps, "", b"1.0", b"i"), b"host") == [b""]
+    assert named(onward([], keeps, "", b"1.0"), b"host") == [b""]
 
 
 # --- Via, Forwarded, X-Forwarded-*, X-Request-Id
@@ -275,7 +274,7 @@ def test_an_ipv6_address_is_quoted_and_in_brackets(address: str, node: bytes) ->
     )
 )
 def test_no_host_can_break_out_of_its_quotes(host: bytes) -> None:
-    (forwarded,) = named(onward([(b"host", host)], HOP, "192.0.2.7", b"1.1", b"i"), b"forwarded")
+    (forwarded,) = named(onward([(b"host", host)], HOP, "192.0.2.7", b"1.1"), b"forwarded")
 
     assert FORWARDED.fullmatch(forwarded)
 
@@ -305,10 +304,8 @@ def test_every_id_that_is_kept_is_printable_and_needs_no_quotes(value: bytes) ->
         assert not set(value) & set(b'"\\,;<>{}')
 
 
-def test_the_request_id_goes_on_once() -> None:
-    result = on((b"x-request-id", b"theirs"), (b"x-request-id", b"again"))
-
-    assert named(result, b"x-request-id") == [b"id-1"]
+def test_the_client_s_request_id_makes_room_for_the_one_that_is_used() -> None:
+    assert named(on((b"x-request-id", b"theirs"), (b"x-request-id", b"again")), b"x-request-id") == []
 
 
 # --- the reply

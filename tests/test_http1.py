@@ -794,3 +794,31 @@ def test_any_bytes_are_a_head_or_a_refusal(line: bytes, fields: bytes) -> None:
             continue
         assert got.target.startswith((b"/", b"*"))
         assert all(name == name.lower() and value == value.strip(b" \t") for name, value in got.headers)
+
+
+LINES = [
+    b"GET / HTTP/1.1", b"PATCH /a?b HTTP/1.1", b"GET /x HTTP/1.0", b"GET http://h/x HTTP/1.0",
+    b"GET http://h/x HTTP/1.1", b"OPTIONS * HTTP/1.1", b"TRACE / HTTP/1.1", b"GET /x HTTP/1.7",
+    b"BREW / HTTP/1.1", b"GET x HTTP/1.1", b"GET / HTTP/2.0", b"GET /%b HTTP/1.1" % (b"x" * 9000),
+]  # fmt: skip
+BLOCKS = [
+    b"Host: h\r\n", b"", b"Host: h\r\nContent-Length: 3\r\n", b"Host: h\r\nTransfer-Encoding: chunked\r\n",
+    b"Host: h\r\nContent-Length: 3\r\nExpect: 100-continue\r\n", b"Host: h\r\nConnection: close\r\n",
+    b"Host: h\r\nConnection: upgrade\r\nUpgrade: websocket\r\n", b"Host: h\r\nHost: h\r\n", b"Host : h\r\n",
+]  # fmt: skip
+
+
+@given(st.lists(st.tuples(st.sampled_from(LINES), st.sampled_from(BLOCKS)), min_size=2, max_size=6))
+def test_a_head_means_the_same_whatever_the_connection_said_before(heads: list[tuple[bytes, bytes]]) -> None:
+    last: RequestHead | None = None
+    for line, block in heads:
+        data = line + b"\r\n" + block + b"\r\n"
+        try:
+            fresh = parse_head(data, HeadLimits())
+        except RequestError as error:
+            with pytest.raises(type(error)):
+                parse_head(data, HeadLimits(), last)
+            continue
+        again = parse_head(data, HeadLimits(), last)
+        assert again == fresh
+        last = again

@@ -268,6 +268,7 @@ class Client:
         self._loop = loop
         self.told = Told(request, loop.clock())
         self.target = request.target.encode()
+        self.known: dict[str, Any] = {}
         self.task: asyncio.Task[Any] | None = None
         self.upgrade = None
         self.abandon: Callable[[], object] | None = None
