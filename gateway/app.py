@@ -324,7 +324,7 @@ async def run(settings: Settings) -> None:
     # What is there by now stays: it is not to be looked through again, a few ms each time, among the calls.
     gc.collect()
     gc.freeze()
-    gc.set_threshold(20_000, 20, 100)
+    gc.set_threshold(5_000, 10, 10)
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
 

@@ -141,7 +141,12 @@ class Audit:
 
     def _moved(self, now: float) -> bool:
         """Rotated away or deleted: what is written to the old file might never be read."""
-        if 0 <= now - self._looked < LOOKED_FOR or self._path == "-":
+        if self._path == "-":
+            return False
+        assert self._file is not None
+        if os.fstat(self._file).st_nlink == 0:
+            return True
+        if 0 <= now - self._looked < LOOKED_FOR:
             return False
         self._looked = now
         try:

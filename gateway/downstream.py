@@ -137,7 +137,9 @@ class Downstream:
         if length is not None and int(length) > limit:
             raise BodyTooLarge(f"the body has {length.decode()} bytes, limits.max_body is {limit}")
         whole = self.exchange.whole_body()
-        if whole is not None and len(whole) <= limit:
+        if whole is not None:
+            if len(whole) > limit:
+                raise BodyTooLarge(f"the body is longer than limits.max_body, {limit} bytes")
             return whole
         if length is None and not self.has_body:
             return b""

@@ -81,7 +81,7 @@ def looped(headers: Headers, hop: Hop) -> bool:
 
 def disguises(headers: Headers) -> list[str]:
     """The methods, in upper case, that a call claims to be beside the one that it is."""
-    return [value.decode("latin-1").strip().upper() for name, value in headers if name in DISGUISES]
+    return [value.decode("latin-1").strip().upper() for name, value in headers if name.lower() in DISGUISES]
 
 
 def forwards_left(headers: Headers) -> int | None:

@@ -161,7 +161,7 @@ class Lifecycle:
             conversation = fit.value.conversation(data)
             changing = found.may_change_state or found.names(fit.value.watched)
         else:
-            write = self._rules.writes(client.method, client.path)
+            write = self._rules.writes(client.path, client.method, *forwarding.disguises(client.headers))
             changing = write is not None
             conversation = write.value.conversation(write.parameters) if write is not None else None
         return Case(client, fit, call, found, conversation, changing, data, trail)
@@ -252,9 +252,13 @@ class Lifecycle:
         wants = case.found.wants
         if not wants:
             return turn, Answers({}, case.found.unfilled)
-        answers = self._states.at_hand([case.ask(want.fill, began) for want in wants])
+        answers = None
+        try:
+            answers = self._states.at_hand([case.ask(want.fill, began) for want in wants])
+        finally:
+            if answers is None:
+                turn.release()
         if answers is None:
-            turn.release()
             return None, None
         case.trail.lookup = self._clock() - began
         return turn, answers

@@ -89,7 +89,7 @@ class Passage:
             if left is not None:
                 headers = h.replaced(headers, b"max-forwards", b"%d" % (left - 1))
         disguises = forwarding.disguises(client.headers)
-        write = self._meant(client, disguises)
+        write = self.rules.writes(client.path, client.method, *disguises)
         client.may_leave()
         if not client.has_body or await self._read_ahead(client, write is not None):
             await self._forward(client, write, headers, bool(disguises))
@@ -97,13 +97,6 @@ class Passage:
             # The place before the turn, for all: nobody holds up a conversation while he waits for a place.
             async with self.uploads.place():
                 await self._forward(client, write, headers, bool(disguises))
-
-    def _meant(self, client: Downstream, disguises: list[str]) -> Fit[Write] | None:
-        for method in (client.method, *disguises):
-            write = self.rules.writes(method, client.path)
-            if write is not None:
-                return write
-        return None
 
     async def _read_ahead(self, client: Downstream, write: bool) -> bool:
         # A slow sender must not hold up the conversation's other calls: the turn is for what is here.

@@ -54,6 +54,8 @@ App: TypeAlias = Callable[..., Coroutine[Any, Any, None]]
 MAX_DRAIN: Final = 256 * 1024  # body bytes read for nothing so that the connection can be used again
 LINGER: Final = 2.0  # seconds given to a client to read the last reply before the close
 GRACE: Final = 0.5  # seconds after its last reply in which a stopping server still takes a request
+STALL: Final = 0.5  # seconds for which any client may keep a reply waiting, however many do
+AWAITED: Final = 4  # times max_in_flight: so many calls may wait for their bodies beside those in flight
 MAX_LINGERING: Final = 256  # connections turned away that are still to read why
 
 _HEAD, _BODY, _QUEUE, _TUNNEL, _DISCARD, _CLOSING = range(6)
@@ -80,7 +82,7 @@ class Limits(HeadLimits):
     write_timeout: float = 60.0  # without the client taking a byte of what is ready for it
     min_rate: int = 500  # bytes a second, of a body or a reply, while the client is waited for. 0: any
     rate_window: float = 10.0  # of such waiting, over which min_rate is the average
-    max_stalled: int = 100  # replies that wait for their clients: past it, who has waited longest is cut off
+    max_stalled: int = 100  # replies that wait for their clients: past it, who has stalled longest is cut off
 
 
 @dataclass(slots=True)
@@ -91,7 +93,7 @@ class Stats:
     aborted: Counter[str] = field(default_factory=Counter)
     turned_away: int = 0  # connections over the limit that are still to read why
     awaiting: int = 0  # applications that wait for their client's body
-    stalled: dict[DownstreamProtocol, None] = field(default_factory=dict)  # the longest first
+    stalled: dict[DownstreamProtocol, float] = field(default_factory=dict)  # since when, the longest first
     overload_logged: float = -inf
     stopping: bool = False
 
@@ -264,11 +266,9 @@ class DownstreamProtocol(asyncio.Protocol):
     async def writable(self) -> None:
         stalled = self.stats.stalled
         if self.write_paused and self._tunnel is None:
-            stalled[self] = None
+            stalled[self] = self.loop.time()
             if len(stalled) > self.limits.max_stalled:
-                longest = next(iter(stalled))
-                del stalled[longest]
-                longest.abort("stalled", reset=True)
+                self.loop.call_later(STALL, self._make_room)
         try:
             while self.write_paused:
                 writer = self.loop.create_future()
@@ -276,6 +276,15 @@ class DownstreamProtocol(asyncio.Protocol):
                 await writer
         finally:
             stalled.pop(self, None)
+
+    def _make_room(self) -> None:
+        stalled, now = self.stats.stalled, self.loop.time()
+        while len(stalled) > self.limits.max_stalled:
+            longest, since = next(iter(stalled.items()))
+            if now - since < STALL - _TICK:
+                break
+            del stalled[longest]
+            longest.abort("stalled", reset=True)
 
     def want_body(self, exchange: Exchange) -> None:
         if exchange.expecting and not exchange.started:
@@ -395,7 +404,7 @@ class DownstreamProtocol(asyncio.Protocol):
         except RequestError as error:
             self._refuse(error)
             return
-        self._last = head
+        self._last = head if head.block else None
         self._buffer = b""
         self._blank = 0
         self._deadline = inf
@@ -410,9 +419,10 @@ class DownstreamProtocol(asyncio.Protocol):
             self._chunks = ChunkedReader() if length == CHUNKED else None
         else:
             self._state = _QUEUE
-        # Whose body is still to come does nothing yet. Where many bodies end at once, more are in flight than
-        # max_in_flight: at most as many more as there were connections.
-        if len(self.tasks) - self.stats.awaiting < self.limits.max_in_flight:
+        # Whose body is still to come does nothing yet, but holds a part of it: of those there is a bound too.
+        # Where many bodies end at once, so many more are in flight than max_in_flight.
+        most = self.limits.max_in_flight
+        if len(self.tasks) - min(self.stats.awaiting, AWAITED * most) < most:
             scope = self._scope(head, exchange)
             task = exchange.task = self.loop.create_task(self._app(scope, exchange.receive, exchange.send))
             self.tasks.add(task)

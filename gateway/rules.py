@@ -95,19 +95,21 @@ class Rules:
         # Some clients write `patch`: the token goes on as sent, but is taken for what it means.
         return self._rules.match(method.upper(), path)
 
-    def writes(self, method: str, path: bytes) -> Fit[Write] | None:
+    def writes(self, path: bytes, *methods: str) -> Fit[Write] | None:
         """
         Unsafe calls that no rule fills, however their path is spelled: where an upstream may read
-        another path in it, the write may be about any conversation.
+        another path in it, the write may be about any conversation. Of several methods any may be meant.
         """
-        method = method.upper()
-        if method in templates.SAFE_METHODS:
-            return None
-        path = templates.plain(path)
-        if templates.crooked(path):
-            return ANYWHERE
-        found = self._writes.match(method, path)
-        return None if found is None or found.value.excepted else found
+        plain = templates.plain(path)
+        for method in map(str.upper, methods):
+            if method in templates.SAFE_METHODS:
+                continue
+            if templates.crooked(plain):
+                return ANYWHERE
+            found = self._writes.match(method, plain)
+            if found is not None and not found.value.excepted:
+                return found
+        return None
 
     def reads(self, method: str, path: bytes) -> Fit[Fill] | None:
         return self._reads.match("GET", path) if method == "GET" else None

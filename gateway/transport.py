@@ -31,6 +31,7 @@ from typing import Any, cast
 
 import httpx
 
+from gateway.forwarding import disguises
 from gateway.headers import Header, Headers, Kinds, is_sound, text
 from gateway.reply_reader import CHUNKED, TOKEN, ReplyReader, options
 
@@ -134,7 +135,7 @@ class Exchange:
         self.large = b""
         if body is None or isinstance(body, bytes):
             self.stream = None
-            self.replayable = method in SAFE_METHODS
+            self.replayable = method in SAFE_METHODS and not disguises(headers)
             self._append(body or b"")
         else:
             self.stream = body

@@ -94,11 +94,13 @@ class Running:
 @asynccontextmanager
 async def gateway(upstream: str, /, audit: str | None = None, **changes: Any) -> AsyncIterator[Running]:
     """
-    `changes` are those of `settings`, and the seams: app.build's clock, wall, store and wire, and the
-    protocol's rate_window.
+    `changes` are those of `settings`, and the seams: app.build's clock, wall, store, wire and parts,
+    and the protocol's rate_window.
     """
     window = changes.pop("rate_window", None)
-    seams = {name: changes.pop(name) for name in ("clock", "wall", "store", "wire") if name in changes}
+    seams = {
+        name: changes.pop(name) for name in ("clock", "wall", "store", "wire", "parts") if name in changes
+    }
     with tempfile.TemporaryDirectory() as folder:
         path = audit or f"{folder}/rewrites.jsonl"
         chosen = settings(upstream, path, **changes)

@@ -9,12 +9,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from gateway import app
+from gateway.errors import LookupFailed
+from gateway.states import Answers, Ask, States
 from tests.gateways import BODY, CONVERSATION, FILLED, PARTICIPANT, gateway
 from tests.judging import until
 from tests.raw_upstream import OK, Peer, RawUpstream, Script, silent
@@ -525,14 +529,45 @@ async def test_readers_that_stall_hold_half_the_connections_and_the_longest_make
             await peer.send(large if request.target == b"/large" else OK)
 
     async with (
-        behind(upstream, to={"max_connections": 4, "pool_timeout": "500ms"}) as exchanged,
+        behind(upstream, to={"max_connections": 4, "pool_timeout": "5s"}) as exchanged,
         contextlib.AsyncExitStack() as stack,
     ):
         stats = exchanged.gateway.gateway.stats
-        for number in range(10):
+        for number in range(6):
             client = await stack.enter_async_context(connect(exchanged.gateway.port, buffer=4096, limit=4096))
             await client.send(b"GET /large HTTP/1.1\r\nHost: h\r\n\r\n")
             while stats.aborted["stalled"] + len(stats.stalled) <= number:  # noqa: ASYNC110
                 await asyncio.sleep(0.002)
             assert await served(exchanged.gateway.port) == 200
-        assert (stats.aborted["stalled"], len(stats.stalled)) == (8, 2)
+        await until(lambda: (stats.aborted["stalled"], len(stats.stalled)) == (4, 2))
+
+
+async def test_calls_that_wait_for_their_bodies_are_bounded_too() -> None:
+    async with (
+        behind(Gate(), limits={"max_in_flight": 2}) as exchanged,
+        dripping(exchanged.gateway.port, 12, PATCH + UPLOAD, b" ") as slow,
+    ):
+        replies = [asyncio.create_task(client.reply()) for client in slow]
+        done, others = await asyncio.wait(replies, timeout=5, return_when=asyncio.FIRST_COMPLETED)
+        assert {said(reply.result()) for reply in done} == {BUSY}
+        for reply in others:
+            reply.cancel()
+        await asyncio.wait(replies)
+
+
+async def test_a_chunked_body_over_the_limit_is_413_also_when_it_comes_at_once() -> None:
+    async with behind(Gate(), limits={"max_body": "1KiB"}) as exchanged:
+        body = b"7d0\r\n" + b" " * 2000 + b"\r\n0\r\n\r\n"
+        found = await asked(exchanged.client, PATCH + b"Transfer-Encoding: chunked\r\n\r\n" + body)
+        assert (found[0], kind(found[2])) == (413, "body-too-large")
+
+
+class Failing(States):
+    def at_hand(self, asks: Sequence[Ask]) -> Answers | None:
+        raise LookupFailed("it cannot be read")
+
+
+async def test_a_look_up_that_fails_at_once_holds_no_turn() -> None:
+    async with behind(Gate(), parts=replace(app.PARTS, states=Failing)) as exchanged:
+        assert (await asked(exchanged.client, THE_PATCH))[0] == 502
+        assert len(exchanged.gateway.gateway.order) == 0

@@ -288,10 +288,10 @@ def test_a_path_that_an_upstream_may_read_otherwise_is_no_rule_s_and_as_a_write_
     assert crooked(path.encode())
     for method in ("PATCH", "patch", "POST", "DELETE", "PURGE"):
         assert rules.match(method, path.encode()) is None
-        write = rules.writes(method, path.encode())
+        write = rules.writes(path.encode(), method)
         assert write is not None
         assert write.value.conversation(write.parameters) is None
-    assert rules.writes("GET", path.encode()) is None
+    assert rules.writes(path.encode(), "GET") is None
     assert rules.reads("GET", path.encode()) is None
 
 
@@ -333,7 +333,7 @@ def test_another_spelling_or_another_length_is_no_rule_s(path: str) -> None:
     ],
 )
 def test_a_write_is_about_the_same_conversation_however_it_is_spelled(path: str, conversation: str) -> None:
-    write = shipped().writes("POST", path.encode())
+    write = shipped().writes(path.encode(), "POST")
 
     assert write is not None
     assert write.value.conversation(write.parameters) == conversation
@@ -391,7 +391,7 @@ def test_a_patch_of_the_published_api_is_its_rule_s_or_a_write_of_its_conversati
         assert fit.parameters["conversationId"] == b"c1"
         assert fit.parameters["participantId"] == b"p1"
         assert fit.parameters.get("media", b"") in path.encode()
-    write = rules.writes(method, target)
+    write = rules.writes(target, method)
     assert write is not None
     assert write.value.conversation(write.parameters) == "c1"
 
@@ -452,7 +452,7 @@ WRITES = [
 @pytest.mark.parametrize("write", WRITES)
 def test_a_call_that_changes_a_state_is_a_write_of_its_conversation(write: str) -> None:
     method, path = write.split()
-    found = shipped().writes(method, f"{API}{path}".encode())
+    found = shipped().writes(f"{API}{path}".encode(), method)
 
     assert found is not None
     assert found.value.conversation(found.parameters) == "c1"
@@ -469,7 +469,7 @@ def test_a_call_that_changes_a_state_is_a_write_of_its_conversation(write: str) 
 )
 def test_a_write_that_names_its_conversations_in_the_body_is_one_of_all(write: str) -> None:
     method, path = write.split()
-    found = shipped().writes(method, f"{API}{path}".encode())
+    found = shipped().writes(f"{API}{path}".encode(), method)
 
     assert found is not None
     assert found.value.conversation(found.parameters) is None
@@ -494,7 +494,7 @@ def test_a_write_that_names_its_conversations_in_the_body_is_one_of_all(write: s
 def test_what_changes_no_conversation_is_no_write(call: str) -> None:
     method, path = call.split()
 
-    assert shipped().writes(method, path.encode()) is None
+    assert shipped().writes(path.encode(), method) is None
 
 
 @pytest.mark.parametrize(
@@ -537,10 +537,10 @@ def test_without_a_list_the_writes_are_all_unsafe_calls_below_what_is_looked_up(
     rules = Rules(loaded.rules, loaded.limits.max_body)
 
     for path in (f"{API}/web/instances/c1", f"{API}/web/instances/c1/a/b"):
-        found = rules.writes("DELETE", path.encode())
+        found = rules.writes(path.encode(), "DELETE")
         assert found is not None
         assert found.value.conversation(found.parameters) == "c1"
-    assert rules.writes("DELETE", f"{API}/calls/c1".encode()) is None
+    assert rules.writes(f"{API}/calls/c1".encode(), "DELETE") is None
 
 
 # --- select
@@ -735,3 +735,10 @@ def test_a_query_s_parameters_are_those_after_the_underscore() -> None:
     assert select.parameters("$.a[?@.id == _.x && $.id == _.y_2].b") == ["x", "y_2"]
     assert select.parameters("$._.a[?@._.b == 1]") == []
     assert templates.decoded(b"%70%31") == "p1"
+
+
+def test_of_the_methods_that_a_call_claims_any_may_be_meant() -> None:
+    path = f"{API}/callbacks".encode()
+    assert shipped().writes(path, "POST") is None
+    assert shipped().writes(path, "POST", "PATCH") is not None
+    assert shipped().writes(path, "GET", "HEAD") is None

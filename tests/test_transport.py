@@ -1612,3 +1612,23 @@ async def test_a_silent_address_is_overtaken_by_the_next() -> None:
             connected.close()
         for filler in fillers:
             filler.close()
+
+
+async def test_a_safe_method_that_claims_to_be_another_is_not_sent_again() -> None:
+    """Some upstreams take the claim for the method: what it did may not be done twice."""
+    requests = 0
+
+    async def closing(peer: Peer) -> None:
+        nonlocal requests
+        await peer.request()
+        requests += 1
+        await peer.send(OK)
+        await peer.request()
+        requests += 1
+        peer.close()
+
+    async with RawUpstream(closing) as upstream, pool_to(upstream) as pool:
+        await fetch(pool)
+        with pytest.raises(httpx.ReadError):
+            await fetch(pool, headers=[(b"X-HTTP-Method-Override", b"PATCH")])
+        assert requests == 2
