@@ -28,12 +28,9 @@ UNTRUSTED = REPLACED | FORWARDING
 TRUSTED = REPLACED | {b"forwarded", b"x-forwarded-for"}
 NOT_BACK = h.HOP_BY_HOP | {b"gateway-rewrite"}
 
-# What some upstreams take for the method instead of the request line's.
-DISGUISES = frozenset({b"x-http-method", b"x-http-method-override", b"x-method-override"})
-
 # A look-up is a GET of the gateway's own: nothing of the PATCH's body (content-*), conditions or disguises
 # goes with it.
-NOT_LOOKED_UP_WITH = DISGUISES | frozenset(
+NOT_LOOKED_UP_WITH = h.DISGUISES | frozenset(
     {
         b"accept",
         b"accept-encoding",
@@ -77,11 +74,6 @@ def sane_id(value: bytes | None) -> bool:
 
 def looped(headers: Headers, hop: Hop) -> bool:
     return any(hop.via in value for value in h.every(headers, b"via"))
-
-
-def disguises(headers: Headers) -> list[str]:
-    """The methods, in upper case, that a call claims to be beside the one that it is."""
-    return [value.decode("latin-1").strip().upper() for name, value in headers if name.lower() in DISGUISES]
 
 
 def forwards_left(headers: Headers) -> int | None:

@@ -49,6 +49,9 @@ END_TO_END = frozenset(
 )
 
 
+# What some upstreams take for the method instead of the request line's.
+DISGUISES = frozenset({b"x-http-method", b"x-http-method-override", b"x-method-override"})
+
 _match_name = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,256}").fullmatch
 _TEXT = bytes([0x09, *range(0x20, 0x7F), *range(0x80, 0x100)])
 _KINDS_KEPT = 1024
@@ -102,6 +105,11 @@ def replaced(headers: Headers, name: bytes, value: bytes) -> list[Header]:
     for index in reversed(places[1:]):
         del result[index]
     return result
+
+
+def disguises(headers: Headers) -> list[str]:
+    """The methods, in upper case, that a call claims to be beside the one that it is."""
+    return [value.decode("latin-1").strip().upper() for name, value in headers if name.lower() in DISGUISES]
 
 
 def members(headers: Headers, name: bytes) -> list[bytes]:

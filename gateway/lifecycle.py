@@ -161,7 +161,7 @@ class Lifecycle:
             conversation = fit.value.conversation(data)
             changing = found.may_change_state or found.names(fit.value.watched)
         else:
-            write = self._rules.writes(client.path, client.method, *forwarding.disguises(client.headers))
+            write = self._rules.writes(client.path, client.method, *h.disguises(client.headers))
             changing = write is not None
             conversation = write.value.conversation(write.parameters) if write is not None else None
         return Case(client, fit, call, found, conversation, changing, data, trail)

@@ -88,7 +88,7 @@ class Passage:
                 return
             if left is not None:
                 headers = h.replaced(headers, b"max-forwards", b"%d" % (left - 1))
-        disguises = forwarding.disguises(client.headers)
+        disguises = h.disguises(client.headers)
         write = self.rules.writes(client.path, client.method, *disguises)
         client.may_leave()
         if not client.has_body or await self._read_ahead(client, write is not None):

@@ -31,8 +31,7 @@ from typing import Any, cast
 
 import httpx
 
-from gateway.forwarding import disguises
-from gateway.headers import Header, Headers, Kinds, is_sound, text
+from gateway.headers import Header, Headers, Kinds, disguises, is_sound, text
 from gateway.reply_reader import CHUNKED, TOKEN, ReplyReader, options
 
 

@@ -14,8 +14,7 @@ from msgspec import Struct
 
 from gateway import headers as h
 from gateway.calls import Call, Change
-from gateway.forwarding import DISGUISES
-from gateway.headers import Headers
+from gateway.headers import DISGUISES, Headers
 from gateway.json_text import ObjectText
 from gateway.repairs.content_type import ContentType, is_json_or_mistaken
 from gateway.repairs.encoding import Encoding
