@@ -59,7 +59,7 @@ CUT_OFF = Told(200, "", "")
 @asynccontextmanager
 async def in_front_of(url: str, **to: Any) -> AsyncIterator[Running]:
     settings = UpstreamSettings.model_validate(
-        {"url": url, "connect_timeout": "1s", "read_timeout": "300ms", "write_timeout": "300ms", **to}
+        {"url": url, "connect_timeout": "600ms", "read_timeout": "300ms", "write_timeout": "300ms", **to}
     )
     async with gateway(url, wire=app.connect(settings)) as running:
         yield running
