@@ -18,8 +18,8 @@ import json
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import uvloop
 from starlette.types import Message, Scope
@@ -27,7 +27,7 @@ from starlette.types import Message, Scope
 from benchmarks import rig
 from gateway import app
 from gateway.config import Settings
-from gateway.headers import Header, Headers
+from gateway.headers import Fields, Header, Headers
 from gateway.stores.memory import MemoryStore
 
 JSON: list[Header] = [(b"content-type", b"application/json")]
@@ -41,7 +41,7 @@ FLAT = 10.0  # MiB that a table already full may still grow by
 class Answer:
     def __init__(self, status: int, headers: list[Header], body: bytes) -> None:
         self.status = status
-        self.headers = headers
+        self.headers = Fields(headers)
         self._body = body
 
     @property
@@ -71,6 +71,7 @@ class Upstream:
         headers: Headers,
         body: bytes | AsyncIterator[bytes] | None = None,
         *,
+        own: Headers = (),
         upgrade: bool = False,
         leaving: Callable[[], None] | None = None,
     ) -> Answer:
@@ -94,8 +95,11 @@ class Exchange:
     """What protocol.py offers beside ASGI."""
 
     target: bytes
+    headers: Fields
     task: asyncio.Task[None] | None
-    known: dict[str, Any] = field(default_factory=dict)
+    method: str = "PATCH"
+    version: str = "1.1"
+    address: str = "127.0.0.1"
     send: None = None  # so that the gateway uses ASGI's
     abandon: Callable[[], object] | None = None
     disconnected: bool = False
@@ -123,17 +127,16 @@ class Flood:
 
     async def call(self, conversation: str, caller: str, body: bytes) -> None:
         target = rig.path(conversation).encode()
-        scope: Scope = {
-            "type": "http",
-            "method": "PATCH",
-            "headers": [
+        headers = Fields(
+            [
                 (b"host", b"gateway.test"),
                 (b"authorization", b"Bearer " + caller.encode()),
                 (b"content-length", b"%d" % len(body)),
-            ],
-            "http_version": "1.1",
-            "client": ("127.0.0.1", 1),
-            "extensions": {"gateway": Exchange(target, asyncio.current_task())},
+            ]
+        )
+        scope: Scope = {
+            "type": "http",
+            "extensions": {"gateway": Exchange(target, headers, asyncio.current_task())},
         }
 
         async def receive() -> Message:

@@ -8,15 +8,15 @@ from typing import Any
 
 from msgspec import Struct
 
-from gateway.headers import Header
+from gateway.headers import Fields
 
 
 class Call(Struct, frozen=True):
-    """A matched call with its whole body, the headers those that go on to the next hop."""
+    """A matched call with its whole body, the headers those that go on to the next hop, but its id."""
 
     method: bytes
     target: bytes
-    headers: list[Header]
+    headers: Fields
     body: bytes
 
 

@@ -8,36 +8,40 @@ import asyncio
 import contextlib
 import itertools
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any, Protocol
 
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Send
 
 from gateway.errors import BodyTooLarge, GatewayError, InvalidReply, problem
 from gateway.forwarding import Hop, onward, sane_id
-from gateway.headers import Header, Headers
+from gateway.headers import Fields, Header, Headers, by_name
 from gateway.tunnel import Down
 
 
 class Exchange(Protocol):
     """
-    What protocol.py adds to ASGI: the request target as it came, what is known of these header fields from
-    the connection's last request, the task that serves the call, word of a client that left, and shortcuts
-    where a message is whole.
+    The request as protocol.py has read it, the task that serves it, word of a client that left, and shortcuts
+    past ASGI where a message is whole.
     """
 
+    method: str
     target: bytes
-    known: dict[str, Any]
+    version: str
+    headers: Fields
+    address: str
     task: asyncio.Task[None]
     abandon: Any
     disconnected: bool
     upgrade: bytes | None
 
+    async def receive(self) -> Message: ...
+
     async def send(self, message: Message) -> None: ...
 
     def whole_body(self) -> bytes | None: ...
 
-    def respond(self, status: int, headers: Headers, body: bytes) -> bool: ...
+    def respond(self, status: int, headers: Headers, body: bytes, own: Headers = ()) -> bool: ...
 
     def switch(self, headers: Headers) -> Down: ...
 
@@ -64,43 +68,31 @@ _ids = (f"{_start}{number:016x}" for _start in [secrets.token_hex(8)] for number
 class Downstream:
     """`fields` holds of each header field one line, for those of which there can't be several."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange: Exchange = scope["extensions"]["gateway"]
+    started = False
+    _ahead = b""
+    _whole = False
+
+    def __init__(self, exchange: Exchange, receive: Receive, send: Send) -> None:
         self.exchange = exchange
         self._receive = receive
         self._send = send
-        self.method: str = scope["method"]
+        self.method = exchange.method
         self.target = exchange.target
-        self.path = self.target.partition(b"?")[0]
-        self.headers: list[Header] = scope["headers"]
-        self._known = exchange.known
-        self.fields: dict[bytes, bytes] = self.once("fields", dict)
-        self.version: str = scope["http_version"]
-        client = scope["client"]
-        self.address: str = client[0] if client else ""
+        self.path = exchange.target.partition(b"?")[0]
+        self.headers = exchange.headers
+        self.fields = exchange.headers.once(by_name)
+        self.address = exchange.address
         given = self.fields.get(b"x-request-id")
         self.id = given.decode() if given is not None and sane_id(given) else next(_ids)
-        self.started = False
-        self._ahead = b""
-        self._whole = False
-
-    def once(self, what: str, of: Callable[[list[Header]], Any]) -> Any:
-        """What `of` makes of the header fields: made once, while a connection says the same ones."""
-        found = self._known.get(what)
-        if found is None:
-            found = self._known[what] = of(self.headers)
-        return found
+        self.own: list[Header] = [(b"x-request-id", self.id.encode())]  # goes with what goes onward
 
     @property
     def has_body(self) -> bool:
         return b"transfer-encoding" in self.fields or self.fields.get(b"content-length", b"0") != b"0"
 
-    def onward(self, hop: Hop) -> list[Header]:
+    def onward(self, hop: Hop) -> Fields:
         """The fields for the upstream, as forwarding.onward says."""
-        steady = self.once(
-            self.version, lambda headers: onward(headers, hop, self.address, self.version.encode())
-        )
-        return [*steady, (b"x-request-id", self.id.encode())]
+        return self.headers.once(onward, hop, self.address, self.exchange.version)
 
     def may_leave(self) -> None:
         """From here on the call is cancelled when the client leaves."""
@@ -196,15 +188,20 @@ class Downstream:
         piece: bytes = message.get("body", b"")
         return piece
 
-    async def relay(self, status: int, headers: Headers, body: Body, copy: Copy | None = None) -> None:
-        """Head and body as they come. An error in the body is raised: the client's reply stays cut off."""
+    async def relay(
+        self, status: int, headers: Headers, own: Headers, body: Body, copy: Copy | None = None
+    ) -> None:
+        """
+        Head and body as they come, `own` behind the headers. An error in the body is raised: the client's
+        reply stays cut off.
+        """
         whole = body.whole()
         if whole is not None:
             if copy is not None:
                 copy.add(whole)
-            await self.answer(status, headers, whole)
+            await self.answer(status, headers, whole, own)
             return
-        await self._start(status, headers)
+        await self._start(status, headers, own)
         while True:
             piece = b"" if body.ended else await body.read()
             if copy is not None:
@@ -215,25 +212,25 @@ class Downstream:
             if ended:
                 return
 
-    async def answer(self, status: int, headers: Headers, body: bytes) -> None:
+    async def answer(self, status: int, headers: Headers, body: bytes, own: Headers = ()) -> None:
         if self._send == self.exchange.send:
             try:
-                self.started = self.exchange.respond(status, headers, body)
+                self.started = self.exchange.respond(status, headers, body, own)
             except ValueError as error:
                 raise InvalidReply(str(error)) from error
             if self.started:
                 return
-        await self._start(status, headers)
+        await self._start(status, headers, own)
         await self._send({"type": "http.response.body", "body": body, "more_body": False})
 
-    async def _start(self, status: int, headers: Headers) -> None:
+    async def _start(self, status: int, headers: Headers, own: Headers) -> None:
         with _fields_that_can_be_sent():
-            await self._send({"type": "http.response.start", "status": status, "headers": headers})
+            await self._send({"type": "http.response.start", "status": status, "headers": [*headers, *own]})
         self.started = True
 
     async def refuse(self, error: GatewayError, headers: Headers = ()) -> None:
         status, own, body = problem(error, self.id)
-        await self.answer(status, [*own, *headers], body)
+        await self.answer(status, own, body, headers)
 
 
 @contextlib.contextmanager

@@ -18,8 +18,10 @@ from email.utils import formatdate
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+from msgspec import Struct
+
 from gateway.errors import GatewayError, MethodNotAllowed, problem
-from gateway.headers import Header, Kinds, first, is_sound
+from gateway.headers import Fields, Header, Headers, Kinds, first, is_sound
 from gateway.http1 import CHUNKED, RequestHead
 from gateway.pace import Pace
 
@@ -71,8 +73,11 @@ class Exchange:
     _waiter: asyncio.Future[None] | None = None
 
     def __init__(self, connection: DownstreamProtocol, head: RequestHead) -> None:
+        self.method = head.method.decode("ascii")
         self.target = head.target
-        self.known = head.known
+        self.version = "1.1" if head.minor else "1.0"
+        self.headers = head.headers
+        self.address = connection.address
         self.upgrade = head.upgrade
         self.client_stays = self.keep_alive = head.keep_alive
         self.expecting = head.expect_continue
@@ -129,16 +134,16 @@ class Exchange:
         else:
             raise RuntimeError(f"an ASGI message of type {kind!r}")
 
-    def respond(self, status: int, headers: Iterable[Header], body: bytes) -> bool:
+    def respond(self, status: int, headers: Headers, body: bytes, own: Headers = ()) -> bool:
         """
-        A whole reply in one call, the shortest way. False, and nothing is done, while the client does not
-        take what was written before: then `send` waits for it.
+        A whole reply in one call, the shortest way; `own` are further fields, none of which frames it. False,
+        and nothing is done, while the client does not take what was written before: then `send` waits for it.
         """
         if self._connection.write_paused:
             return False
         if not self._has_client():
             raise ClientDisconnected("the client has gone")
-        self._start(status, headers)
+        self._start(status, headers, own)
         self._write(body, False)
         return True
 
@@ -249,49 +254,30 @@ class Exchange:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    def _start(self, status: int, headers: Iterable[Header]) -> None:
+    def _start(self, status: int, headers: Iterable[Header], own: Headers = ()) -> None:
         if self.started:
             raise RuntimeError("the reply has been started before")
         if not 200 <= status <= 999:
             raise ValueError(f"{status} is not the status of a final reply")
-        lines = [STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status]
-        count = 1
-        length: int | None = None
-        dated = False
         # RFC 9110 section 8.6: a 204 has no length, and a 304's would be that of the reply it stands for.
-        sizeless = status in (204, 304)
-        for name, value in headers:
-            kind = _KINDS[name]
-            if kind:
-                if kind == _LENGTH:
-                    if length is not None or _match_length(value) is None:
-                        raise ValueError("the reply's Content-Length is repeated or not a number")
-                    length = int(value)
-                    if sizeless:
-                        continue
-                elif kind == _CODING:
-                    continue  # of this hop: the framing below decides
-                elif kind == _DATE:
-                    dated = True
-                elif _search_close(value):
-                    self.keep_alive = False
-                    if value.lower() == b"close":
-                        continue
-            lines += (name, b": ", value, b"\r\n")
-            count += 1
-        if not dated:
-            lines.append(date_line(int(time.time())))
-            count += 1
+        sizeless = status == 204 or status == 304
+        lines = headers.once(_lines, sizeless) if isinstance(headers, Fields) else _lines(headers, sizeless)
+        head = (STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status) + lines.text
+        if own:
+            head += _checked(b"\r\n".join([*map(b": ".join, own), b""]), len(own))
+        if lines.closes:
+            self.keep_alive = False
+        if not lines.dated:
+            head += date_line(int(time.time()))
         if sizeless or self._bodiless:
             self._framing = _NO_BODY
-        elif length is not None:
-            self._framing = length
+        elif lines.length is not None:
+            self._framing = lines.length
         else:
             self._framing = self._lengthless
             if self._framing == CHUNKED:
-                lines.append(b"transfer-encoding: chunked\r\n")
-                count += 1
-        self._head = _checked(b"".join(lines), count)
+                head += b"transfer-encoding: chunked\r\n"
+        self._head = head
         self.started = True
 
     def _write(self, body: bytes, more: bool) -> None:
@@ -386,6 +372,42 @@ class DuplexStream:
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+
+class _Lines(Struct, frozen=True):
+    """A reply's header fields as they are written, and what they say of it."""
+
+    text: bytes
+    length: int | None
+    dated: bool
+    closes: bool
+
+
+def _lines(headers: Iterable[Header], sizeless: bool) -> _Lines:
+    lines: list[bytes] = []
+    count = 0
+    length: int | None = None
+    dated = closes = False
+    for name, value in headers:
+        kind = _KINDS[name]
+        if kind:
+            if kind == _LENGTH:
+                if length is not None or _match_length(value) is None:
+                    raise ValueError("the reply's Content-Length is repeated or not a number")
+                length = int(value)
+                if sizeless:
+                    continue
+            elif kind == _CODING:
+                continue  # of this hop: the framing decides
+            elif kind == _DATE:
+                dated = True
+            elif _search_close(value):
+                closes = True
+                if value.lower() == b"close":
+                    continue
+        lines += (name, b": ", value, b"\r\n")
+        count += 1
+    return _Lines(_checked(b"".join(lines), count), length, dated, closes)
 
 
 def _checked(head: bytes, lines: int) -> bytes:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from gateway.calls import Call, Change
 from gateway.errors import BodyTooLarge, GatewayError
-from gateway.headers import Header
+from gateway.headers import Fields, Header
 from gateway.repairs import diagnose, rewrite
 from gateway.rules import Rules
 
@@ -39,11 +39,11 @@ def explain(
 ) -> Explanation:
     """`target` as it is on the wire; `state`: what the look-up is taken to find, None if unknown."""
     raw = target.encode("ascii")
-    call = Call(method.encode(), raw, list(headers), body)
-    fit = rules.match(method, raw.partition(b"?")[0])
-    if fit is None:
+    call = Call(method.encode(), raw, Fields(headers), body)
+    place = rules.match(method, raw.partition(b"?")[0])
+    if place is None:
         return Explanation(None, None, call, reason="no rule matches: carried through untouched")
-    rule = fit.value
+    rule = place.rule
     try:
         if len(body) > max_body:
             raise BodyTooLarge(f"the body has {len(body)} bytes, limits.max_body is {max_body}")
@@ -52,7 +52,7 @@ def explain(
         return Explanation(rule.name, rule.mode, call, refused=error)
     if found.sound:
         return Explanation(rule.name, rule.mode, call, reason=found.reason)
-    looks_up = tuple(want.fill.source.filled(fit.parameters).decode() for want in found.wants)
+    looks_up = tuple(place.spots[want.fill.field].target.decode() for want in found.wants)
     values: dict[str, tuple[str, Change]] = {}
     reason = found.unfilled
     for want in found.wants:

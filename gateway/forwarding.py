@@ -8,7 +8,7 @@ import ipaddress
 from dataclasses import dataclass
 
 from gateway import headers as h
-from gateway.headers import Header, Headers
+from gateway.headers import Fields, Header, Headers
 
 # What a client says about the hops before it: believed only from a configured proxy.
 FORWARDING = frozenset(
@@ -50,7 +50,7 @@ NOT_LOOKED_UP_WITH = h.DISGUISES | frozenset(
 _ID = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~:/+=@")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Hop:
     """This gateway as others see it. `via` is its member of Via, without the protocol version."""
 
@@ -84,7 +84,7 @@ def forwards_left(headers: Headers) -> int | None:
     return int(value.lstrip(b"0")[:9] or b"0")
 
 
-def onward(headers: Headers, hop: Hop, address: str, version: bytes) -> list[Header]:
+def onward(headers: Headers, hop: Hop, address: str, version: str) -> Fields:
     """
     The fields for the upstream but the request's id, framing left to whoever writes the body. `hop.host`
     replaces Host (None keeps the client's); `address` is the peer's, `version` the protocol that the request
@@ -125,29 +125,23 @@ def onward(headers: Headers, hop: Hop, address: str, version: bytes) -> list[Hea
         result.append((b"x-forwarded-proto", b"http"))
     if not trusted or h.first(headers, b"x-forwarded-host") is None:
         result.append((b"x-forwarded-host", host))
-    via.append(b"%s %s" % (version, hop.via))
+    via.append(b"%s %s" % (version.encode(), hop.via))
     result.append((b"via", b", ".join(via)))
-    return result
+    return Fields(result)
 
 
-def back(headers: Headers, mine: Headers, request_id: str) -> list[Header]:
-    """The reply's fields for the client, with the gateway's own: nobody else speaks in its name."""
-    result: list[Header] = []
-    named = identified = False
-    for pair in headers:
-        name = pair[0]
-        if name not in NOT_BACK:
-            result.append(pair)
-            if name == b"x-request-id":
-                identified = True
-        elif name == b"connection" and pair[1] != b"keep-alive":
-            named = True
-    if named:
-        result = h.without(result, h.nominated(headers))
-    result.extend(mine)
-    if mine and h.first(headers, b"access-control-allow-origin") is not None:
+def back(headers: Headers) -> Fields:
+    """The reply's fields for the client. Nobody else speaks in the gateway's name."""
+    return h.without(headers, NOT_BACK | h.nominated(headers))
+
+
+def own(headers: Fields, mine: Headers, request_id: str) -> list[Header]:
+    """The gateway's own fields, to go with a reply's that has these."""
+    names = headers.once(h.by_name)
+    result = list(mine)
+    if mine and b"access-control-allow-origin" in names:
         result.append((b"access-control-expose-headers", b"gateway-rewrite, server-timing, x-request-id"))
-    if not identified:
+    if b"x-request-id" not in names:
         result.append((b"x-request-id", request_id.encode()))
     return result
 

@@ -7,11 +7,36 @@ Names are lower-case, order and repeats are kept, values are never decoded. Pure
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from typing import TypeAlias
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeAlias, TypeVar, TypeVarTuple
 
 Header: TypeAlias = tuple[bytes, bytes]
 Headers: TypeAlias = Sequence[Header]
+Given = TypeVarTuple("Given")
+Made = TypeVar("Made")
+
+
+class Fields(list[Header]):
+    """
+    Header fields that nobody changes any more, so that what is made of them is made once. A connection
+    that says the same fields again gives the same object again.
+    """
+
+    __slots__ = ("_made",)
+
+    def __init__(self, fields: Iterable[Header] = ()) -> None:
+        super().__init__(fields)
+        self._made: dict[Any, Any] = {}
+
+    def once(self, make: Callable[[Fields, *Given], Made], *given: *Given) -> Made:
+        """What `make` makes of the fields and of what else is `given`: a few values, always the same."""
+        key = (make, given)
+        try:
+            made: Made = self._made[key]
+        except KeyError:
+            made = self._made[key] = make(self, *given)
+        return made
+
 
 # RFC 9110 section 7.6.1: these never cross an intermediary, named by Connection or not.
 HOP_BY_HOP = frozenset(
@@ -78,6 +103,20 @@ def is_sound(head: bytes, lines: int) -> bool:
     return head.translate(None, _TEXT) == b"\r\n" * lines
 
 
+def without_length(headers: Headers) -> Fields:
+    """Whoever writes the body says how long it is."""
+    return without(headers, {b"content-length"})
+
+
+def chunked(headers: Headers) -> Fields:
+    return Fields([*headers, (b"transfer-encoding", b"chunked")])
+
+
+def by_name(headers: Headers) -> dict[bytes, bytes]:
+    """Of each field one line, for those of which there can't be several."""
+    return dict(headers)
+
+
 def first(headers: Headers, name: bytes) -> bytes | None:
     for key, value in headers:
         if key == name:
@@ -89,14 +128,14 @@ def every(headers: Headers, name: bytes) -> list[bytes]:
     return [value for key, value in headers if key == name]
 
 
-def without(headers: Headers, names: Iterable[bytes]) -> list[Header]:
+def without(headers: Headers, names: Iterable[bytes]) -> Fields:
     unwanted = names if isinstance(names, frozenset | set) else frozenset(names)
-    return [pair for pair in headers if pair[0] not in unwanted]
+    return Fields([pair for pair in headers if pair[0] not in unwanted])
 
 
-def replaced(headers: Headers, name: bytes, value: bytes) -> list[Header]:
+def replaced(headers: Headers, name: bytes, value: bytes) -> Fields:
     """The value at the place of the first such field, the others dropped; at the end where there was none."""
-    result = list(headers)
+    result = Fields(headers)
     places = [index for index, pair in enumerate(result) if pair[0] == name]
     if not places:
         result.append((name, value))
@@ -127,13 +166,13 @@ def nominated(headers: Headers) -> set[bytes]:
     return {name.lower() for name in members(headers, b"connection")}
 
 
-def end_to_end(headers: Headers) -> list[Header]:
+def end_to_end(headers: Headers) -> Fields:
     """What goes on to the next hop: hop-by-hop fields and those that Connection names are dropped."""
     named = nominated(headers) - {b"close", b"keep-alive", b"upgrade", b"te"}
     if named:
         unwanted = HOP_BY_HOP | named
-        return [pair for pair in headers if pair[0] not in unwanted]
-    return [pair for pair in headers if pair[0] not in HOP_BY_HOP]
+        return without(headers, unwanted)
+    return without(headers, HOP_BY_HOP)
 
 
 def media_type(value: bytes) -> tuple[bytes, dict[bytes, bytes]]:

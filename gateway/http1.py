@@ -11,7 +11,7 @@ import ipaddress
 import re
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Final
+from typing import Final
 
 from msgspec import Struct
 
@@ -26,7 +26,7 @@ from gateway.errors import (
     TargetTooLong,
     VersionNotSupported,
 )
-from gateway.headers import END_TO_END, Header, text
+from gateway.headers import END_TO_END, Fields, text
 
 CHUNKED: Final = -1
 MAX_BLANK_LINES: Final = 8
@@ -109,13 +109,12 @@ class RequestHead(Struct, frozen=True):
     method: bytes
     target: bytes  # origin form or "*"
     minor: int  # of HTTP/1.x: 0 or 1, whatever higher one the client claims (RFC 9110 section 2.5)
-    headers: list[Header]
+    headers: Fields
     length: int  # of the body; CHUNKED where only its end will tell
     keep_alive: bool
     expect_continue: bool
     upgrade: bytes | None  # the protocol offered, in lower case
     block: bytes  # the fields as they came, to tell the next that are the same by; else empty
-    known: dict[str, Any]  # what was made of these fields already, on this connection
 
 
 def parse_head(data: bytes, limits: HeadLimits, last: RequestHead | None = None) -> RequestHead:
@@ -143,7 +142,6 @@ def parse_head(data: bytes, limits: HeadLimits, last: RequestHead | None = None)
                     last.expect_continue,
                     last.upgrade,
                     block,
-                    last.known,
                 )
     match = _match_head(data)
     if match is None:
@@ -225,7 +223,7 @@ def parse_head(data: bytes, limits: HeadLimits, last: RequestHead | None = None)
     expects = bool(expectation) and minor == 1 and size != 0
     if len(block) > _BLOCK_KEPT:
         block = b""
-    return RequestHead(method, target, minor, headers, size, keep_alive, expects, offered, block, {})
+    return RequestHead(method, target, minor, Fields(headers), size, keep_alive, expects, offered, block)
 
 
 def refuse_hopeless(data: bytes, seen: int, limits: HeadLimits) -> None:

@@ -10,17 +10,18 @@ from typing import Any
 
 import httpx
 
-from gateway.headers import Header, Headers
+from gateway.headers import Fields, Headers
 
 # Transfer-Encoding stays, for an upstream that speaks HTTP/1.1 after all: for the others httpcore drops it.
 CONNECTION = frozenset({b"connection", b"upgrade"})
+FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 
 
 class HttpxReply:
     def __init__(self, response: httpx.Response, closing: set[asyncio.Task[None]]) -> None:
         assert isinstance(response.stream, httpx.AsyncByteStream)
         self.status = response.status_code
-        self.headers: list[Header] = [(name.lower(), value) for name, value in response.headers.raw]
+        self.headers = Fields((name.lower(), value) for name, value in response.headers.raw)
         self._stream = response.stream
         self._pieces = aiter(response.stream)
         self._closing = closing
@@ -62,6 +63,7 @@ class HttpxWire:
         headers: Headers,
         body: bytes | AsyncIterator[bytes] | None = None,
         *,
+        own: Headers = (),
         upgrade: bool = False,
         leaving: Callable[[], None] | None = None,
     ) -> HttpxReply:
@@ -69,10 +71,13 @@ class HttpxWire:
         extensions: dict[str, Any] = {"target": target, "timeout": self._timeouts}
         if leaving is not None:
             extensions["trace"] = _at_the_head(leaving)
+        fields = [pair for pair in (*headers, *own) if pair[0] not in CONNECTION]
+        if isinstance(body, bytes) and FRAMING.isdisjoint(name for name, _ in fields):
+            fields.append((b"content-length", b"%d" % len(body)))
         request = httpx.Request(
             method.decode(),
             self._origin,
-            headers=[pair for pair in headers if pair[0] not in CONNECTION],
+            headers=fields,
             stream=_Stream(body),
             # With the target as it came: httpx would normalise a URL's path.
             extensions=extensions,

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
 from msgspec import Struct
@@ -23,7 +23,7 @@ from gateway.audit import Audit
 from gateway.calls import Call, Change
 from gateway.credentials import Credentials
 from gateway.deadline import Deadline
-from gateway.downstream import ClientGone, Copy, Downstream
+from gateway.downstream import ClientGone, Copy, Downstream, Exchange
 from gateway.errors import (
     DeadlineExceeded,
     GatewayError,
@@ -37,10 +37,9 @@ from gateway.forwarding import Hop
 from gateway.order import Order, Turn
 from gateway.passage import Passage
 from gateway.repairs import Diagnosis, Fill, diagnose, rewrite
-from gateway.rules import Rule, Rules
+from gateway.rules import Place, Rules
 from gateway.states import Answers, Ask, LookupRefused, States, is_json, parsed
 from gateway.stores import Key
-from gateway.templates import Fit, decoded
 from gateway.trail import Trail, what_changed
 from gateway.upstream import Reply, Upstream
 
@@ -58,17 +57,17 @@ class Case(Struct, frozen=True):
     """
 
     client: Downstream
-    fit: Fit[Rule]
+    place: Place
     call: Call
     found: Diagnosis
     conversation: str | None
     changing: bool
-    data: dict[str, str]
     trail: Trail
 
     def ask(self, fill: Fill, since: float) -> Ask:
-        key = Key(self.conversation or "", fill.source.filled(self.fit.parameters), self.trail.credential)
-        return Ask(fill, key, self.data, self.call.headers, since)
+        spot = self.place.spots[fill.field]
+        key = Key(self.conversation or "", spot.target, self.trail.credential)
+        return Ask(spot, key, self.call.headers, self.client.own, since)
 
 
 class Stale(Exception):
@@ -107,15 +106,21 @@ class Lifecycle:
         self._deadline = Deadline(deadline)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        client = Downstream(scope, receive, send)
+        await self._call(Downstream(scope["extensions"]["gateway"], receive, send))
+
+    def serve(self, exchange: Exchange) -> Coroutine[Any, Any, None]:
+        """The same without ASGI, whose messages most calls can do without."""
+        return self._call(Downstream(exchange, exchange.receive, exchange.send))
+
+    async def _call(self, client: Downstream) -> None:
         try:
             if b"via" in client.fields and forwarding.looped(client.headers, self._hop):
                 raise LoopDetected("its Via field names this gateway")
-            fit = self._rules.match(client.method, client.path)  # match
-            if fit is None:
+            place = self._rules.match(client.method, client.path)  # match
+            if place is None:
                 await self._passage.carry(client)
             else:
-                await self._live(client, fit)
+                await self._live(client, place)
         except GatewayError as error:
             self._counts[f"refused_{error.slug()}"] += 1
             if client.started:
@@ -124,16 +129,16 @@ class Lifecycle:
         except ClientGone:
             self._counts["clients_gone"] += 1
 
-    async def _live(self, client: Downstream, fit: Fit[Rule]) -> None:
-        trail = Trail(client, fit.value, client.once("credential", self._credentials.of), self._clock())
+    async def _live(self, client: Downstream, place: Place) -> None:
+        trail = Trail(client, place.rule, client.headers.once(self._credentials.of), self._clock())
         try:
             with self._deadline.begin(client.exchange.task):
                 client.may_leave()
-                case = await self._read(client, fit, trail)
+                case = await self._read(client, place, trail)
                 if case.found.sound:
                     reply = await self._untouched(case, case.found.reason)
                 else:
-                    reply = await MODES[fit.value.mode](self, case)
+                    reply = await MODES[place.rule.mode](self, case)
             with reply:
                 await self._relay(case, reply)
         except LookupRefused as refused:
@@ -149,22 +154,19 @@ class Lifecycle:
             self._counts["calls_matched"] += 1
             trail.ended(self._audit, self._clock())
 
-    async def _read(self, client: Downstream, fit: Fit[Rule], trail: Trail) -> Case:
+    async def _read(self, client: Downstream, place: Place, trail: Trail) -> Case:
+        rule = place.rule
         body = await client.read(self._max_body)  # read
-        headers = client.onward(self._hop)
-        if client.has_body and h.first(headers, b"content-length") is None:
-            headers.append((b"content-length", b"%d" % len(body)))  # it came chunked, and is whole by now
-        call = Call(client.method.encode(), client.target, headers, body)
-        found = diagnose(call, fit.value.repairs)  # diagnose
-        data = {name: decoded(segment) for name, segment in fit.parameters.items()}
-        if fit.value.fills:
-            conversation = fit.value.conversation(data)
-            changing = found.may_change_state or found.names(fit.value.watched)
+        call = Call(client.method.encode(), client.target, client.onward(self._hop), body)
+        found = diagnose(call, rule.repairs)  # diagnose
+        conversation = place.conversation
+        if rule.fills:
+            changing = found.may_change_state or found.names(rule.watched)
         else:
             write = self._rules.writes(client.path, client.method, *h.disguises(client.headers))
             changing = write is not None
             conversation = write.value.conversation(write.parameters) if write is not None else None
-        return Case(client, fit, call, found, conversation, changing, data, trail)
+        return Case(client, place, call, found, conversation, changing, trail)
 
     # --- the modes
 
@@ -237,7 +239,7 @@ class Lifecycle:
         try:
             return await self._answers(self._asks(case))
         except (LookupRefused, UpstreamError, LookupFailed) as error:
-            if not case.fit.value.forwards_unfilled:
+            if not case.place.rule.forwards_unfilled:
                 raise
             return Answers({}, "lookup-refused" if isinstance(error, LookupRefused) else "lookup-failed")
         finally:
@@ -329,8 +331,9 @@ class Lifecycle:
         accepted = False
         began = self._clock()
         try:
+            body = call.body or (b"" if case.client.has_body else None)
             reply = await self._upstream.send(
-                call.method, call.target, call.headers, call.body, leaving=leaving
+                call.method, call.target, call.headers, body, own=case.client.own, leaving=leaving
             )
             accepted = 200 <= reply.status < 300
             if accepted:
@@ -376,11 +379,11 @@ class Lifecycle:
         trail, client = case.trail, case.client
         trail.status = reply.status
         filled = any(change.repair == "fill" for change in trail.changes)
-        copy = Copy(HELD) if filled and is_json(reply.headers) else None
+        headers = reply.headers
+        copy = Copy(HELD) if filled and headers.once(is_json) else None
         client.may_leave()
-        await client.relay(
-            reply.status, forwarding.back(reply.headers, trail.headers(), client.id), reply, copy
-        )
+        own = forwarding.own(headers, trail.headers(), client.id)
+        await client.relay(reply.status, headers.once(forwarding.back), own, reply, copy)
         if copy is not None and copy.body and contradicted(case, copy.body):
             trail.conflict = True
             self._counts["conflicts"] += 1
@@ -390,8 +393,8 @@ class Lifecycle:
         refusal = refused.refusal
         trail.status = refusal.status
         trail.rejects(self._audit, "lookup-refused")
-        headers = forwarding.back(refusal.headers, trail.headers(), trail.client.id)
-        await trail.client.answer(refusal.status, headers, refusal.body)
+        own = forwarding.own(refusal.headers, trail.headers(), trail.client.id)
+        await trail.client.answer(refusal.status, forwarding.back(refusal.headers), refusal.body, own)
 
     async def _refuse(self, trail: Trail, error: GatewayError) -> None:
         trail.rejects(self._audit, error.slug())
@@ -415,7 +418,7 @@ def contradicted(case: Case, body: bytes) -> bool:
     }
     for want in case.found.wants:
         value = filled.get(want.fill.field)
-        if value is not None and want.fill.contradicted(reply, value, case.data):
+        if value is not None and want.fill.contradicted(reply, value, case.place.data):
             return True
     return False
 

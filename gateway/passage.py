@@ -21,7 +21,7 @@ from gateway.credentials import Credentials
 from gateway.downstream import Copy, Downstream
 from gateway.errors import MethodNotAllowed, PoolExhausted
 from gateway.forwarding import Hop
-from gateway.headers import Header
+from gateway.headers import Fields
 from gateway.order import Order
 from gateway.rules import Rules, Write, identity
 from gateway.states import States, is_json
@@ -103,7 +103,7 @@ class Passage:
         return await (client.read_ahead(self.max_body) if write else client.read_ahead(AHEAD, PATIENCE))
 
     async def _forward(
-        self, client: Downstream, write: Fit[Write] | None, headers: list[Header], disguised: bool
+        self, client: Downstream, write: Fit[Write] | None, headers: Fields, disguised: bool
     ) -> None:
         if write is not None:
             await self._write(client, write, headers)
@@ -113,7 +113,7 @@ class Passage:
             key = Key(
                 identity(decoded(read.parameters[read.value.conversation])),
                 client.target,
-                client.once("credential", self.credentials.of),
+                client.headers.once(self.credentials.of),
             )
             await self._read(client, key, headers)
             return
@@ -123,16 +123,19 @@ class Passage:
         with await self._sent(client, headers) as reply:
             await self._relay(client, reply)
 
-    async def _upgrade(self, client: Downstream, protocol: bytes, headers: list[Header]) -> None:
-        headers += [(b"connection", b"upgrade"), (b"upgrade", protocol)]
-        with await self.upstream.send(client.method.encode(), client.target, headers, upgrade=True) as reply:
+    async def _upgrade(self, client: Downstream, protocol: bytes, headers: Fields) -> None:
+        own = [*client.own, (b"connection", b"upgrade"), (b"upgrade", protocol)]
+        method = client.method.encode()
+        with await self.upstream.send(method, client.target, headers, own=own, upgrade=True) as reply:
             if reply.status == 101:
-                down = client.switch(forwarding.back(reply.headers, (), client.id))
+                down = client.switch(
+                    [*forwarding.back(reply.headers), *forwarding.own(reply.headers, (), client.id)]
+                )
                 await tunnel.join(down, reply, self.tunnel_idle)
             else:
                 await self._relay(client, reply)
 
-    async def _write(self, client: Downstream, write: Fit[Write], headers: list[Header]) -> None:
+    async def _write(self, client: Downstream, write: Fit[Write], headers: Fields) -> None:
         conversation = write.value.conversation(write.parameters)
         with await self.order.take(conversation, changing=True):
             await self.states.forget(conversation)
@@ -144,12 +147,12 @@ class Passage:
             client.may_leave()
             await self._relay(client, reply)
 
-    async def _read(self, client: Downstream, key: Key, headers: list[Header]) -> None:
+    async def _read(self, client: Downstream, key: Key, headers: Fields) -> None:
         started = self.clock()
         lease = await self.states.lease(key.conversation)
         with await self._sent(client, headers) as reply:
             coding = h.first(reply.headers, b"content-encoding")
-            learnable = reply.status == 200 and is_json(reply.headers) and coding in LEARNABLE_CODINGS
+            learnable = reply.status == 200 and reply.headers.once(is_json) and coding in LEARNABLE_CODINGS
             copy = Copy(self.max_body) if learnable else None
             await self._relay(client, reply, copy)
         if copy is not None and copy.body:
@@ -158,15 +161,19 @@ class Passage:
             await self.states.learn(key, Reading(copy.body, started, lease, etag, learned=True), coding)
 
     async def _sent(
-        self, client: Downstream, headers: list[Header], leaving: Callable[[], None] | None = None
+        self, client: Downstream, headers: Fields, leaving: Callable[[], None] | None = None
     ) -> Reply:
         body = client.body() if client.has_body else None
         if body is not None and h.first(headers, b"content-length") is None:
-            headers = [*headers, (b"transfer-encoding", b"chunked")]
-        return await self.upstream.send(client.method.encode(), client.target, headers, body, leaving=leaving)
+            headers = headers.once(h.chunked)
+        return await self.upstream.send(
+            client.method.encode(), client.target, headers, body, own=client.own, leaving=leaving
+        )
 
     async def _relay(self, client: Downstream, reply: Reply, copy: Copy | None = None) -> None:
-        await client.relay(reply.status, forwarding.back(reply.headers, (), client.id), reply, copy)
+        headers = reply.headers
+        own = forwarding.own(headers, (), client.id)
+        await client.relay(reply.status, headers.once(forwarding.back), own, reply, copy)
 
     async def _end_here(self, client: Downstream) -> None:
         """RFC 9110 sections 7.6.2 and 9.3.8."""

@@ -120,6 +120,7 @@ class DownstreamProtocol(asyncio.Protocol):
         "_paused",
         "_remaining",
         "_scheme",
+        "_serve",
         "_server",
         "_server_state",
         "_state",
@@ -133,6 +134,7 @@ class DownstreamProtocol(asyncio.Protocol):
         "_untaken_until",
         "_write_deadline",
         "_writers",
+        "address",
         "gone",
         "loop",
         "tasks",
@@ -148,6 +150,7 @@ class DownstreamProtocol(asyncio.Protocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         self._app = cast(App, config.loaded_app)
+        self._serve = getattr(self._app, "serve", None)
         self._app_state = app_state
         self._server_state = server_state
         self._connections: set[Any] = server_state.connections
@@ -185,6 +188,7 @@ class DownstreamProtocol(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
         self._client = _address(transport, "peername")
+        self.address = self._client[0] if self._client else ""
         self._server = _address(transport, "sockname")
         self._scheme = "https" if transport.get_extra_info("sslcontext") else "http"
         if len(self._connections) >= self.limits.max_connections:
@@ -423,8 +427,11 @@ class DownstreamProtocol(asyncio.Protocol):
         # Where many bodies end at once, so many more are in flight than max_in_flight.
         most = self.limits.max_in_flight
         if len(self.tasks) - min(self.stats.awaiting, AWAITED * most) < most:
-            scope = self._scope(head, exchange)
-            task = exchange.task = self.loop.create_task(self._app(scope, exchange.receive, exchange.send))
+            if self._serve is None:
+                life = self._app(self._scope(head, exchange), exchange.receive, exchange.send)
+            else:
+                life = self._serve(exchange)
+            task = exchange.task = self.loop.create_task(life)
             self.tasks.add(task)
             task.add_done_callback(exchange.finished)
         else:

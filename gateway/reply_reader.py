@@ -10,7 +10,7 @@ from typing import Protocol
 import httptools
 import httpx
 
-from gateway.headers import Header, text
+from gateway.headers import Fields, text
 
 LENGTH = re.compile(rb"[0-9]{1,18}")  # below 2**63 in every implementation
 
@@ -27,6 +27,7 @@ split_fields = re.compile(rb"([^:\r]++):([^\r]*+)\r\n").findall
 BARE_LINE_END = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)")
 # Where a chunked message stops: an empty line that follows a line, and nothing behind it.
 CLEAN_END = re.compile(rb"[^\r\n]\r\n\r\n\Z")
+HEAD_KEPT = 4096  # bytes of a head that is compared with the next
 FRAMING = frozenset({b"content-length", b"transfer-encoding", b"connection"})
 
 
@@ -56,6 +57,8 @@ class ReplyReader:
         self._surplus = False
         self._overhead = 0
         self._tail = b""
+        self._last_head = b""
+        self._last: tuple[int, bytes, Fields, int, bool] = (0, b"", Fields(), 0, False)
 
     def expect(self, head_only: bool, upgrade: bool) -> None:
         self._head_only = head_only
@@ -104,6 +107,9 @@ class ReplyReader:
             self._feed_body(data)
 
     def _read_head(self, head: bytes) -> None:
+        if head == self._last_head:
+            self._begin(*self._last)
+            return
         line = STATUS_LINE.match(head)
         if line is None:
             raise httpx.RemoteProtocolError(f"not a status line: {text(head[:80])}")
@@ -111,7 +117,7 @@ class ReplyReader:
             raise httpx.RemoteProtocolError("the reply's head is not made of header fields")
         status = int(line[2])
         # A trailer is not a header (RFC 9110 section 6.5.1): these are all there will be.
-        headers = [(name.lower(), value.strip()) for name, value in split_fields(head, line.end())]
+        headers = Fields((name.lower(), value.strip()) for name, value in split_fields(head, line.end()))
         if len(headers) > self._max_headers:
             raise httpx.RemoteProtocolError(f"the reply has more than {self._max_headers} fields")
 
@@ -148,17 +154,24 @@ class ReplyReader:
                 return
             if not self._upgrade:
                 raise httpx.RemoteProtocolError("the upstream switched protocols unasked")
-        elif self._head_only or status == 204 or status == 304:
-            left = 0
-        self.headed = True
-        self._left = left
-        self._keep = keep and not closing
-        if left == CHUNKED:
+        elif left == CHUNKED and not self._bodiless(status):
             self._chunks = parser
             self._complete = self._surplus = False
             self._overhead = 0
             self._tail = b""
-        self._sink.replied(status, line[3] or b"", headers)
+        elif left != CHUNKED and len(head) <= HEAD_KEPT:
+            # Most upstreams say the same until the second is over: Date changes then.
+            self._last_head, self._last = head, (status, line[3] or b"", headers, left, keep and not closing)
+        self._begin(status, line[3] or b"", headers, left, keep and not closing)
+
+    def _bodiless(self, status: int) -> bool:
+        return self._head_only or status == 204 or status == 304
+
+    def _begin(self, status: int, reason: bytes, headers: Fields, left: int, keep: bool) -> None:
+        self.headed = True
+        self._left = 0 if self._bodiless(status) else left
+        self._keep = keep
+        self._sink.replied(status, reason, headers)
 
     def _feed_body(self, data: bytes) -> None:
         left = self._left
@@ -207,6 +220,6 @@ class ReplyReader:
 
 
 class Sink(Protocol):
-    def replied(self, status: int, reason: bytes, headers: list[Header]) -> None: ...
+    def replied(self, status: int, reason: bytes, headers: Fields) -> None: ...
     def received(self, piece: bytes) -> None: ...
     def ended(self, keep: bool) -> None: ...

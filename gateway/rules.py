@@ -6,7 +6,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from gateway import repairs, templates
 from gateway.repairs import Fill, Repair
@@ -14,6 +17,9 @@ from gateway.templates import Fit, Routes, decoded
 
 if TYPE_CHECKING:
     from gateway.config import RuleSettings
+
+PATHS_KEPT = 1024
+PATH_KEPT = 256  # bytes: a longer one is read each time
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +45,6 @@ class Rule:
             filled.difference(fill.field for fill in fills),
         )
 
-    def conversation(self, data: dict[str, str]) -> str | None:
-        """The conversation that a call is about; None for a rule that fills nothing."""
-        return identity(data[self.fills[0].conversation]) if self.fills else None
-
 
 def identity(name: str) -> str:
     """
@@ -50,6 +52,46 @@ def identity(name: str) -> str:
     tells apart share their order and are forgotten together, which costs a look-up and harms nothing.
     """
     return name.casefold()
+
+
+class Spot(Struct, frozen=True):
+    """
+    A fill at one path: the GET that it needs, and whose value it is, for all callers and by whichever path.
+    `which` tells one value of a reply from another, and `data` has the path's parameters, decoded.
+    """
+
+    fill: Fill
+    target: bytes
+    data: dict[str, str]
+    subject: tuple[str, ...]
+    which: tuple[str, ...]
+
+    @classmethod
+    def of(cls, fill: Fill, parameters: dict[str, bytes], data: dict[str, str]) -> Spot:
+        named = (fill.conversation, *fill.subject)
+        subject = (fill.field, *[identity(data[name]) for name in named])
+        return cls(fill, fill.source.filled(parameters), data, subject, (fill.select, *data.values()))
+
+
+class Place(Struct, frozen=True):
+    """
+    A rule at one path: all that the path says, read once. `conversation` is what a call to it is about, None
+    where the rule fills nothing; `spots` has the rule's fills by their fields.
+    """
+
+    rule: Rule
+    data: dict[str, str]
+    conversation: str | None
+    spots: dict[str, Spot]
+
+    @classmethod
+    def of(cls, fit: Fit[Rule]) -> Place:
+        rule, parameters = fit.value, fit.parameters
+        data = {name: decoded(segment) for name, segment in parameters.items()}
+        conversation = identity(data[rule.fills[0].conversation]) if rule.fills else None
+        return cls(
+            rule, data, conversation, {fill.field: Spot.of(fill, parameters, data) for fill in rule.fills}
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +112,8 @@ class Rules:
     def __init__(self, settings: Sequence[RuleSettings], limit: int) -> None:
         """`limit`: bytes that a decoded body may have. The settings have been checked."""
         self._rules: Routes[Rule] = Routes()
+        # Whoever calls for a participant calls again.
+        self._known = lru_cache(PATHS_KEPT)(self._found)
         self._writes: Routes[Write] = Routes()
         self._reads: Routes[Fill] = Routes()
         writes: list[tuple[templates.WriteTemplate, Write]] = []
@@ -91,9 +135,14 @@ class Rules:
         for template, write in sorted(writes, key=lambda one: one[1].parameter is None):
             self._writes.add(template.method, template.template, write)
 
-    def match(self, method: str, path: bytes) -> Fit[Rule] | None:
+    def match(self, method: str, path: bytes) -> Place | None:
         # Some clients write `patch`: the token goes on as sent, but is taken for what it means.
-        return self._rules.match(method.upper(), path)
+        method = method.upper()
+        return self._known(method, path) if len(path) <= PATH_KEPT else self._found(method, path)
+
+    def _found(self, method: str, path: bytes) -> Place | None:
+        fit = self._rules.match(method, path)
+        return None if fit is None else Place.of(fit)
 
     def writes(self, path: bytes, *methods: str) -> Fit[Write] | None:
         """

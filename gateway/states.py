@@ -28,11 +28,10 @@ from gateway import headers as h
 from gateway.calls import Change
 from gateway.errors import GatewayError, LookupFailed, ReadTimeout
 from gateway.forwarding import for_look_up
-from gateway.headers import Header
+from gateway.headers import Fields, Header, Headers
 from gateway.repairs.encoding import Damaged, inflate
-from gateway.repairs.fill import Fill
 from gateway.repairs.findings import Unfilled
-from gateway.rules import identity
+from gateway.rules import Spot
 from gateway.stores import Key, Reading, Store
 from gateway.upstream import Reply, Upstream
 
@@ -47,7 +46,7 @@ class Refusal:
     """A whole reply that is relayed later, or again."""
 
     status: int
-    headers: list[Header]
+    headers: Fields
     body: bytes
 
 
@@ -61,21 +60,15 @@ class LookupRefused(Exception):
 
 class Ask(Struct, frozen=True):
     """
-    What is to be looked up for one fill of one call. `data` holds the path's parameters, decoded, `headers`
-    what goes upstream with the call, `since` when the call asked.
+    What is to be looked up for one fill of one call: `headers` and `own` go upstream with the call, which
+    asked at `since`.
     """
 
-    fill: Fill
+    spot: Spot
     key: Key
-    data: dict[str, str]
-    headers: list[Header]
+    headers: Headers
+    own: Headers
     since: float
-
-    @property
-    def subject(self) -> tuple[str, ...]:
-        """Whose value it is, for all callers and by whichever path."""
-        fill, data = self.fill, self.data
-        return (self.key.conversation, fill.field, *[identity(data[name]) for name in fill.subject])
 
 
 class Found(Struct, frozen=True):
@@ -91,7 +84,7 @@ class Found(Struct, frozen=True):
         return Change(
             "fill",
             {
-                "field": self.ask.fill.field,
+                "field": self.ask.spot.fill.field,
                 "after": self.value,
                 "source": self.source,
                 "age_ms": max(0, round(self.reading.age(now) * 1000)),
@@ -101,7 +94,7 @@ class Found(Struct, frozen=True):
     @property
     def guard(self) -> bytes | None:
         """What If-Match can say: a strong validator (RFC 9110 section 13.1.1)."""
-        if not self.ask.fill.guarded:
+        if not self.ask.spot.fill.guarded:
             return None
         etag = self.reading.etag
         return etag if etag is not None and etag.startswith(b'"') else None
@@ -123,7 +116,7 @@ class Answers(Struct, frozen=True):
 
     @property
     def refill_on(self) -> frozenset[int]:
-        return frozenset().union(*(found.ask.fill.refill_on for found in self.values.values()))
+        return frozenset().union(*(found.ask.spot.fill.refill_on for found in self.values.values()))
 
     def changes(self, now: float) -> dict[str, tuple[str, Change]]:
         return {field: (found.value, found.change(now)) for field, found in self.values.items()}
@@ -191,11 +184,11 @@ class States:
             if reading is None or not self._fresh(ask, reading):
                 return None
             value = self._chosen(ask, reading)
-            if isinstance(value, Unfilled) or not ask.fill.allowed(value):
+            if isinstance(value, Unfilled) or not ask.spot.fill.allowed(value):
                 return None
             if not self._settled(ask, reading, value):
                 return None
-            values[ask.fill.field] = Found(ask, value, reading, "cache")
+            values[ask.spot.fill.field] = Found(ask, value, reading, "cache")
         self._counts["lookups_from_cache"] += len(values)
         return Answers(values)
 
@@ -208,14 +201,14 @@ class States:
             if isinstance(found, Unfilled):
                 unfilled = found.reason
             else:
-                values[ask.fill.field] = found
+                values[ask.spot.fill.field] = found
         return Answers(values, unfilled)
 
     async def look_up(self, ask: Ask) -> Found | Unfilled:
         """Raises LookupRefused, or a GatewayError when there was no usable answer."""
         not_before = -math.inf
         delay = FIRST_DELAY
-        give_up = self._clock() + ask.fill.settle
+        give_up = self._clock() + ask.spot.fill.settle
         while True:
             reading, source = await self._reading(ask, not_before)
             value = self._chosen(ask, reading)
@@ -232,8 +225,8 @@ class States:
                 delay *= 2
         if isinstance(value, Unfilled):
             return value
-        if not ask.fill.allowed(value):
-            return Unfilled(f"{ask.fill.field}-not-allowed")
+        if not ask.spot.fill.allowed(value):
+            return Unfilled(f"{ask.spot.fill.field}-not-allowed")
         return Found(ask, value, reading, source)
 
     async def usable(self, answers: Answers) -> bool:
@@ -256,9 +249,9 @@ class States:
         return True
 
     def _fresh(self, ask: Ask, reading: Reading) -> bool:
-        if ask.fill.max_age == 0:
+        if ask.spot.fill.max_age == 0:
             return reading.started >= ask.since and not reading.learned
-        return reading.age(self._clock()) <= ask.fill.max_age
+        return reading.age(self._clock()) <= ask.spot.fill.max_age
 
     def _settled(self, ask: Ask, reading: Reading, value: str | Unfilled) -> bool:
         """
@@ -266,17 +259,17 @@ class States:
         was read before and did not agree is of no use later either: it was behind already (S5). Of what
         was begun before the value was accepted nothing can be said here: the generation tells (S3).
         """
-        witness = self._witnesses.get(ask.subject, self._blind) if self._witnesses else self._blind
+        witness = self._witnesses.get(ask.spot.subject, self._blind) if self._witnesses else self._blind
         return value == witness.value or not witness.since <= reading.started < witness.until
 
     def _chosen(self, ask: Ask, reading: Reading) -> str | Unfilled:
-        which = (ask.fill.select, *ask.data.values())
-        value = reading.chosen.get(which)
+        spot = ask.spot
+        value = reading.chosen.get(spot.which)
         if value is None:
-            value = ask.fill.chosen(_document(reading.body), ask.data)
+            value = spot.fill.chosen(_document(reading.body), spot.data)
             # Only what was found: names that are not in the body could be as many and as long as one likes.
             if not isinstance(value, Unfilled) and len(reading.chosen) < CHOSEN_KEPT:
-                reading.chosen[which] = value
+                reading.chosen[spot.which] = value
         return value
 
     async def _reading(self, ask: Ask, not_before: float) -> tuple[Reading, str]:
@@ -289,16 +282,16 @@ class States:
         self._check_pause(key.credential)
         flight = self._flights.get(key)
         if flight is None or flight.lease != lease or not self._joinable(ask, flight, not_before):
-            flight = self._take_off(key, for_look_up(ask.headers), lease, kept)
+            flight = self._take_off(key, for_look_up([*ask.headers, *ask.own]), lease, kept)
         else:
             self._counts["lookups_coalesced"] += 1
         return await self._landed(ask, flight), "lookup"
 
     def _joinable(self, ask: Ask, flight: _Flight, not_before: float) -> bool:
-        if ask.fill.max_age == 0:
+        if ask.spot.fill.max_age == 0:
             return flight.started >= max(ask.since, not_before)
         # One that hangs is not waited for by those who can't use its answer any more.
-        return flight.started >= not_before and self._clock() - flight.started < ask.fill.max_age
+        return flight.started >= not_before and self._clock() - flight.started < ask.spot.fill.max_age
 
     def _take_off(self, key: Key, headers: list[Header], lease: int, kept: Reading | None) -> _Flight:
         started = self._clock()
@@ -316,15 +309,17 @@ class States:
 
     async def _landed(self, ask: Ask, flight: _Flight) -> Reading:
         # The GET is nobody's own: a waiter that leaves, or the first, must not end it for the rest (S8).
-        if ask.fill.max_age == 0:
+        if ask.spot.fill.max_age == 0:
             return await asyncio.shield(flight.task)
-        left = flight.started + ask.fill.max_age - self._clock()
+        left = flight.started + ask.spot.fill.max_age - self._clock()
         try:
             async with asyncio.timeout(left):
                 return await asyncio.shield(flight.task)
         except TimeoutError as error:
             # Its answer would be older than max_age already: of no use to this call.
-            raise ReadTimeout(f"the look-up took longer than max_age ({ask.fill.max_age:g} s)") from error
+            raise ReadTimeout(
+                f"the look-up took longer than max_age ({ask.spot.fill.max_age:g} s)"
+            ) from error
 
     async def _get(
         self, key: Key, headers: list[Header], lease: int, started: float, kept: Reading | None
@@ -351,7 +346,7 @@ class States:
             self._refuse(Refusal(reply.status, h.end_to_end(reply.headers), body), credential)
         if h.first(reply.headers, b"content-encoding") not in {None, b"identity"}:
             raise LookupFailed("the upstream compressed the look-up's reply though it was asked not to")
-        if not is_json(reply.headers):
+        if not reply.headers.once(is_json):
             raise LookupFailed("the look-up's reply is not JSON")
         _document(body)
         return Reading(body, started, lease, h.first(reply.headers, b"etag"))
@@ -420,10 +415,10 @@ class States:
     def witness(self, ask: Ask, value: str) -> None:
         """The upstream accepted this explicit value."""
         now = self._clock()
-        while len(self._witnesses) >= self._witnesses.maxsize and ask.subject not in self._witnesses:
+        while len(self._witnesses) >= self._witnesses.maxsize and ask.spot.subject not in self._witnesses:
             _, evicted = self._witnesses.popitem()
             self._blind = _Witness(None, -math.inf, max(self._blind.until, evicted.until))
-        self._witnesses[ask.subject] = _Witness(value, now, now + ask.fill.settle)
+        self._witnesses[ask.spot.subject] = _Witness(value, now, now + ask.spot.fill.settle)
 
 
 def _document(body: bytes) -> dict[str, Any]:

@@ -30,8 +30,9 @@ from math import inf
 from typing import Any, cast
 
 import httpx
+from msgspec import Struct
 
-from gateway.headers import Header, Headers, Kinds, disguises, is_sound, text
+from gateway.headers import Fields, Headers, Kinds, disguises, is_sound, text
 from gateway.reply_reader import CHUNKED, TOKEN, ReplyReader, options
 
 
@@ -58,6 +59,7 @@ class Limits:
 
 
 SAFE_METHODS = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE"})
+METHODS = SAFE_METHODS | {b"POST", b"PUT", b"PATCH", b"DELETE"}  # the others are looked at
 
 BUFFERED_BODY = 131_072  # bytes of a reply nobody has read yet, past which the upstream has to wait
 SEPARATE_BODY = 16_384  # from this size on a body is not copied behind the head
@@ -107,6 +109,7 @@ class Exchange:
         method: bytes,
         target: bytes,
         headers: Headers,
+        own: Headers,
         body: bytes | AsyncIterator[bytes] | None,
         upgrade: bool,
         timeouts: Timeouts,
@@ -121,40 +124,64 @@ class Exchange:
         self.error: BaseException | None = None
         self.reply: asyncio.Future[Reply | None] | None = None
 
-        self.length, self.keep = _framing(headers)
-        head = b"\r\n".join([b"%b %b HTTP/1.1" % (method, target), *map(b": ".join, headers), b"\r\n"])
-        if (
-            TARGET.fullmatch(target) is None
-            or METHOD.fullmatch(method) is None
-            or method == b"CONNECT"
-            or not is_sound(head, len(headers) + 2)
-        ):
-            raise httpx.LocalProtocolError(f"not a request to send: {text(method)} {text(target)}")
-        self.head = head
+        if TARGET.fullmatch(target) is None or method not in METHODS:
+            _refuse_odd(method, target)
+        lines = headers.once(_lines) if isinstance(headers, Fields) else _lines(headers)
+        length = lines.length
+        self.keep = lines.keep
+        said = lines.text
+        if own:
+            more = _lines(own)
+            if more.length is not None:
+                if length is not None:
+                    raise httpx.LocalProtocolError("the request's framing is given twice")
+                length = more.length
+            self.keep = lines.keep and more.keep
+            said += more.text
         self.large = b""
         if body is None or isinstance(body, bytes):
             self.stream = None
-            self.replayable = method in SAFE_METHODS and not disguises(headers)
-            self._append(body or b"")
+            self.replayable = method in SAFE_METHODS and not disguises(headers) and not disguises(own)
+            if body is None:
+                body = b""
+            elif length is None:
+                length = len(body)
+                said += b"content-length: %d\r\n" % length
+            if length == CHUNKED:
+                body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if body else b"0\r\n\r\n"
+            elif len(body) != (length or 0):
+                raise httpx.LocalProtocolError(f"Content-Length is {length}, the body has {len(body)} bytes")
+            if len(body) >= SEPARATE_BODY:
+                self.large, body = body, b""
         else:
-            self.stream = body
+            self.stream, body = body, b""
             self.replayable = False
-
-    def _append(self, body: bytes) -> None:
-        if self.length == CHUNKED:
-            body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if body else b"0\r\n\r\n"
-        elif len(body) != self.length:
-            raise httpx.LocalProtocolError(f"Content-Length is {self.length}, the body has {len(body)} bytes")
-        if len(body) < SEPARATE_BODY:
-            self.head += body
-        else:
-            self.large = body
+        self.length = length or 0
+        self.head = b"%b %b HTTP/1.1\r\n%b\r\n%b" % (method, target, said, body)
 
 
-def _framing(headers: Headers) -> tuple[int, bool]:
-    """The length of the request's body, or CHUNKED; and whether the connection may be kept."""
+def _refuse_odd(method: bytes, target: bytes) -> None:
+    if TARGET.fullmatch(target) is None or METHOD.fullmatch(method) is None or method == b"CONNECT":
+        raise httpx.LocalProtocolError(f"not a request to send: {text(method)} {text(target)}")
+
+
+class _Lines(Struct, frozen=True):
+    """
+    Header fields as they are written; the length of the request's body, or CHUNKED, where they say it; and
+    whether the connection may be kept.
+    """
+
+    text: bytes
+    length: int | None
+    keep: bool
+
+
+def _lines(headers: Headers) -> _Lines:
     length: int | None = None
     keep = True
+    said = b"\r\n".join([*map(b": ".join, headers), b""])
+    if not is_sound(said, len(headers)):
+        raise httpx.LocalProtocolError("not a request to send: a control character in a header field")
     try:
         special = [(KINDS[name], value) for name, value in headers]
     except ValueError as error:
@@ -172,7 +199,7 @@ def _framing(headers: Headers) -> tuple[int, bool]:
             length = CHUNKED
         else:
             keep = keep and b"close" not in options(value)
-    return length or 0, keep
+    return _Lines(said, length, keep)
 
 
 class Reply:
@@ -186,7 +213,7 @@ class Reply:
     __slots__ = ("_connection", "_exchange", "headers", "reason", "status")
 
     def __init__(
-        self, status: int, reason: bytes, headers: list[Header], connection: Connection, exchange: Exchange
+        self, status: int, reason: bytes, headers: Fields, connection: Connection, exchange: Exchange
     ) -> None:
         self.status = status
         self.reason = reason
@@ -442,7 +469,7 @@ class Connection(asyncio.Protocol):
 
     # What the reader tells it.
 
-    def replied(self, status: int, reason: bytes, headers: list[Header]) -> None:
+    def replied(self, status: int, reason: bytes, headers: Fields) -> None:
         exchange = self.exchange
         assert exchange is not None
         kind = Reply
@@ -666,14 +693,16 @@ class Pool:
         headers: Headers,
         body: bytes | AsyncIterator[bytes] | None = None,
         *,
+        own: Headers = (),
         upgrade: bool = False,
         leaving: Callable[[], None] | None = None,
         timeouts: Timeouts | None = None,
         deadline: float = inf,
     ) -> Reply:
         """
-        Sends one request and returns the reply once its head is there. The headers are sent as they are: Host
-        is the caller's, and the framing: Content-Length, or `transfer-encoding: chunked`, which is done here.
+        Sends one request and returns the reply once its head is there. The headers, then `own`, are sent as
+        they are: Host is the caller's, and the framing: Content-Length, which a body in one piece can do
+        without, or `transfer-encoding: chunked`, which is done here. What is made of Fields is made once.
 
         A body that is a stream is read while the reply is waited for, and no further once the reply is
         complete or says no; what it raises is raised here. With `upgrade` a 101 is returned, as a Tunnel.
@@ -689,7 +718,7 @@ class Pool:
         now = loop.time()
         timeouts = timeouts or self.timeouts
         exchange = Exchange(
-            method, target, headers, body, upgrade, timeouts, min(deadline, now + timeouts.total)
+            method, target, headers, own, body, upgrade, timeouts, min(deadline, now + timeouts.total)
         )
         if exchange.deadline <= now:
             raise httpx.ConnectTimeout("no time is left to send the request")
@@ -979,9 +1008,9 @@ class HTTP11Transport(httpx.AsyncBaseTransport):
         self._pools: dict[tuple[str, str, int], Pool] = {}
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        body: bytes | AsyncIterator[bytes]
+        body: bytes | AsyncIterator[bytes] | None
         if isinstance(request.stream, httpx.ByteStream):
-            body = b"".join([piece async for piece in request.stream])
+            body = b"".join([piece async for piece in request.stream]) or None
         elif isinstance(request.stream, httpx.AsyncByteStream):
             body = aiter(request.stream)
         else:

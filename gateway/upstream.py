@@ -17,7 +17,7 @@ from typing import Protocol, cast
 import httpx
 
 from gateway import errors
-from gateway.headers import Header, Headers
+from gateway.headers import Fields, Headers
 
 
 class Wire(Protocol):
@@ -30,6 +30,7 @@ class Wire(Protocol):
         headers: Headers,
         body: bytes | AsyncIterator[bytes] | None = None,
         *,
+        own: Headers = (),
         upgrade: bool = False,
         leaving: Callable[[], None] | None = None,
     ) -> WireReply: ...
@@ -41,7 +42,7 @@ class Wire(Protocol):
 
 class WireReply(Protocol):
     status: int
-    headers: list[Header]
+    headers: Fields
 
     @property
     def ended(self) -> bool: ...
@@ -155,10 +156,14 @@ class Upstream:
         headers: Headers,
         body: bytes | AsyncIterator[bytes] | None = None,
         *,
+        own: Headers = (),
         upgrade: bool = False,
         leaving: Callable[[], None] | None = None,
     ) -> Reply:
         """
+        `own`: further fields, which this call shares with no other. A body in one piece whose length no field
+        gives gets its Content-Length.
+
         Returns when the reply's head is there. Raises an UpstreamError. With `upgrade` a 101 is a reply
         like another, and its connection then a tunnel. `leaving` is called right before the first byte
         goes out, when a connection is had: what it raises is raised here, and nothing was sent.
@@ -167,7 +172,9 @@ class Upstream:
             target = self._prefix + target
         try:
             return Reply(
-                await self._wire.send(method, target, headers, body, upgrade=upgrade, leaving=leaving)
+                await self._wire.send(
+                    method, target, headers, body, own=own, upgrade=upgrade, leaving=leaving
+                )
             )
         except httpx.HTTPError as error:
             raise translated(error) from error

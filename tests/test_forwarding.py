@@ -10,9 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from gateway import forwarding
 from gateway import headers as h
-from gateway.forwarding import Hop, back, for_look_up, forwards_left, looped, onward, sane_id
-from gateway.headers import END_TO_END, HOP_BY_HOP, Header
+from gateway.forwarding import Hop, for_look_up, forwards_left, looped, onward, sane_id
+from gateway.headers import END_TO_END, HOP_BY_HOP, Fields, Header, Headers
 
 # On a busy machine an example may take its time.
 patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -35,8 +36,14 @@ OURS = {
 }
 
 
-def on(*headers: Header, hop: Hop = HOP, address: str = "192.0.2.7", version: bytes = b"1.1") -> list[Header]:
+def on(*headers: Header, hop: Hop = HOP, address: str = "192.0.2.7", version: str = "1.1") -> list[Header]:
     return onward([HOST, *headers], hop, address, version)
+
+
+def back(headers: Headers, mine: Headers, request_id: str) -> list[Header]:
+    """All that the client is told."""
+    said = Fields(headers)
+    return [*forwarding.back(said), *forwarding.own(said, mine, request_id)]
 
 
 def named(headers: Iterable[Header], name: bytes) -> list[bytes]:
@@ -76,11 +83,11 @@ def test_a_field_that_connection_names_stays_on_this_hop(connection: list[bytes]
 
 
 def test_naming_host_takes_no_other_field_away() -> None:
-    result = onward([(b"connection", b"host"), HOST, (b"x-kept", b"1")], HOP, "192.0.2.7", b"1.1")
+    result = onward([(b"connection", b"host"), HOST, (b"x-kept", b"1")], HOP, "192.0.2.7", "1.1")
 
     assert named(result, b"host") == [b"upstream:9000"]
     assert named(result, b"x-kept") == [b"1"]
-    assert named(onward([(b"connection", b"host")], HOP, "", b"1.1"), b"host") == [b"upstream:9000"]
+    assert named(onward([(b"connection", b"host")], HOP, "", "1.1"), b"host") == [b"upstream:9000"]
 
 
 def test_the_options_of_connection_are_no_names_of_fields() -> None:
@@ -113,7 +120,7 @@ def test_all_other_pairs_go_on_in_their_order_with_their_repeats(
     if close:
         mixed.insert(len(mixed) // 2, (b"connection", b"close"))
 
-    result = onward(mixed, TRUSTED, address, b"1.1")
+    result = onward(mixed, TRUSTED, address, "1.1")
 
     assert [pair for pair in result if pair[0] not in OURS] == kept
     assert sorted({name for name, _ in result} & OURS) == sorted(OURS)
@@ -145,7 +152,7 @@ def test_host_becomes_the_upstream_s_or_stays_the_client_s() -> None:
 
     assert on()[0] == (b"host", b"upstream:9000")
     assert on(hop=keeps)[0] == HOST
-    assert named(onward([], keeps, "", b"1.0"), b"host") == [b""]
+    assert named(onward([], keeps, "", "1.0"), b"host") == [b""]
 
 
 # --- Via, Forwarded, X-Forwarded-*, X-Request-Id
@@ -154,13 +161,13 @@ def test_host_becomes_the_upstream_s_or_stays_the_client_s() -> None:
 @pytest.mark.parametrize(
     ("before", "version", "after"),
     [
-        ([], b"1.1", b"1.1 " + VIA),
-        ([], b"1.0", b"1.0 " + VIA),
-        ([b"1.0 a"], b"1.1", b"1.0 a, 1.1 " + VIA),
-        ([b"1.0 a, 1.1 b (x)", b"2 c"], b"1.1", b"1.0 a, 1.1 b (x), 2 c, 1.1 " + VIA),
+        ([], "1.1", b"1.1 " + VIA),
+        ([], "1.0", b"1.0 " + VIA),
+        ([b"1.0 a"], "1.1", b"1.0 a, 1.1 " + VIA),
+        ([b"1.0 a, 1.1 b (x)", b"2 c"], "1.1", b"1.0 a, 1.1 b (x), 2 c, 1.1 " + VIA),
     ],
 )
-def test_the_gateway_adds_itself_to_via(before: list[bytes], version: bytes, after: bytes) -> None:
+def test_the_gateway_adds_itself_to_via(before: list[bytes], version: str, after: bytes) -> None:
     result = on(*((b"via", value) for value in before), version=version)
 
     assert named(result, b"via") == [after]
@@ -274,7 +281,7 @@ def test_an_ipv6_address_is_quoted_and_in_brackets(address: str, node: bytes) ->
     )
 )
 def test_no_host_can_break_out_of_its_quotes(host: bytes) -> None:
-    (forwarded,) = named(onward([(b"host", host)], HOP, "192.0.2.7", b"1.1"), b"forwarded")
+    (forwarded,) = named(onward([(b"host", host)], HOP, "192.0.2.7", "1.1"), b"forwarded")
 
     assert FORWARDED.fullmatch(forwarded)
 

@@ -19,12 +19,12 @@ from typing import Any
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from msgspec import structs
 
 from gateway import templates
 from gateway.errors import ConnectionTerminated, LookupFailed
-from gateway.headers import Header, Headers
+from gateway.headers import Fields, Header, Headers
 from gateway.repairs import Fill, Unfilled
+from gateway.rules import Spot
 from gateway.states import Answers, Ask, Found, LookupRefused, States, retry_after
 from gateway.stores import Key, Reading
 from gateway.stores.memory import OVERHEAD, MemoryStore
@@ -44,7 +44,7 @@ def document(state: str = "connected") -> bytes:
 @dataclass(slots=True)
 class Replied:
     status: int
-    headers: list[Header]
+    headers: Fields
     body: bytes
 
     @property
@@ -70,13 +70,20 @@ class Scripted:
     asked: list[dict[bytes, bytes]] = field(default_factory=list)
 
     def will(self, status: int, body: bytes = b"", *headers: Header) -> None:
-        self.replies.append(Replied(status, list(headers), body))
+        self.replies.append(Replied(status, Fields(headers), body))
 
     async def send(
-        self, method: bytes, target: bytes, headers: Headers, body: object = None, **rest: object
+        self,
+        method: bytes,
+        target: bytes,
+        headers: Headers,
+        body: object = None,
+        *,
+        own: Headers = (),
+        **rest: object,
     ) -> Replied:
         assert (method, target, body) == (b"GET", TARGET, None)
-        self.asked.append(dict(headers))
+        self.asked.append(dict([*headers, *own]))
         return self.replies.pop(0)
 
     def close(self) -> None:
@@ -109,7 +116,7 @@ class Bench:
             max_pause=60.0,
         )
 
-    def ask(self, caller: str = "A", **fill: Any) -> Ask:
+    def ask(self, caller: str = "A", participant: str = "p1", **fill: Any) -> Ask:
         settings: dict[str, Any] = {
             "field": "state",
             "source": templates.parse("/conversations/{conversation}"),
@@ -124,11 +131,13 @@ class Bench:
             "conversation": "conversation",
             "subject": ("participant",),
         }
+        parameters = {"conversation": "c1", "participant": participant}
+        raw = {name: value.encode() for name, value in parameters.items()}
         return Ask(
-            Fill(**(settings | fill)),
+            Spot.of(Fill(**(settings | fill)), raw, parameters),
             Key("c1", TARGET, caller),
-            {"conversation": "c1", "participant": "p1"},
             [(b"authorization", caller.encode()), (b"if-none-match", b'"of the client"')],
+            [(b"x-request-id", b"i1")],
             self.now,
         )
 
@@ -546,8 +555,8 @@ async def test_participants_that_are_not_there_leave_nothing_in_a_reading() -> N
     reading = (await bench.found()).reading
 
     for number in range(1_000):
-        data = {"conversation": "c1", "participant": f"p1{number}"}
-        assert isinstance(await bench.states.look_up(structs.replace(bench.ask(), data=data)), Unfilled)
+        absent = bench.ask(participant=f"p1{number}")
+        assert isinstance(await bench.states.look_up(absent), Unfilled)
 
     assert len(bench.wire.asked) == len(reading.chosen) == 1
 
@@ -558,8 +567,6 @@ async def test_pauses_and_witnesses_are_bounded_under_a_flood_of_callers() -> No
         bench.wire.will(429, b"", (b"retry-after", b"9"))
         with pytest.raises(LookupRefused):
             await bench.states.look_up(bench.ask(caller=f"caller{number}"))
-        ask = bench.ask()
-        other = structs.replace(ask, key=structs.replace(ask.key, conversation=f"c{number}"))
-        bench.states.witness(other, "connected")
+        bench.states.witness(bench.ask(participant=f"p{number}"), "connected")
 
     assert len(bench.states._pauses) == len(bench.states._witnesses) == 50

@@ -20,7 +20,7 @@ import uvloop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.headers import Header, Headers
+from gateway.headers import Fields, Header, Headers
 from gateway.reply_reader import ReplyReader
 from gateway.transport import (
     HTTP11Transport,
@@ -728,7 +728,9 @@ async def test_a_body_of_bytes_is_sent_in_either_framing() -> None:
         for body in (b"", b"small", b"x" * 1_000_000):
             await fetch(pool, b"PUT", body=body)
             await rest(await pool.send(b"PUT", b"/", [HOST, CHUNKED], body))
-            assert [request.body for request in upstream.requests[-2:]] == [body, body]
+            await rest(await pool.send(b"PUT", b"/", [HOST], body))
+            assert [request.body for request in upstream.requests[-3:]] == [body, body, body]
+            assert (b"content-length", b"%d" % len(body)) in upstream.requests[-1].headers
         assert len(upstream.peers) == 1
 
 
@@ -747,7 +749,6 @@ async def test_a_body_of_bytes_is_sent_in_either_framing() -> None:
         (b"GET", b"/", [HOST, (b"x: y\r\nz", b"")], None),
         (b"GET", b"/", [HOST, (b"x: y", b"z")], None),
         (b"GET", b"/", [HOST, (b"", b"z")], None),
-        (b"PUT", b"/", [HOST], b"no framing"),
         (b"PUT", b"/", [HOST, (b"content-length", b"3")], b"four"),
         (b"PUT", b"/", [HOST, (b"content-length", b"3")], None),
         (b"PUT", b"/", [HOST, (b"content-length", b"+4")], b"four"),
@@ -763,6 +764,34 @@ async def test_a_request_that_breaks_the_rules_is_not_sent(
     async with RawUpstream(silent) as upstream, pool_to(upstream) as pool:
         with pytest.raises(httpx.LocalProtocolError):
             await pool.send(method, target, headers, body)
+        assert upstream.peers == []
+
+
+async def test_a_calls_own_fields_follow_those_that_it_shares() -> None:
+    shared = Fields([HOST, (b"x-shared", b"1")])
+    async with RawUpstream(answering(OK)) as upstream, pool_to(upstream) as pool:
+        for own in ([(b"x-own", b"2")], [(b"x-own", b"3"), (b"content-length", b"4")], []):
+            await rest(await pool.send(b"PUT", b"/", shared, b"four", own=own))
+            length = b"" if own[1:] else b"content-length: 4\r\n"
+            lines = b"".join(b"%b: %b\r\n" % pair for pair in (*shared, *own))
+            assert upstream.requests[-1].raw == b"PUT / HTTP/1.1\r\n" + lines + length + b"\r\nfour"
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        [(b"x", b"a\r\nb: c")],
+        [(b"x: y", b"z")],
+        [(b"content-length", b"4")],
+        [(b"transfer-encoding", b"chunked")],
+    ],
+)
+async def test_own_fields_that_break_the_rules_are_not_sent(own: list[Header]) -> None:
+    shared = Fields([HOST, (b"content-length", b"4")])
+    async with RawUpstream(silent) as upstream, pool_to(upstream) as pool:
+        for _ in range(2):
+            with pytest.raises(httpx.LocalProtocolError):
+                await pool.send(b"PUT", b"/", shared, b"four", own=own)
         assert upstream.peers == []
 
 

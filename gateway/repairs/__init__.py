@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from gateway import headers as h
 from gateway.calls import Call, Change
-from gateway.headers import DISGUISES, Headers
+from gateway.headers import DISGUISES, Fields
 from gateway.json_text import ObjectText
 from gateway.repairs.content_type import ContentType, is_json_or_mistaken
 from gateway.repairs.encoding import Encoding
@@ -82,8 +82,9 @@ class Diagnosis(Struct, frozen=True):
         return bool(fields) and self.document is not None and any(map(self.document.named, fields))
 
 
-def exemption(fields: Mapping[bytes, bytes], headers: Headers, wanted: bytes) -> str | None:
-    """Why a call may not be touched, whatever its body is (C6). `wanted`: the type that it should have."""
+def exemption(headers: Fields, repairs: Sequence[Repair]) -> str | None:
+    """Why a call may not be touched, whatever its body is (C6)."""
+    fields = headers.once(h.by_name)
     if not SIGNED.isdisjoint(fields):
         return "signed-body"
     # RFC 9110 section 7.7 and RFC 9111 section 5.2.1.6
@@ -93,17 +94,14 @@ def exemption(fields: Mapping[bytes, bytes], headers: Headers, wanted: bytes) ->
         return "no-transform"
     if not DISGUISES.isdisjoint(fields):
         return "method-override"
+    wanted = next((one.value for one in repairs if isinstance(one, ContentType)), b"application/json")
     return None if is_json_or_mistaken(headers, wanted) else "media-type"
 
 
-def diagnose(call: Call, repairs: Sequence[Repair]) -> Diagnosis:
+def diagnose(call: Call, repairs: tuple[Repair, ...]) -> Diagnosis:
     """Raises BodyTooLarge where decoding the body passes the limit."""
-    wanted = b"application/json"
-    for repair in repairs:
-        if isinstance(repair, ContentType):
-            wanted = repair.value
     draft = Draft.of(call)
-    reason = exemption(draft.fields, call.headers, wanted)
+    reason = call.headers.once(exemption, repairs)
     if reason is not None:
         return Diagnosis(call, None, given=named(draft, repairs), left=reason)
     changes: list[Change] = []
@@ -117,7 +115,7 @@ def diagnose(call: Call, repairs: Sequence[Repair]) -> Diagnosis:
         if isinstance(finding, Want):
             wants.append(finding)
         elif isinstance(finding, Repaired):
-            draft = Draft(call, finding.call, finding.document, dict(finding.call.headers))
+            draft = Draft(call, finding.call, finding.document)
             changes.append(finding.change)
         elif isinstance(finding, Given):
             given.append(finding)
@@ -153,10 +151,9 @@ def rewrite(
                 changes.append(change)
         body = document.text.encode("utf-8")
         if guard is not None and h.first(headers, b"if-match") is None:
-            headers = [*headers, (b"if-match", guard)]
+            headers = Fields([*headers, (b"if-match", guard)])
             changes.append(Change("guard", {"header": "if-match", "after": h.text(guard)}))
     if not changes:
         return call, ()
-    # Exactly one Content-Length, and the right one (RFC 9110 section 8.6).
-    headers = h.replaced(headers, b"content-length", b"%d" % len(body))
-    return Call(call.method, call.target, headers, body), tuple(changes)
+    # Exactly one Content-Length, and the right one: it is written with the body (RFC 9110 section 8.6).
+    return Call(call.method, call.target, headers.once(h.without_length), body), tuple(changes)

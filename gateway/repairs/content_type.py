@@ -9,7 +9,7 @@ from functools import lru_cache
 
 from gateway import headers as h
 from gateway.calls import Call, Change
-from gateway.headers import Headers
+from gateway.headers import Fields, Headers
 from gateway.repairs.findings import Draft, Finding, Left, Repaired
 
 MISTAKEN = frozenset({b"", b"application/x-www-form-urlencoded", b"application/octet-stream"})
@@ -27,7 +27,7 @@ def _is_json_or_mistaken(value: bytes, wanted: bytes) -> bool:
     return kind in {b"application/json", wanted} or kind in MISTAKEN or kind.startswith(b"text/")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class ContentType:
     value: bytes
     text: str
@@ -40,14 +40,20 @@ class ContentType:
         if draft.document is None:
             return Left(draft.reason)
         call = draft.call
-        current = draft.fields.get(b"content-type")
+        headers = call.headers.once(self._retyped)
+        if headers is None:
+            return None
+        change = draft.original.headers.once(self._change)
+        return Repaired(Call(call.method, call.target, headers, call.body), draft.document, change)
+
+    def _retyped(self, headers: Headers) -> Fields | None:
+        current = h.first(headers, b"content-type")
         if current is not None and current.lower() == self.value:
             return None
-        before = h.first(draft.original.headers, b"content-type")
-        return Repaired(
-            Call(call.method, call.target, h.replaced(call.headers, b"content-type", self.value), call.body),
-            draft.document,
-            Change(
-                "content_type", {"before": None if before is None else h.text(before), "after": self.text}
-            ),
+        return h.replaced(headers, b"content-type", self.value)
+
+    def _change(self, headers: Headers) -> Change:
+        before = h.first(headers, b"content-type")
+        return Change(
+            "content_type", {"before": None if before is None else h.text(before), "after": self.text}
         )

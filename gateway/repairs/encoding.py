@@ -11,16 +11,19 @@ import codecs
 import json
 import re
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from encodings import normalize_encoding
 from encodings.aliases import aliases
 from functools import lru_cache
 
+from msgspec import Struct
+
 from gateway import headers as h
 from gateway import json_text
 from gateway.calls import Call, Change
 from gateway.errors import BodyTooLarge
+from gateway.headers import Headers
 from gateway.repairs.findings import Draft, Finding, Left, Repaired
 
 # The longer BOMs first: UTF-32's begins with UTF-16's.
@@ -71,9 +74,27 @@ def _inflate(body: bytes, wbits: int, limit: int) -> bytes:
     return plain
 
 
-def declared_charset(fields: Mapping[bytes, bytes]) -> str | None:
-    """The codec's name for the charset parameter; `unknown` for one that is none."""
-    return _charset(fields.get(b"content-type"))
+class Declared(Struct, frozen=True):
+    """
+    What the head says of a body: its content codings, in lower case, and the codec's name for the charset
+    parameter, `unknown` for one that is none.
+    """
+
+    codings: tuple[bytes, ...]
+    charset: str | None
+
+    @classmethod
+    def of(cls, headers: Headers) -> Declared:
+        codings = [coding.lower() for coding in h.members(headers, b"content-encoding")]
+        return cls(
+            tuple(coding for coding in codings if coding != b"identity"),
+            _charset(h.by_name(headers).get(b"content-type")),
+        )
+
+    @property
+    def plain(self) -> bool:
+        """Whether a body that reads as UTF-8 is what it is said to be."""
+        return not self.codings and self.charset in UTF_8
 
 
 @lru_cache(maxsize=256)
@@ -104,20 +125,17 @@ def _readings(body: bytes, charset: str | None) -> Iterator[tuple[str, str, byte
     yield "utf-8", "utf-8", body
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Encoding:
     limit: int
 
     def diagnose(self, draft: Draft) -> Finding:
         """Raises BodyTooLarge for a body that is over the limit once it is inflated."""
         call = draft.call
-        charset = declared_charset(draft.fields)
-        if draft.document is not None and b"content-encoding" not in draft.fields and charset in UTF_8:
+        declared = call.headers.once(Declared.of)
+        if draft.document is not None and declared.plain:
             return None
-        codings = [coding.lower() for coding in h.members(call.headers, b"content-encoding")]
-        codings = [coding for coding in codings if coding != b"identity"]
-        if draft.document is not None and not codings and charset in UTF_8:
-            return None
+        codings, charset = declared.codings, declared.charset
         if len(codings) > 1 or (codings and codings[0] not in WBITS):
             return Left("content-encoding")
         body = call.body

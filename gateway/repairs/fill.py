@@ -17,7 +17,7 @@ from gateway.repairs.findings import Draft, Finding, Given, Left, Unfilled, Want
 from gateway.templates import Template
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Fill:
     """Durations in seconds. `conversation` is the path parameter that names the conversation,
     `subject` those that name whose value it is within it (the participant)."""

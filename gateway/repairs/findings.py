@@ -18,24 +18,21 @@ if TYPE_CHECKING:
 class Draft(Struct, frozen=True):
     """
     The call with the repairs so far; `document` is None where the body is no JSON object (`reason`).
-    `fields` has one line of each of the call's header fields.
     """
 
     original: Call
     call: Call
     document: ObjectText | None
-    fields: dict[bytes, bytes]
     reason: str = ""
 
     @classmethod
     def of(cls, call: Call) -> Draft:
-        fields = dict(call.headers)
         try:
-            return cls(call, call, read(call.body.decode("utf-8")), fields)
+            return cls(call, call, read(call.body.decode("utf-8")))
         except UnicodeDecodeError:
-            return cls(call, call, None, fields, "not-utf-8")
+            return cls(call, call, None, "not-utf-8")
         except NotAnObject as error:
-            return cls(call, call, None, fields, error.reason)
+            return cls(call, call, None, error.reason)
 
 
 class Repaired(Struct, frozen=True):

@@ -65,8 +65,9 @@ class OwnBody(States):
         await super().forget(conversation)
         if self._accepted is not None:
             (ask, value), self._accepted = self._accepted, None
-            person = {"id": ask.data["participantId"], ask.fill.field: value}
-            body = json.dumps({"id": ask.data["conversationId"], "participants": [person]}).encode()
+            fill, data = ask.spot.fill, ask.spot.data
+            person = {"id": data["participantId"], fill.field: value}
+            body = json.dumps({"id": data["conversationId"], "participants": [person]}).encode()
             lease = await self._store.lease(ask.key.conversation)
             await self._store.keep(ask.key, Reading(body, self._clock(), lease))
 
@@ -128,15 +129,16 @@ class Retrying:
         headers: Headers,
         body: bytes | AsyncIterator[bytes] | None = None,
         *,
+        own: Headers = (),
         upgrade: bool = False,
         leaving: Callable[[], None] | None = None,
     ) -> SimulatedReply:
         try:
-            return await self.wire.send(method, target, headers, body, leaving=leaving)
+            return await self.wire.send(method, target, headers, body, own=own, leaving=leaving)
         except httpx.ReadTimeout:
             if isinstance(body, AsyncIterator):
                 raise
-            return await self.wire.send(method, target, headers, body)
+            return await self.wire.send(method, target, headers, body, own=own)
 
     def close(self) -> None:
         self.wire.close()

@@ -21,7 +21,7 @@ from typing import Any
 import httpx
 
 from gateway import headers as h
-from gateway.headers import Header, Headers
+from gateway.headers import Fields, Header, Headers
 from tests.simulation.loop import Loop
 from tests.simulation.schedule import (
     FAULTS,
@@ -89,7 +89,7 @@ class Sent:
 @dataclass(slots=True)
 class SimulatedReply:
     status: int
-    headers: list[Header]
+    headers: Fields
     pieces: list[bytes]
     sent: Sent
     loop: Loop
@@ -161,10 +161,11 @@ class SimulatedUpstream:
         headers: Headers,
         body: bytes | AsyncIterator[bytes] | None = None,
         *,
+        own: Headers = (),
         upgrade: bool = False,
         leaving: Callable[[], None] | None = None,
     ) -> SimulatedReply:
-        sent = self._received(method.decode().upper(), target.decode(), list(headers))
+        sent = self._received(method.decode().upper(), target.decode(), [*headers, *own])
         try:
             if isinstance(body, AsyncIterator):
                 sent.body = b"".join([piece async for piece in body])
@@ -233,7 +234,7 @@ class SimulatedUpstream:
             return
         pieces = [piece for piece in (body[: len(body) // 2], body[len(body) // 2 :]) if piece]
         breaks = fate.fault == "cut" and status == 200
-        reply = SimulatedReply(status, headers, pieces, sent, self._loop, fate.rest, breaks)
+        reply = SimulatedReply(status, Fields(headers), pieces, sent, self._loop, fate.rest, breaks)
 
         def arrives() -> None:
             if answer.done():

@@ -16,14 +16,14 @@ from functools import lru_cache
 from random import Random
 from typing import Any
 
-from starlette.types import ASGIApp, Message, Scope
+from starlette.types import ASGIApp, Message
 
 from gateway import app
 from gateway.app import Parts
 from gateway.audit import Audit
 from gateway.config import Settings
 from gateway.errors import GatewayError
-from gateway.headers import Header, Headers
+from gateway.headers import Fields, Header, Headers
 from gateway.stores import Key, Reading, Store
 from gateway.stores.memory import MemoryStore
 from gateway.upstream import Wire
@@ -267,8 +267,11 @@ class Client:
     def __init__(self, request: Request, loop: Loop) -> None:
         self._loop = loop
         self.told = Told(request, loop.clock())
+        self.method = request.method
         self.target = request.target.encode()
-        self.known: dict[str, Any] = {}
+        self.version = "1.1"
+        self.headers = Fields(self._fields())
+        self.address = "192.0.2.1"
         self.task: asyncio.Task[Any] | None = None
         self.upgrade = None
         self.abandon: Callable[[], object] | None = None
@@ -284,7 +287,7 @@ class Client:
         try:
             async with asyncio.timeout(PATIENCE):
                 self.task = asyncio.current_task()
-                await gateway(self._scope(), self.receive, self.send)
+                await gateway({"type": "http", "extensions": {"gateway": self}}, self.receive, self.send)
         except (OSError, GatewayError, asyncio.CancelledError) as error:
             # What protocol.py expects: of a client that left, and of a reply that broke off (C3).
             told.failure = error
@@ -300,7 +303,7 @@ class Client:
             self.abandon()
         self.abandon = None
 
-    def _scope(self) -> Scope:
+    def _fields(self) -> list[Header]:
         request = self.told.request
         headers: list[Header] = [
             (b"host", b"gateway.test"),
@@ -313,21 +316,14 @@ class Client:
             headers.append((b"content-type", b"application/json"))
         if request.method == "GET":
             headers.append((b"x-client-read", b"1"))
-        return {
-            "type": "http",
-            "method": request.method,
-            "headers": headers,
-            "http_version": "1.1",
-            "client": ("192.0.2.1", 1),
-            "extensions": {"gateway": self},
-        }
+        return headers
 
     def whole_body(self) -> bytes | None:
         if self.disconnected or len(self._pieces) != 1 or self.told.request.gap:
             return None
         return bytes(self._piece()["body"])
 
-    def respond(self, status: int, headers: Headers, body: bytes) -> bool:
+    def respond(self, status: int, headers: Headers, body: bytes, own: Headers = ()) -> bool:
         """Never at once: the simulated client is told by messages alone."""
         return False
 
