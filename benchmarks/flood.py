@@ -29,6 +29,7 @@ from gateway import app
 from gateway.config import Settings
 from gateway.headers import Fields, Header, Headers
 from gateway.stores.memory import MemoryStore
+from gateway.upstream import Leaving
 
 JSON: list[Header] = [(b"content-type", b"application/json")]
 PEOPLE = json.dumps({"participants": [{"id": "p1", "state": "connected", "attributes": {}}]}).encode()
@@ -73,10 +74,12 @@ class Upstream:
         *,
         own: Headers = (),
         upgrade: bool = False,
-        leaving: Callable[[], None] | None = None,
+        leaving: Leaving | None = None,
     ) -> Answer:
         if leaving is not None:
-            leaving()
+            commit = leaving()
+            if commit is not None:
+                commit()
         # Else each call would be over before the next begins.
         await asyncio.sleep(0)
         if method != b"GET":

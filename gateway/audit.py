@@ -1,9 +1,10 @@
 """
 The audit log: one JSON object a line, in the order written. A rewrite is on it before it leaves (L1).
 
-A rewrite goes out in one write to the kernel, so that a SIGKILL at any moment loses none that was
-recorded. What may be missing (an outcome) is held until the next write or the end of the loop's turn,
-and goes out with it. Lines are ASCII whatever the input was: nothing can forge or break one (L2).
+The rewrites that leave together go out in one write to the kernel, so that a SIGKILL at any moment loses
+none that was recorded. What may be missing (an outcome) is held until the next write or the end of the
+loop's turn, and goes out with it. Lines are ASCII whatever the input was: nothing can forge or break
+one (L2).
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class Audit:
         self._wall = wall
         self._soon = soon
         self._held: list[bytes] = []
+        self._due: list[bytes] = []
         self._file: int | None = None
         self._identity: tuple[int, int] | None = None
         self._encode = msgspec.json.Encoder().encode
@@ -46,17 +48,20 @@ class Audit:
         self.lost = 0
         self.problem: str | None = None
 
-    def write(self, event: str, request_id: str, record: dict[str, Any]) -> None:
-        """Raises Unrecordable when the line is not whole on the log."""
-        now = self._wall()
-        self._put(self._line({"event": event, "time": self._time(now), "id": request_id, **record}), now)
+    def enter(self, event: str, request_id: str, record: dict[str, Any]) -> None:
+        """For what may not go on before `commit`: several lines then cost one write."""
+        self._due.append(self._made(event, request_id, record))
+
+    def commit(self) -> None:
+        """Raises Unrecordable when the lines that were entered are not whole on the log, none of them."""
+        due = b"".join(self._due)
+        self._due.clear()
+        self._put(due, self._wall())
 
     def note(self, event: str, request_id: str, record: dict[str, Any]) -> None:
         """For what may go on without its line (an outcome): a line that is lost is counted and reported."""
         held = self._held
-        held.append(
-            self._line({"event": event, "time": self._time(self._wall()), "id": request_id, **record})
-        )
+        held.append(self._made(event, request_id, record))
         if len(held) == 1:
             self._soon(self._flush)
 
@@ -83,6 +88,9 @@ class Audit:
         if self._file is not None and self._path != "-":
             os.close(self._file)
         self._file = None
+
+    def _made(self, event: str, request_id: str, record: dict[str, Any]) -> bytes:
+        return self._line({"event": event, "time": self._time(self._wall()), "id": request_id, **record})
 
     def _line(self, record: dict[str, Any]) -> bytes:
         try:

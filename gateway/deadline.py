@@ -8,6 +8,8 @@ import asyncio
 from types import TracebackType
 from typing import Any
 
+from msgspec import Struct
+
 
 class Deadline:
     """Of `seconds` for each call. `asyncio.timeout` does the same for one call, with a timer of its own."""
@@ -21,7 +23,7 @@ class Deadline:
         """The call's time runs until the block that the result is the context of ends."""
         loop = task.get_loop()
         when = loop.time() + self.seconds
-        timed = Timed(task, self._due)
+        timed = Timed(task, self._due, task.cancelling())
         self._due[timed] = when
         if self._timer is None:
             self._timer = loop.call_at(when, self._ring, loop)
@@ -37,16 +39,13 @@ class Deadline:
             timed.expire()
 
 
-class Timed:
+class Timed(Struct, eq=False):
     """Raises TimeoutError at its end where the call's time was over before."""
 
-    __slots__ = ("_cancelling", "_due", "_expired", "_task")
-
-    def __init__(self, task: asyncio.Task[Any], due: dict[Timed, float]) -> None:
-        self._task = task
-        self._due = due
-        self._expired = False
-        self._cancelling = task.cancelling()
+    _task: asyncio.Task[Any]
+    _due: dict[Timed, float]
+    _cancelling: int
+    _expired: bool = False
 
     def expire(self) -> None:
         self._due.pop(self, None)

@@ -72,10 +72,12 @@ class Downstream:
     _ahead = b""
     _whole = False
 
-    def __init__(self, exchange: Exchange, receive: Receive, send: Send) -> None:
+    def __init__(self, exchange: Exchange, receive: Receive | None = None, send: Send | None = None) -> None:
+        """`receive` and `send` where something stands between the gateway and its protocol."""
         self.exchange = exchange
-        self._receive = receive
-        self._send = send
+        self._direct = send is None
+        self._receive = receive or exchange.receive
+        self._send = send or exchange.send
         self.method = exchange.method
         self.target = exchange.target
         self.path = exchange.target.partition(b"?")[0]
@@ -189,31 +191,30 @@ class Downstream:
         return piece
 
     async def relay(
-        self, status: int, headers: Headers, own: Headers, body: Body, copy: Copy | None = None
-    ) -> None:
+        self, status: int, headers: Headers, own: Headers, body: Body, keep: int = 0
+    ) -> bytes | None:
         """
         Head and body as they come, `own` behind the headers. An error in the body is raised: the client's
-        reply stays cut off.
+        reply stays cut off. Returns the body if it is no longer than `keep` bytes.
         """
         whole = body.whole()
         if whole is not None:
-            if copy is not None:
-                copy.add(whole)
             await self.answer(status, headers, whole, own)
-            return
+            return whole if len(whole) <= keep else None
         await self._start(status, headers, own)
+        kept = b""
         while True:
             piece = b"" if body.ended else await body.read()
-            if copy is not None:
-                copy.add(piece)
+            if len(kept) <= keep:
+                kept += piece[: keep + 1]
             ended = body.ended
             if piece or ended:
                 await self._send({"type": "http.response.body", "body": piece, "more_body": not ended})
             if ended:
-                return
+                return kept if len(kept) <= keep else None
 
     async def answer(self, status: int, headers: Headers, body: bytes, own: Headers = ()) -> None:
-        if self._send == self.exchange.send:
+        if self._direct:
             try:
                 self.started = self.exchange.respond(status, headers, body, own)
             except ValueError as error:
@@ -240,17 +241,3 @@ def _fields_that_can_be_sent() -> Iterator[None]:
         yield
     except ValueError as error:
         raise InvalidReply(str(error)) from error
-
-
-class Copy:
-    """What passed by, up to a limit: `body` is None once there was more."""
-
-    __slots__ = ("_limit", "body")
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self.body: bytes | None = b""
-
-    def add(self, piece: bytes) -> None:
-        if self.body is not None:
-            self.body = self.body + piece if len(self.body) + len(piece) <= self._limit else None

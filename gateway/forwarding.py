@@ -135,14 +135,12 @@ def back(headers: Headers) -> Fields:
     return h.without(headers, NOT_BACK | h.nominated(headers))
 
 
-def own(headers: Fields, mine: Headers, request_id: str) -> list[Header]:
+def own(headers: Fields, mine: Headers, request_id: Header) -> list[Header]:
     """The gateway's own fields, to go with a reply's that has these."""
     names = headers.once(h.by_name)
-    result = list(mine)
+    result = [*mine, request_id] if b"x-request-id" not in names else [*mine]
     if mine and b"access-control-allow-origin" in names:
         result.append((b"access-control-expose-headers", b"gateway-rewrite, server-timing, x-request-id"))
-    if b"x-request-id" not in names:
-        result.append((b"x-request-id", request_id.encode()))
     return result
 
 

@@ -65,7 +65,7 @@ class HttpxWire:
         *,
         own: Headers = (),
         upgrade: bool = False,
-        leaving: Callable[[], None] | None = None,
+        leaving: Callable[[], Callable[[], None] | None] | None = None,
     ) -> HttpxReply:
         """Never upgrades: HTTP/2 has none (RFC 9113 section 8.6), so what was offered is left out."""
         extensions: dict[str, Any] = {"target": target, "timeout": self._timeouts}
@@ -92,12 +92,16 @@ class HttpxWire:
         await self._transport.aclose()
 
 
-def _at_the_head(leaving: Callable[[], None]) -> Callable[[str, object], Awaitable[None]]:
+def _at_the_head(
+    leaving: Callable[[], Callable[[], None] | None],
+) -> Callable[[str, object], Awaitable[None]]:
     """httpcore tells of each step before it takes it: the first bytes of a request are its head's."""
 
     async def trace(step: str, _: object) -> None:
         if step.endswith(".send_request_headers.started"):
-            leaving()
+            commit = leaving()
+            if commit is not None:
+                commit()
 
     return trace
 

@@ -100,7 +100,7 @@ def _past(text: str, at: int) -> int:
 
 def read(text: str) -> ObjectText:
     """Raises NotAnObject unless the whole text is one JSON object (RFC 8259)."""
-    opened = _after_space(text, 0)
+    opened = 0 if text.startswith("{") else _after_space(text, 0)
     if opened == len(text):
         raise NotAnObject("empty-body")
     try:

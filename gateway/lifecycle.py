@@ -23,7 +23,7 @@ from gateway.audit import Audit
 from gateway.calls import Call, Change
 from gateway.credentials import Credentials
 from gateway.deadline import Deadline
-from gateway.downstream import ClientGone, Copy, Downstream, Exchange
+from gateway.downstream import ClientGone, Downstream, Exchange
 from gateway.errors import (
     DeadlineExceeded,
     GatewayError,
@@ -31,6 +31,7 @@ from gateway.errors import (
     LoopDetected,
     NotSent,
     ReadTimeout,
+    Unrecordable,
     UpstreamError,
 )
 from gateway.forwarding import Hop
@@ -41,7 +42,7 @@ from gateway.rules import Place, Rules
 from gateway.states import Answers, Ask, LookupRefused, States, is_json, parsed
 from gateway.stores import Key
 from gateway.trail import Trail, what_changed
-from gateway.upstream import Reply, Upstream
+from gateway.upstream import Leaving, Reply, Upstream
 
 # A PATCH refused with one of these changed nothing at the upstream, and a repair may cure it.
 CURABLE = frozenset({400, 415, 422})
@@ -110,7 +111,7 @@ class Lifecycle:
 
     def serve(self, exchange: Exchange) -> Coroutine[Any, Any, None]:
         """The same without ASGI, whose messages most calls can do without."""
-        return self._call(Downstream(exchange, exchange.receive, exchange.send))
+        return self._call(Downstream(exchange))
 
     async def _call(self, client: Downstream) -> None:
         try:
@@ -312,15 +313,19 @@ class Lifecycle:
     async def _forward(self, case: Case, call: Call, answers: Answers, changes: tuple[Change, ...]) -> Reply:
         """Raises Stale when it waited for a connection until the answers were too old, or overtaken."""
 
-        def leaving() -> None:
+        def leaving() -> Callable[[], None] | None:
             if not self._states.still_usable(answers):
                 raise Stale
             case.client.must_stay()
-            case.trail.sends(self._audit, case.call, call, changes, answers.unfilled)
+            return case.trail.sends(self._audit, case.call, call, changes, answers.unfilled)
 
-        return await self._sent(case, call, answers, leaving)
+        try:
+            return await self._sent(case, call, answers, leaving)
+        except Unrecordable:
+            case.trail.stays()
+            raise
 
-    async def _sent(self, case: Case, call: Call, answers: Answers, leaving: Callable[[], None]) -> Reply:
+    async def _sent(self, case: Case, call: Call, answers: Answers, leaving: Leaving) -> Reply:
         """
         Sent once. What was read before is forgotten as the call leaves and again when it is over: all but
         a filled call that is accepted may have changed the state, whatever came of it (S5).
@@ -378,13 +383,12 @@ class Lifecycle:
     async def _relay(self, case: Case, reply: Reply) -> None:
         trail, client = case.trail, case.client
         trail.status = reply.status
-        filled = any(change.repair == "fill" for change in trail.changes)
         headers = reply.headers
-        copy = Copy(HELD) if filled and headers.once(is_json) else None
+        keep = HELD if bool(trail.changes) and headers.once(is_json) else 0
         client.may_leave()
-        own = forwarding.own(headers, trail.headers(), client.id)
-        await client.relay(reply.status, headers.once(forwarding.back), own, reply, copy)
-        if copy is not None and copy.body and contradicted(case, copy.body):
+        own = forwarding.own(headers, trail.headers(), client.own[0])
+        body = await client.relay(reply.status, headers.once(forwarding.back), own, reply, keep)
+        if body and contradicted(case, body):
             trail.conflict = True
             self._counts["conflicts"] += 1
             await self._forget(case)
@@ -393,7 +397,7 @@ class Lifecycle:
         refusal = refused.refusal
         trail.status = refusal.status
         trail.rejects(self._audit, "lookup-refused")
-        own = forwarding.own(refusal.headers, trail.headers(), trail.client.id)
+        own = forwarding.own(refusal.headers, trail.headers(), trail.client.own[0])
         await trail.client.answer(refusal.status, forwarding.back(refusal.headers), refusal.body, own)
 
     async def _refuse(self, trail: Trail, error: GatewayError) -> None:
@@ -407,18 +411,17 @@ class Lifecycle:
 
 def contradicted(case: Case, body: bytes) -> bool:
     """Whether the reply to a filled call names another state than the one that was filled."""
-    try:
-        reply = parsed(body)
-    except (ValueError, RecursionError):
-        return False
-    filled = {
-        change.details["field"]: change.details["after"]
-        for change in case.trail.changes
-        if change.repair == "fill"
-    }
-    for want in case.found.wants:
-        value = filled.get(want.fill.field)
-        if value is not None and want.fill.contradicted(reply, value, case.place.data):
+    reply = None
+    for change in case.trail.changes:
+        if change.repair != "fill":
+            continue
+        if reply is None:
+            try:
+                reply = parsed(body)
+            except (ValueError, RecursionError):
+                return False
+        spot = case.place.spots[change.details["field"]]
+        if spot.fill.contradicted(reply, change.details["after"], spot.data):
             return True
     return False
 

@@ -11,6 +11,8 @@ import asyncio
 from collections import deque
 from types import TracebackType
 
+from msgspec import Struct
+
 from gateway.errors import OrderTimeout
 
 
@@ -23,25 +25,21 @@ class _Line:
         self.waiting: deque[tuple[bool, asyncio.Future[None]]] = deque()
 
 
-class Turn:
+class Turn(Struct, eq=False):
     """
     Held from before the call leaves until the upstream has answered; `release` may be called again.
     `waited`: others were before it.
     """
 
-    __slots__ = ("_changing", "_conversation", "_held", "_order", "waited")
-
-    def __init__(self, order: Order, conversation: str | None, changing: bool, waited: bool) -> None:
-        self._order = order
-        self._conversation = conversation
-        self._changing = changing
-        self._held = conversation is not None
-        self.waited = waited
+    _order: Order
+    _held: str | None  # the conversation
+    _changing: bool
+    waited: bool
 
     def release(self) -> None:
-        if self._held and self._conversation is not None:
-            self._held = False
-            self._order._leave(self._conversation, self._changing)
+        conversation, self._held = self._held, None
+        if conversation is not None:
+            self._order._leave(conversation, self._changing)
 
     def __enter__(self) -> Turn:
         return self

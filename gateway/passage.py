@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from gateway import forwarding, tunnel
 from gateway import headers as h
 from gateway.credentials import Credentials
-from gateway.downstream import Copy, Downstream
+from gateway.downstream import Downstream
 from gateway.errors import MethodNotAllowed, PoolExhausted
 from gateway.forwarding import Hop
 from gateway.headers import Fields
@@ -27,7 +27,7 @@ from gateway.rules import Rules, Write, identity
 from gateway.states import States, is_json
 from gateway.stores import Key, Reading
 from gateway.templates import Fit, decoded
-from gateway.upstream import Reply, Upstream
+from gateway.upstream import Leaving, Reply, Upstream
 
 AHEAD = 64 * 1024  # bytes of a body that are read before it is sent …
 PATIENCE = 2.0  # … and seconds: then a client that waits for the reply's head before it goes on gets it
@@ -129,7 +129,7 @@ class Passage:
         with await self.upstream.send(method, client.target, headers, own=own, upgrade=True) as reply:
             if reply.status == 101:
                 down = client.switch(
-                    [*forwarding.back(reply.headers), *forwarding.own(reply.headers, (), client.id)]
+                    [*forwarding.back(reply.headers), *forwarding.own(reply.headers, (), client.own[0])]
                 )
                 await tunnel.join(down, reply, self.tunnel_idle)
             else:
@@ -153,16 +153,13 @@ class Passage:
         with await self._sent(client, headers) as reply:
             coding = h.first(reply.headers, b"content-encoding")
             learnable = reply.status == 200 and reply.headers.once(is_json) and coding in LEARNABLE_CODINGS
-            copy = Copy(self.max_body) if learnable else None
-            await self._relay(client, reply, copy)
-        if copy is not None and copy.body:
+            body = await self._relay(client, reply, self.max_body if learnable else 0)
+        if body:
             # A compressed representation's entity tag is not the plain one's (RFC 9110 section 8.8.3).
             etag = h.first(reply.headers, b"etag") if coding is None else None
-            await self.states.learn(key, Reading(copy.body, started, lease, etag, learned=True), coding)
+            await self.states.learn(key, Reading(body, started, lease, etag, learned=True), coding)
 
-    async def _sent(
-        self, client: Downstream, headers: Fields, leaving: Callable[[], None] | None = None
-    ) -> Reply:
+    async def _sent(self, client: Downstream, headers: Fields, leaving: Leaving | None = None) -> Reply:
         body = client.body() if client.has_body else None
         if body is not None and h.first(headers, b"content-length") is None:
             headers = headers.once(h.chunked)
@@ -170,10 +167,10 @@ class Passage:
             client.method.encode(), client.target, headers, body, own=client.own, leaving=leaving
         )
 
-    async def _relay(self, client: Downstream, reply: Reply, copy: Copy | None = None) -> None:
+    async def _relay(self, client: Downstream, reply: Reply, keep: int = 0) -> bytes | None:
         headers = reply.headers
-        own = forwarding.own(headers, (), client.id)
-        await client.relay(reply.status, headers.once(forwarding.back), own, reply, copy)
+        own = forwarding.own(headers, (), client.own[0])
+        return await client.relay(reply.status, headers.once(forwarding.back), own, reply, keep)
 
     async def _end_here(self, client: Downstream) -> None:
         """RFC 9110 sections 7.6.2 and 9.3.8."""

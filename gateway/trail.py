@@ -6,60 +6,56 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
+
+from msgspec import Struct
 
 from gateway import headers as h
 from gateway.audit import Audit
 from gateway.calls import Call, Change
 from gateway.downstream import Downstream
-from gateway.headers import Header
+from gateway.headers import Fields, Header
 from gateway.rules import Rule
 
 _TOKEN = re.compile(r"[A-Za-z*][A-Za-z0-9!#$%&'*+.^_`|~:/-]*")
 
 
-class Trail:
+class Trail(Struct, eq=False):
     """Times in seconds. `skipped` is why nothing was filled or repaired, `error` how the call ended."""
 
-    # Defaults stand on the class: most calls leave most of them as they are.
-    lookup = 0.0
-    upstream = 0.0
+    client: Downstream
+    rule: Rule
+    credential: str
+    begun: float
+    lookup: float = 0.0
+    upstream: float = 0.0
     status: int | None = None
     changes: tuple[Change, ...] = ()
+    recorded: tuple[Change, ...] = ()  # the changes of the attempt before
     skipped: str | None = None
     error: str | None = None
-    attempt = 0
-    conflict = False
-
-    def __init__(self, client: Downstream, rule: Rule, credential: str, begun: float) -> None:
-        self.client = client
-        self.rule = rule
-        self.credential = credential
-        self.begun = begun
+    attempt: int = 0
+    conflict: bool = False
 
     def _record(self) -> dict[str, Any]:
         client, rule = self.client, self.rule
-        agent = client.fields.get(b"user-agent")
         return {
             "rule": rule.name,
             "mode": rule.mode,
             "method": client.method,
             "path": client.path.decode("ascii", "backslashreplace"),
-            "client": {
-                "address": client.address,
-                "user_agent": None if agent is None else h.text(agent),
-                "credential": self.credential,
-            },
+            "client": client.headers.once(_caller, client.address, self.credential),
         }
 
     def sends(
         self, audit: Audit, before: Call, after: Call, changes: tuple[Change, ...], unfilled: str | None
-    ) -> None:
-        """Before the call leaves. Raises Unrecordable when it is a rewrite that can't be recorded (L1)."""
+    ) -> Callable[[], None] | None:
+        """Before the call leaves; a rewrite may leave only when what is returned was called (L1)."""
         if not changes:
             self.leaves(audit, unfilled or "conforming")
-            return
+            return None
         self.skipped = unfilled
         self.attempt += 1
         record = self._record()
@@ -68,8 +64,14 @@ class Trail:
             record["skipped"] = unfilled
         if self.attempt > 1:
             record["attempt"] = self.attempt
-        audit.write("rewrite", self.client.id, record)
-        self.changes = changes
+        audit.enter("rewrite", self.client.id, record)
+        self.recorded, self.changes = self.changes, changes
+        return audit.commit
+
+    def stays(self) -> None:
+        """What was to be sent last could not be recorded, and was not sent."""
+        self.changes = self.recorded
+        self.attempt -= 1
 
     def leaves(self, audit: Audit, reason: str, **details: Any) -> None:
         """The call goes out as it came."""
@@ -100,10 +102,9 @@ class Trail:
         """Gateway-Rewrite (a structured field, RFC 9651) and Server-Timing."""
         said = self.rule.name
         for change in self.changes:
-            details = change.details
             if change.repair == "fill":
-                age = details["age_ms"] / 1000
-                said += f"; filled={_bare(details['field'])}; source={details['source']}; age={age}"
+                field, _, source, age = change.details.values()
+                said += f"; filled={_bare(field)}; source={source}; age={age / 1000}"
             else:
                 said += "; " + change.repair.replace("_", "-")
         if self.attempt > 1:
@@ -111,12 +112,23 @@ class Trail:
         if self.skipped is not None:
             said += f"; skipped={_bare(self.skipped)}"
         result: list[Header] = [(b"gateway-rewrite", said.encode("ascii", "replace"))]
-        timing = b"lookup;dur=%.2f" % (self.lookup * 1000) if self.lookup else b""
+        times = []
+        if self.lookup:
+            times.append(b"lookup;dur=%.2f" % (self.lookup * 1000))
         if self.upstream:
-            timing += b"%bupstream;dur=%.2f" % (b", " if timing else b"", self.upstream * 1000)
-        if timing:
-            result.append((b"server-timing", timing))
+            times.append(b"upstream;dur=%.2f" % (self.upstream * 1000))
+        if times:
+            result.append((b"server-timing", b", ".join(times)))
         return result
+
+
+def _caller(headers: Fields, address: str, credential: str) -> dict[str, Any]:
+    agent = h.first(headers, b"user-agent")
+    return {
+        "address": address,
+        "user_agent": None if agent is None else h.text(agent),
+        "credential": credential,
+    }
 
 
 def what_changed(before: Call, after: Call, changes: tuple[Change, ...]) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from math import inf
+from types import TracebackType
 from typing import Any, cast
 
 import httpx
@@ -84,10 +85,16 @@ def tls_context(
     return context
 
 
+Commit = Callable[[], None]
+Leaving = Callable[[], Commit | None]
+
+
 class Exchange:
     """One request as it goes out, and what has come back for it: shared by its Connection and its Reply."""
 
     __slots__ = (
+        "answer",
+        "connection",
         "deadline",
         "error",
         "head",
@@ -99,6 +106,7 @@ class Exchange:
         "pieces",
         "replayable",
         "reply",
+        "reused",
         "stream",
         "timeouts",
         "upgrade",
@@ -119,10 +127,13 @@ class Exchange:
         self.upgrade = upgrade
         self.timeouts = timeouts
         self.deadline = deadline
+        self.connection: Connection | None = None  # since it left
+        self.reused = False
         self.pieces: list[bytes] = []
         self.over = False
         self.error: BaseException | None = None
-        self.reply: asyncio.Future[Reply | None] | None = None
+        self.reply: asyncio.Future[None] | None = None
+        self.answer: tuple[int, bytes, Fields] | None = None
 
         if TARGET.fullmatch(target) is None or method not in METHODS:
             _refuse_odd(method, target)
@@ -159,6 +170,42 @@ class Exchange:
         self.length = length or 0
         self.head = b"%b %b HTTP/1.1\r\n%b\r\n%b" % (method, target, said, body)
 
+    def __enter__(self) -> Exchange:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        """What is raised in its block is raised by its send()."""
+        self.error = error
+        return isinstance(error, Exception)
+
+    def goes_on(self) -> None:
+        """Whoever waits for the reply is to see what has become of it."""
+        waiter, self.reply = self.reply, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    def replays(self) -> bool:
+        """Whether it may go out once more: it met a connection that was closed while nobody used it."""
+        return (
+            self.connection is not None
+            and self.reused
+            and self.replayable
+            and not self.connection.heard
+            and isinstance(self.error, httpx.NetworkError)
+        )
+
+
+async def _heard(exchange: Exchange, reply: asyncio.Future[None]) -> None:
+    """Returns when there is an answer, or an error instead of it, or no connection for one that waits."""
+    try:
+        await reply
+    except asyncio.CancelledError:
+        if exchange.connection is not None:
+            exchange.connection.abandon(exchange)
+        raise
+
 
 def _refuse_odd(method: bytes, target: bytes) -> None:
     if TARGET.fullmatch(target) is None or METHOD.fullmatch(method) is None or method == b"CONNECT":
@@ -179,14 +226,13 @@ class _Lines(Struct, frozen=True):
 def _lines(headers: Headers) -> _Lines:
     length: int | None = None
     keep = True
-    said = b"\r\n".join([*map(b": ".join, headers), b""])
-    if not is_sound(said, len(headers)):
-        raise httpx.LocalProtocolError("not a request to send: a control character in a header field")
-    try:
-        special = [(KINDS[name], value) for name, value in headers]
-    except ValueError as error:
-        raise httpx.LocalProtocolError(f"not a request to send: {error}") from error
-    for kind, value in special:
+    said = b""
+    for name, value in headers:
+        said += b"%b: %b\r\n" % (name, value)
+        try:
+            kind = KINDS[name]
+        except ValueError as error:
+            raise httpx.LocalProtocolError(f"not a request to send: {error}") from error
         if not kind:
             continue
         if kind == _LENGTH:
@@ -199,10 +245,12 @@ def _lines(headers: Headers) -> _Lines:
             length = CHUNKED
         else:
             keep = keep and b"close" not in options(value)
+    if not is_sound(said, len(headers)):
+        raise httpx.LocalProtocolError("not a request to send: a control character in a header field")
     return _Lines(said, length, keep)
 
 
-class Reply:
+class Reply(Struct, eq=False):
     """
     A reply whose head has arrived. Header names are lower-case; order and repeats are the upstream's.
 
@@ -210,16 +258,11 @@ class Reply:
     calls close(), which closes the connection.
     """
 
-    __slots__ = ("_connection", "_exchange", "headers", "reason", "status")
-
-    def __init__(
-        self, status: int, reason: bytes, headers: Fields, connection: Connection, exchange: Exchange
-    ) -> None:
-        self.status = status
-        self.reason = reason
-        self.headers = headers
-        self._connection = connection
-        self._exchange = exchange
+    status: int
+    reason: bytes
+    headers: Fields
+    _connection: Connection
+    _exchange: Exchange
 
     @property
     def ended(self) -> bool:
@@ -256,20 +299,22 @@ class Reply:
         """Of no effect once the body has arrived or broken off."""
         self._connection.abandon(self._exchange)
 
+
+class _Unended(Reply, eq=False):
+    """Of whose body something is still to come."""
+
     def __del__(self) -> None:
         if self._connection.exchange is self._exchange:
             warnings.warn("a reply was neither read nor closed", ResourceWarning, stacklevel=1)
             self._connection.abandon(self._exchange)
 
 
-class Tunnel(Reply):
+class Tunnel(_Unended, eq=False):
     """
     A 101 that was asked for. read() gives what the upstream sends, empty once it has ended its side. The
     connection is the caller's until close(), still counts as one of the pool's, and has no deadlines but
     that of a write that stalls.
     """
-
-    __slots__ = ()
 
     async def write(self, data: bytes) -> None:
         """Returns when the upstream keeps up again."""
@@ -314,16 +359,20 @@ class Connection(asyncio.Protocol):
 
     # What the pool and the reply ask of it.
 
-    def start(self, exchange: Exchange, now: float) -> asyncio.Future[Reply | None]:
-        """Sends the request. The future's result is None when `exchange.error` says why there is no reply."""
+    def start(self, exchange: Exchange) -> asyncio.Future[None]:
+        """Sends the request. The future is done when `exchange` has an answer, or the error instead of it."""
         self.exchange = exchange
+        exchange.connection = self
+        exchange.reused = self.used
         self.used = True
         self.heard = False
         self._reader.expect(exchange.head_only, exchange.upgrade)
-        reply = exchange.reply = self.loop.create_future()
+        reply = exchange.reply
+        if reply is None:
+            reply = exchange.reply = self.loop.create_future()
         deadline = exchange.deadline
         if exchange.stream is None:
-            deadline = min(deadline, now + exchange.timeouts.read)
+            deadline = min(deadline, self.loop.time() + exchange.timeouts.read)
         self._read_deadline = deadline
         if deadline < self._timer_at:
             self._arm(deadline)
@@ -384,8 +433,7 @@ class Connection(asyncio.Protocol):
         if exchange is not None:
             exchange.error = error
             self._end(exchange)
-            if exchange.reply is not None and not exchange.reply.done():
-                exchange.reply.set_result(None)
+            exchange.goes_on()
         self._forget()
         self._abort()
 
@@ -472,17 +520,14 @@ class Connection(asyncio.Protocol):
     def replied(self, status: int, reason: bytes, headers: Fields) -> None:
         exchange = self.exchange
         assert exchange is not None
-        kind = Reply
+        exchange.answer = status, reason, headers
         if self._reader.switched:
-            kind = Tunnel
             exchange.deadline = inf
         self._read_deadline = exchange.deadline
         if self._upload is not None and (status >= 300 or status == 101):
             # RFC 9112 section 9.5: the answer is there, nobody needs the rest of the request.
             self._stop_upload(exchange)
-        waiter, exchange.reply = exchange.reply, None
-        if waiter is not None and not waiter.done():
-            waiter.set_result(kind(status, reason, headers, self, exchange))
+        exchange.goes_on()
 
     def received(self, piece: bytes) -> None:
         exchange = self.exchange
@@ -666,6 +711,7 @@ class Pool:
         self._size = 0  # opening, idle and busy
         self._idle: dict[Connection, None] = {}  # oldest first. Not empty only while nobody waits
         self._queue: deque[asyncio.Future[Connection | None]] = deque()
+        self._departing: list[tuple[Exchange, Leaving]] = []
         self._sockets: set[Connection] = set()  # also those closed whose socket is still to go
         self._gone: asyncio.Future[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None  # of the idle ones
@@ -695,7 +741,7 @@ class Pool:
         *,
         own: Headers = (),
         upgrade: bool = False,
-        leaving: Callable[[], None] | None = None,
+        leaving: Leaving | None = None,
         timeouts: Timeouts | None = None,
         deadline: float = inf,
     ) -> Reply:
@@ -708,8 +754,9 @@ class Pool:
         complete or says no; what it raises is raised here. With `upgrade` a 101 is returned, as a Tunnel.
         `deadline` is a time of the loop's clock, and `timeouts.total` can only bring it nearer.
 
-        `leaving` is called when a connection is had, right before the first byte is written: what it raises
-        is raised here, and nothing was sent.
+        `leaving` is called when a connection is had, right before the first byte is written; after it what it
+        returned, once for all requests that leave together and returned the same. What either raises is
+        raised here, and nothing was sent.
         """
         if self._closed:
             raise RuntimeError("the pool is closed")
@@ -722,38 +769,69 @@ class Pool:
         )
         if exchange.deadline <= now:
             raise httpx.ConnectTimeout("no time is left to send the request")
-        connection = self._take(now) if self._idle else None
-        if connection is None:
-            connection = await self._acquire(exchange)
-            now = loop.time()
-        reused = connection.used
-        if leaving is not None:
-            left = False
-            try:
-                leaving()
-                left = True
-            finally:
-                if not left:
-                    self.release(connection)
-        while True:
-            try:
-                reply = await connection.start(exchange, now)
-            except asyncio.CancelledError:
-                connection.abandon(exchange)
-                raise
-            if reply is not None:
-                return reply
+        if leaving is not None and self._idle and (self._departing or len(self._idle) < self._size):
+            # In company: who is alone gains nothing by waiting for others.
+            if not self._departing:
+                loop.call_soon(self._depart, loop)
+            self._departing.append((exchange, leaving))
+            exchange.reply = loop.create_future()
+            await _heard(exchange, exchange.reply)
+        if exchange.connection is None and exchange.error is None:
+            connection = (self._take(now) if self._idle else None) or await self._acquire(exchange)
+            if leaving is not None:
+                self._leave(connection, leaving)
+            await _heard(exchange, connection.start(exchange))
+        while exchange.answer is None:
             assert exchange.error is not None
-            if not (
-                reused
-                and exchange.replayable
-                and not connection.heard
-                and isinstance(exchange.error, httpx.NetworkError)
-            ):
+            if not exchange.replays():
                 raise exchange.error
-            exchange.error, exchange.over, reused = None, False, False
+            exchange.error, exchange.over = None, False
             connection = await self._acquire(exchange, fresh=True)
-            now = loop.time()
+            await _heard(exchange, connection.start(exchange))
+        assert exchange.connection is not None
+        status, reason, said = exchange.answer
+        kind = Reply if exchange.over else Tunnel if status == 101 else _Unended
+        return kind(status, reason, said, exchange.connection, exchange)
+
+    def _leave(self, connection: Connection, leaving: Leaving) -> None:
+        left = False
+        try:
+            commit = leaving()
+            if commit is not None:
+                commit()
+            left = True
+        finally:
+            if not left:
+                self.release(connection)
+
+    def _depart(self, loop: asyncio.AbstractEventLoop) -> None:
+        """All that wanted to leave in one turn of the loop, and find a connection idle: one commit does."""
+        departing, self._departing = self._departing, []
+        going: list[tuple[Connection, Exchange]] = []
+        commits: dict[Commit, list[Exchange]] = {}
+        for exchange, leaving in departing:
+            if exchange.reply is None or exchange.reply.done():
+                continue  # cancelled meanwhile
+            connection = self._take(loop.time())
+            if connection is None:
+                exchange.goes_on()
+                continue
+            going.append((connection, exchange))
+            with exchange:
+                commit = leaving()
+                if commit is not None:
+                    commits.setdefault(commit, []).append(exchange)
+        for commit, together in commits.items():
+            with together[0] as first:
+                commit()
+            for exchange in together:
+                exchange.error = first.error
+        for connection, exchange in going:
+            if exchange.error is None:
+                connection.start(exchange)
+            else:
+                exchange.goes_on()
+                self.release(connection)
 
     def close(self) -> None:
         """Takes no more requests. Idle connections are closed now, busy ones when their reply is over."""

@@ -15,9 +15,14 @@ from types import TracebackType
 from typing import Protocol, cast
 
 import httpx
+from msgspec import Struct
 
 from gateway import errors
 from gateway.headers import Fields, Headers
+
+# Called before a call's first byte goes out. What it returns is called before that too: once is enough for
+# all calls that leave together and return the same.
+Leaving = Callable[[], Callable[[], None] | None]
 
 
 class Wire(Protocol):
@@ -32,7 +37,7 @@ class Wire(Protocol):
         *,
         own: Headers = (),
         upgrade: bool = False,
-        leaving: Callable[[], None] | None = None,
+        leaving: Leaving | None = None,
     ) -> WireReply: ...
 
     def close(self) -> None: ...
@@ -62,16 +67,13 @@ class WireTunnel(WireReply, Protocol):
     def write_eof(self) -> None: ...
 
 
-class Reply:
+class Reply(Struct, eq=False):
     """The reply's head, and its body piece by piece. Closing it before its end closes the connection."""
 
-    __slots__ = ("_held", "_wire", "headers", "status")
-
-    def __init__(self, wire: WireReply) -> None:
-        self._wire = wire
-        self._held = b""
-        self.status = wire.status
-        self.headers = wire.headers
+    _wire: WireReply
+    status: int
+    headers: Fields
+    _held: bytes = b""
 
     @property
     def ended(self) -> bool:
@@ -158,7 +160,7 @@ class Upstream:
         *,
         own: Headers = (),
         upgrade: bool = False,
-        leaving: Callable[[], None] | None = None,
+        leaving: Leaving | None = None,
     ) -> Reply:
         """
         `own`: further fields, which this call shares with no other. A body in one piece whose length no field
@@ -166,18 +168,18 @@ class Upstream:
 
         Returns when the reply's head is there. Raises an UpstreamError. With `upgrade` a 101 is a reply
         like another, and its connection then a tunnel. `leaving` is called right before the first byte
-        goes out, when a connection is had: what it raises is raised here, and nothing was sent.
+        goes out, when a connection is had, and what it returned after it: what either raises is raised here,
+        and nothing was sent.
         """
         if self._prefix and target != b"*":
             target = self._prefix + target
         try:
-            return Reply(
-                await self._wire.send(
-                    method, target, headers, body, own=own, upgrade=upgrade, leaving=leaving
-                )
+            reply = await self._wire.send(
+                method, target, headers, body, own=own, upgrade=upgrade, leaving=leaving
             )
         except httpx.HTTPError as error:
             raise translated(error) from error
+        return Reply(reply, reply.status, reply.headers)
 
 
 def translated(error: httpx.HTTPError) -> errors.UpstreamError:

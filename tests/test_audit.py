@@ -353,10 +353,12 @@ async def test_a_rotation_while_calls_are_under_way_loses_none(tmp_path: Path) -
 def test_reopen_ends_the_old_file_and_opens_the_path_again(tmp_path: Path) -> None:
     path = tmp_path / "log"
     audit = Audit(str(path), lambda: 0.0)
-    audit.write("a", "1", {})
+    audit.enter("a", "1", {})
+    audit.commit()
     kept = os.open(path, os.O_RDONLY)
     audit.reopen()
-    audit.write("b", "2", {})
+    audit.enter("b", "2", {})
+    audit.commit()
     audit.close()
     audit.close()
     assert os.fstat(kept).st_nlink == 1
@@ -381,8 +383,9 @@ def test_lost_lines_are_counted_until_the_gap_is_on_the_log(tmp_path: Path) -> N
     audit = Audit(str(path), lambda: 0.0)
     for _ in range(3):
         audit.note("outcome", "1", {})
+    audit.enter("rewrite", "1", {})
     with pytest.raises(Unrecordable):
-        audit.write("rewrite", "1", {})
+        audit.commit()
     problem = audit.check()
     assert problem is not None
     assert str(path) in problem
@@ -425,7 +428,8 @@ def test_whatever_text_is_recorded_each_line_is_one_object_that_says_it(
     path = tmp_path_factory.mktemp("log") / "log"
     audit = Audit(str(path), lambda: 1.5)
     for event, request_id, record in records:
-        audit.write(event, request_id, {"it": record})
+        audit.enter(event, request_id, {"it": record})
+        audit.commit()
     audit.close()
     found = [(line["event"], line["id"], line["it"]) for line in whole(path)]
     assert found == [(event, request_id, dict(record)) for event, request_id, record in records]

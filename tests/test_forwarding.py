@@ -43,7 +43,7 @@ def on(*headers: Header, hop: Hop = HOP, address: str = "192.0.2.7", version: st
 def back(headers: Headers, mine: Headers, request_id: str) -> list[Header]:
     """All that the client is told."""
     said = Fields(headers)
-    return [*forwarding.back(said), *forwarding.own(said, mine, request_id)]
+    return [*forwarding.back(said), *forwarding.own(said, mine, (b"x-request-id", request_id.encode()))]
 
 
 def named(headers: Iterable[Header], name: bytes) -> list[bytes]:

@@ -17,7 +17,7 @@ from gateway.calls import Call, Change
 from gateway.headers import DISGUISES, Fields
 from gateway.json_text import ObjectText
 from gateway.repairs.content_type import ContentType, is_json_or_mistaken
-from gateway.repairs.encoding import Encoding
+from gateway.repairs.encoding import Declared, Encoding
 from gateway.repairs.fill import Fill
 from gateway.repairs.findings import Draft, Finding, Given, Left, Repaired, Unfilled, Want
 
@@ -104,26 +104,53 @@ def diagnose(call: Call, repairs: tuple[Repair, ...]) -> Diagnosis:
     reason = call.headers.once(exemption, repairs)
     if reason is not None:
         return Diagnosis(call, None, given=named(draft, repairs), left=reason)
-    changes: list[Change] = []
-    wants: list[Want] = []
-    given: list[Given] = []
+    head = call.headers.once(_of_head, repairs) if draft.document is not None else None
+    if head is None:
+        return _diagnosis(draft, repairs)
+    if head.changes:
+        draft = Draft(call, Call(call.method, call.target, head.headers, call.body), draft.document)
+    return _diagnosis(draft, head.left, head.changes)
+
+
+def _diagnosis(draft: Draft, repairs: Sequence[Repair], changes: tuple[Change, ...] = ()) -> Diagnosis:
+    call = draft.original
+    wants: tuple[Want, ...] = ()
+    given: tuple[Given, ...] = ()
     unfilled: str | None = None
     for repair in repairs:
         finding = repair.diagnose(draft)
         if finding is None:
             continue
         if isinstance(finding, Want):
-            wants.append(finding)
+            wants += (finding,)
         elif isinstance(finding, Repaired):
             draft = Draft(call, finding.call, finding.document)
-            changes.append(finding.change)
+            changes += (finding.change,)
         elif isinstance(finding, Given):
-            given.append(finding)
+            given += (finding,)
         elif isinstance(finding, Left):
             return Diagnosis(call, None, left=finding.reason)
         else:
             unfilled = finding.reason
-    return Diagnosis(draft.call, draft.document, tuple(changes), tuple(wants), tuple(given), None, unfilled)
+    return Diagnosis(draft.call, draft.document, changes, wants, given, None, unfilled)
+
+
+class _Head(Struct, frozen=True):
+    """What is repaired in a head whose body is plain: its fields then, and who has to see the body."""
+
+    headers: Fields
+    changes: tuple[Change, ...]
+    left: tuple[Repair, ...]
+
+
+def _of_head(headers: Fields, repairs: tuple[Repair, ...]) -> _Head | None:
+    """None where the body has a say: where it is said to be compressed, or in another charset."""
+    if not headers.once(Declared.of).plain:
+        return None
+    left = tuple(repair for repair in repairs if isinstance(repair, Fill))
+    others = tuple(repair for repair in repairs if not isinstance(repair, Fill))
+    found = _diagnosis(Draft.of(Call(b"", b"", headers, b"{}")), others)
+    return _Head(found.call.headers, found.changes, left)
 
 
 def named(draft: Draft, repairs: Sequence[Repair]) -> tuple[Given, ...]:

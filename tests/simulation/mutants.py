@@ -19,7 +19,7 @@ from gateway.order import Order, Turn
 from gateway.states import Ask, States
 from gateway.stores import Key, Reading, Store
 from gateway.stores.memory import MemoryStore
-from gateway.upstream import Wire
+from gateway.upstream import Leaving, Wire
 from tests.simulation.schedule import Schedule, Terms
 from tests.simulation.upstream import SimulatedReply, SimulatedUpstream
 from tests.simulation.world import World
@@ -131,7 +131,7 @@ class Retrying:
         *,
         own: Headers = (),
         upgrade: bool = False,
-        leaving: Callable[[], None] | None = None,
+        leaving: Leaving | None = None,
     ) -> SimulatedReply:
         try:
             return await self.wire.send(method, target, headers, body, own=own, leaving=leaving)

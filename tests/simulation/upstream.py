@@ -22,6 +22,7 @@ import httpx
 
 from gateway import headers as h
 from gateway.headers import Fields, Header, Headers
+from gateway.upstream import Leaving
 from tests.simulation.loop import Loop
 from tests.simulation.schedule import (
     FAULTS,
@@ -163,7 +164,7 @@ class SimulatedUpstream:
         *,
         own: Headers = (),
         upgrade: bool = False,
-        leaving: Callable[[], None] | None = None,
+        leaving: Leaving | None = None,
     ) -> SimulatedReply:
         sent = self._received(method.decode().upper(), target.decode(), [*headers, *own])
         try:
@@ -174,7 +175,9 @@ class SimulatedUpstream:
             if sent.fate.wait:
                 await asyncio.sleep(sent.fate.wait)
             if leaving is not None:
-                leaving()
+                commit = leaving()
+                if commit is not None:
+                    commit()
             sent.left = self._loop.clock()
             reply = await self._answered(sent)
             sent.status = reply.status

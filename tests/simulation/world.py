@@ -92,10 +92,13 @@ class Journal(Audit):
         self._clock = clock
         self._log = log
 
-    def write(self, event: str, request_id: str, record: dict[str, Any]) -> None:
+    def enter(self, event: str, request_id: str, record: dict[str, Any]) -> None:
         self._log.append(Recorded(self._clock(), event, request_id, record))
 
-    note = write
+    note = enter
+
+    def commit(self) -> None:
+        """It is in memory."""
 
 
 class LateStore:
