@@ -202,6 +202,30 @@ async def test_a_call_that_cannot_be_recorded_keeps_no_connection_and_no_turn() 
             assert len(running.gateway.order) == 0
 
 
+@FULL
+async def test_of_calls_that_leave_together_none_leaves_that_cannot_be_recorded() -> None:
+    async with (
+        mock() as upstream,
+        gateway(upstream.url, audit="/dev/full") as running,
+        running.client() as client,
+    ):
+        await asyncio.gather(*(client.get(CONVERSATION, headers=TOKEN) for _ in range(10)))
+        held = asyncio.Event()
+        upstream.faults.append(Fault(method="GET", hold=held))
+        busy = asyncio.ensure_future(client.get("/api/v2/users/me", headers=TOKEN))
+        await upstream.ledger.arrived(11)
+
+        calls = [client.patch(PARTICIPANT, content=BODY, headers=TOKEN) for _ in range(10)]
+        for answer in await asyncio.gather(*calls):
+            refused_by_the_gateway(answer.headers, answer.json(), 503)
+            assert answer.headers["gateway-rewrite"] == "web-participant-state; skipped=unrecordable"
+
+        assert "PATCH" not in {entry.method for entry in upstream.ledger.entries}
+        assert len(running.gateway.order) == 0
+        held.set()
+        await busy
+
+
 async def test_where_the_log_cannot_be_opened_rewrites_are_503_and_it_recovers_by_itself(
     tmp_path: Path,
 ) -> None:
