@@ -16,14 +16,27 @@ import os
 import stat
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
 
 import msgspec
+from msgspec import Struct
 
 from gateway.errors import Unrecordable
 
 # Seconds between two looks for a rotation. What is written meanwhile is on the rotated file.
 LOOKED_FOR = 0.1
+
+
+class Line(Struct, omit_defaults=True):
+    """How each line begins. `time` is the audit's to say."""
+
+    event: str
+    time: str
+    id: str
+
+
+class _Gap(Struct, tag_field="event", tag="gap"):
+    time: str
+    lost: int
 
 
 class Audit:
@@ -48,9 +61,10 @@ class Audit:
         self.lost = 0
         self.problem: str | None = None
 
-    def enter(self, event: str, request_id: str, record: dict[str, Any]) -> None:
+    def enter(self, line: Line) -> None:
         """For what may not go on before `commit`: several lines then cost one write."""
-        self._due.append(self._made(event, request_id, record))
+        line.time = self._time(self._wall())
+        self._due.append(self._encoded(line))
 
     def commit(self) -> None:
         """Raises Unrecordable when the lines that were entered are not whole on the log, none of them."""
@@ -58,10 +72,11 @@ class Audit:
         self._due.clear()
         self._put(due, self._wall())
 
-    def note(self, event: str, request_id: str, record: dict[str, Any]) -> None:
+    def note(self, line: Line) -> None:
         """For what may go on without its line (an outcome): a line that is lost is counted and reported."""
         held = self._held
-        held.append(self._made(event, request_id, record))
+        line.time = self._time(self._wall())
+        held.append(self._encoded(line))
         if len(held) == 1:
             self._soon(self._flush)
 
@@ -89,16 +104,14 @@ class Audit:
             os.close(self._file)
         self._file = None
 
-    def _made(self, event: str, request_id: str, record: dict[str, Any]) -> bytes:
-        return self._line({"event": event, "time": self._time(self._wall()), "id": request_id, **record})
-
-    def _line(self, record: dict[str, Any]) -> bytes:
+    def _encoded(self, record: Line | _Gap) -> bytes:
         try:
             line = self._encode(record)
         except UnicodeEncodeError:  # a lone surrogate
             line = b""
         if not line or not line.isascii() or b"\x7f" in line:
-            line = json.dumps(record).encode("ascii").replace(b"\x7f", b"\\u007f")
+            plain = json.dumps(msgspec.to_builtins(record))
+            line = plain.encode("ascii").replace(b"\x7f", b"\\u007f")
         return line + b"\n"
 
     def _flush(self) -> None:
@@ -113,7 +126,7 @@ class Audit:
             self._held.clear()
         if self.problem is not None:
             # The first line after a failure tells a reader that some are missing before it.
-            line = self._line({"event": "gap", "time": self._time(now), "lost": self.lost}) + line
+            line = self._encoded(_Gap(self._time(now), self.lost)) + line
         try:
             if self._file is None or self._moved(now):
                 self._open()

@@ -16,13 +16,10 @@ from msgspec import Struct
 from gateway.errors import OrderTimeout
 
 
-class _Line:
-    __slots__ = ("changing", "sharing", "waiting")
-
-    def __init__(self) -> None:
-        self.sharing = 0
-        self.changing = False
-        self.waiting: deque[tuple[bool, asyncio.Future[None]]] = deque()
+class _Line(Struct, eq=False):
+    sharing: int = 0
+    changing: bool = False
+    waiting: deque[tuple[bool, asyncio.Future[None]]] | tuple[()] = ()
 
 
 class Turn(Struct, eq=False):
@@ -90,6 +87,8 @@ class Order:
     async def _wait(self, conversation: str, line: _Line, changing: bool) -> None:
         granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         place = (changing, granted)
+        if not isinstance(line.waiting, deque):
+            line.waiting = deque()  # most lines never need one
         line.waiting.append(place)
         try:
             async with asyncio.timeout(self._timeout):
@@ -111,7 +110,10 @@ class Order:
             line.changing = False
         else:
             line.sharing -= 1
-        self._admit(conversation, line)
+        if line.waiting:
+            self._admit(conversation, line)
+        elif not line.sharing:
+            del self._lines[conversation]
 
     def _admit(self, conversation: str, line: _Line) -> None:
         while line.waiting and not line.changing:

@@ -61,11 +61,10 @@ def _loop(query: str) -> Chooser | None:
         for name, its in of_root:
             if document.get(name) != data[its]:
                 return []
-        found = [item for item in items if isinstance(item, dict) and wanted in item]
         for name, its in of_item:
             value = data[its]
-            found = [item for item in found if item.get(name) == value]
-        return [item[wanted] for item in found]
+            items = [item for item in items if isinstance(item, dict) and item.get(name) == value]
+        return [item[wanted] for item in items if isinstance(item, dict) and wanted in item]
 
     return choose
 

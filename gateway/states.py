@@ -109,9 +109,8 @@ class Answers(Struct, frozen=True):
     @property
     def guard(self) -> bytes | None:
         for found in self.values.values():
-            guard = found.guard
-            if guard is not None:
-                return guard
+            if found.ask.spot.fill.guarded and found.guard is not None:
+                return found.guard
         return None
 
     @property

@@ -10,16 +10,44 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 
 from gateway import headers as h
-from gateway.audit import Audit
+from gateway.audit import Audit, Line
 from gateway.calls import Call, Change
 from gateway.downstream import Downstream
 from gateway.headers import Fields, Header
 from gateway.rules import Rule
 
 _TOKEN = re.compile(r"[A-Za-z*][A-Za-z0-9!#$%&'*+.^_`|~:/-]*")
+
+
+class Decision(Line):
+    """The line that says what became of a call: a rewrite, a skip or a reject."""
+
+    rule: str
+    mode: str
+    method: str
+    path: str
+    client: dict[str, Any]
+    reason: str | None = None
+    needs: list[str] | UnsetType = UNSET
+    unfilled: str | UnsetType | None = UNSET
+    changes: list[dict[str, Any]] | UnsetType = UNSET
+    body: dict[str, Any] | UnsetType = UNSET
+    skipped: str | None = None
+    attempt: int = 1
+
+
+class Outcome(Line):
+    """Times in milliseconds."""
+
+    status: int | None
+    error: str | None = None
+    lookup_ms: float | UnsetType = UNSET
+    upstream_ms: float | UnsetType = UNSET
+    total_ms: float | UnsetType = UNSET
+    conflict: bool = False
 
 
 class Trail(Struct, eq=False):
@@ -39,15 +67,19 @@ class Trail(Struct, eq=False):
     attempt: int = 0
     conflict: bool = False
 
-    def _record(self) -> dict[str, Any]:
+    def _decision(self, event: str, **more: Any) -> Decision:
         client, rule = self.client, self.rule
-        return {
-            "rule": rule.name,
-            "mode": rule.mode,
-            "method": client.method,
-            "path": client.path.decode("ascii", "backslashreplace"),
-            "client": client.headers.once(_caller, client.address, self.credential),
-        }
+        return Decision(
+            event,
+            "",
+            client.id,
+            rule.name,
+            rule.mode,
+            client.method,
+            client.path.decode("ascii", "backslashreplace"),
+            client.headers.once(_caller, client.address, self.credential),
+            **more,
+        )
 
     def sends(
         self, audit: Audit, before: Call, after: Call, changes: tuple[Change, ...], unfilled: str | None
@@ -58,13 +90,8 @@ class Trail(Struct, eq=False):
             return None
         self.skipped = unfilled
         self.attempt += 1
-        record = self._record()
-        record.update(what_changed(before, after, changes))
-        if unfilled is not None:
-            record["skipped"] = unfilled
-        if self.attempt > 1:
-            record["attempt"] = self.attempt
-        audit.enter("rewrite", self.client.id, record)
+        changed = what_changed(before, after, changes)
+        audit.enter(self._decision("rewrite", skipped=unfilled, attempt=self.attempt, **changed))
         self.recorded, self.changes = self.changes, changes
         return audit.commit
 
@@ -76,27 +103,29 @@ class Trail(Struct, eq=False):
     def leaves(self, audit: Audit, reason: str, **details: Any) -> None:
         """The call goes out as it came."""
         self.skipped = reason
-        audit.note("skip", self.client.id, self._record() | {"reason": reason} | details)
+        audit.note(self._decision("skip", reason=reason, **details))
 
     def rejects(self, audit: Audit, reason: str) -> None:
         """The call is answered here. If nothing was sent before, that is all there is to record of it."""
         self.error = reason
         if not self.changes and self.skipped is None:
             self.skipped = reason
-            audit.note("reject", self.client.id, self._record() | {"reason": reason})
+            audit.note(self._decision("reject", reason=reason))
 
     def ended(self, audit: Audit, now: float) -> None:
-        record: dict[str, Any] = {"status": self.status}
-        if self.error is not None:
-            record["error"] = self.error
-        if self.lookup:
-            record["lookup_ms"] = round(self.lookup * 1000, 2)
-        if self.upstream:
-            record["upstream_ms"] = round(self.upstream * 1000, 2)
-        record["total_ms"] = round((now - self.begun) * 1000, 2)
-        if self.conflict:
-            record["conflict"] = True
-        audit.note("outcome", self.client.id, record)
+        audit.note(
+            Outcome(
+                "outcome",
+                "",
+                self.client.id,
+                self.status,
+                self.error,
+                round(self.lookup * 1000, 2) if self.lookup else UNSET,
+                round(self.upstream * 1000, 2) if self.upstream else UNSET,
+                round((now - self.begun) * 1000, 2),
+                self.conflict,
+            )
+        )
 
     def headers(self) -> list[Header]:
         """Gateway-Rewrite (a structured field, RFC 9651) and Server-Timing."""

@@ -297,11 +297,13 @@ class Reply(Struct, eq=False):
 
     def close(self) -> None:
         """Of no effect once the body has arrived or broken off."""
-        self._connection.abandon(self._exchange)
 
 
 class _Unended(Reply, eq=False):
     """Of whose body something is still to come."""
+
+    def close(self) -> None:
+        self._connection.abandon(self._exchange)
 
     def __del__(self) -> None:
         if self._connection.exchange is self._exchange:

@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway import app
-from gateway.audit import Audit
+from gateway.audit import Audit, Line
 from gateway.config import UpstreamSettings
 from gateway.demo import free_ports
 from gateway.errors import Unrecordable
@@ -377,11 +377,11 @@ async def test_a_rotation_while_calls_are_under_way_loses_none(tmp_path: Path) -
 def test_reopen_ends_the_old_file_and_opens_the_path_again(tmp_path: Path) -> None:
     path = tmp_path / "log"
     audit = Audit(str(path), lambda: 0.0)
-    audit.enter("a", "1", {})
+    audit.enter(Line("a", "", "1"))
     audit.commit()
     kept = os.open(path, os.O_RDONLY)
     audit.reopen()
-    audit.enter("b", "2", {})
+    audit.enter(Line("b", "", "2"))
     audit.commit()
     audit.close()
     audit.close()
@@ -406,8 +406,8 @@ def test_lost_lines_are_counted_until_the_gap_is_on_the_log(tmp_path: Path) -> N
     path = tmp_path / "sub" / "log"
     audit = Audit(str(path), lambda: 0.0)
     for _ in range(3):
-        audit.note("outcome", "1", {})
-    audit.enter("rewrite", "1", {})
+        audit.note(Line("outcome", "", "1"))
+    audit.enter(Line("rewrite", "", "1"))
     with pytest.raises(Unrecordable):
         audit.commit()
     problem = audit.check()
@@ -438,6 +438,10 @@ anything = st.text(st.characters(), max_size=40) | st.sampled_from(
 )
 
 
+class Said(Line):
+    it: dict[str, Any]
+
+
 @settings(max_examples=200, deadline=None)
 @given(
     st.lists(
@@ -452,7 +456,7 @@ def test_whatever_text_is_recorded_each_line_is_one_object_that_says_it(
     path = tmp_path_factory.mktemp("log") / "log"
     audit = Audit(str(path), lambda: 1.5)
     for event, request_id, record in records:
-        audit.enter(event, request_id, {"it": record})
+        audit.enter(Said(event, "", request_id, record))
         audit.commit()
     audit.close()
     found = [(line["event"], line["id"], line["it"]) for line in whole(path)]

@@ -16,11 +16,12 @@ from functools import lru_cache
 from random import Random
 from typing import Any
 
+import msgspec
 from starlette.types import ASGIApp, Message
 
 from gateway import app
 from gateway.app import Parts
-from gateway.audit import Audit
+from gateway.audit import Audit, Line
 from gateway.config import Settings
 from gateway.errors import GatewayError
 from gateway.headers import Fields, Header, Headers
@@ -92,8 +93,8 @@ class Journal(Audit):
         self._clock = clock
         self._log = log
 
-    def enter(self, event: str, request_id: str, record: dict[str, Any]) -> None:
-        self._log.append(Recorded(self._clock(), event, request_id, record))
+    def enter(self, line: Line) -> None:
+        self._log.append(Recorded(self._clock(), line.event, line.id, msgspec.to_builtins(line)))
 
     note = enter
 
