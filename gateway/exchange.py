@@ -179,7 +179,7 @@ class Exchange:
         if body:
             self._pieces.append(body)
             self._held += len(body)
-        if body or not more:
+        if self._waiter is not None and (body or not more):
             self._wake()
         return self._held > HIGH_WATER
 
@@ -302,7 +302,8 @@ class Exchange:
             self._connection.transport.write(body)
         if not more:
             self.complete = True
-            self._wake()
+            if self._waiter is not None:
+                self._wake()
             self._connection.completed(self)
 
     def _flush(self) -> None:

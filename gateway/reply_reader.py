@@ -27,6 +27,7 @@ split_fields = re.compile(rb"([^:\r]++):([^\r]*+)\r\n").findall
 BARE_LINE_END = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)")
 # Where a chunked message stops: an empty line that follows a line, and nothing behind it.
 CLEAN_END = re.compile(rb"[^\r\n]\r\n\r\n\Z")
+BODILESS = frozenset({204, 304})
 HEAD_KEPT = 4096  # bytes of a head that is compared with the next
 FRAMING = frozenset({b"content-length", b"transfer-encoding", b"connection"})
 
@@ -154,7 +155,7 @@ class ReplyReader:
                 return
             if not self._upgrade:
                 raise httpx.RemoteProtocolError("the upstream switched protocols unasked")
-        elif left == CHUNKED and not self._bodiless(status):
+        elif left == CHUNKED and not (self._head_only or status in BODILESS):
             self._chunks = parser
             self._complete = self._surplus = False
             self._overhead = 0
@@ -164,12 +165,9 @@ class ReplyReader:
             self._last_head, self._last = head, (status, line[3] or b"", headers, left, keep and not closing)
         self._begin(status, line[3] or b"", headers, left, keep and not closing)
 
-    def _bodiless(self, status: int) -> bool:
-        return self._head_only or status == 204 or status == 304
-
     def _begin(self, status: int, reason: bytes, headers: Fields, left: int, keep: bool) -> None:
         self.headed = True
-        self._left = 0 if self._bodiless(status) else left
+        self._left = 0 if self._head_only or status in BODILESS else left
         self._keep = keep
         self._sink.replied(status, reason, headers)
 

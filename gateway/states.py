@@ -167,6 +167,7 @@ class States:
         self._max_pause = max_pause
         self._flights: dict[Key, _Flight] = {}
         self._witnesses: LRUCache[tuple[str, ...], _Witness] = LRUCache(max_entries)
+        self._witnessed = False  # most gateways never see one
         self._pauses: LRUCache[str, tuple[float, Refusal]] = LRUCache(max_entries)
         # A witness that had to be evicted while it mattered: what was read until then can't be judged.
         self._blind = _Witness(None, -math.inf, -math.inf)
@@ -179,15 +180,16 @@ class States:
         """All answers from readings that need no second thought: the way of nearly every call in a burst."""
         values: dict[str, Found] = {}
         for ask in asks:
+            fill = ask.spot.fill
             reading = self._store.glance(ask.key)
             if reading is None or not self._fresh(ask, reading):
                 return None
-            value = self._chosen(ask, reading)
-            if isinstance(value, Unfilled) or not ask.spot.fill.allowed(value):
+            value = reading.chosen.get(ask.spot.which) or self._chosen(ask, reading)
+            if isinstance(value, Unfilled) or value not in fill.allow:
                 return None
             if not self._settled(ask, reading, value):
                 return None
-            values[ask.spot.fill.field] = Found(ask, value, reading, "cache")
+            values[fill.field] = Found(ask, value, reading, "cache")
         self._counts["lookups_from_cache"] += len(values)
         return Answers(values)
 
@@ -248,9 +250,10 @@ class States:
         return True
 
     def _fresh(self, ask: Ask, reading: Reading) -> bool:
-        if ask.spot.fill.max_age == 0:
+        max_age = ask.spot.fill.max_age
+        if max_age == 0:
             return reading.started >= ask.since and not reading.learned
-        return reading.age(self._clock()) <= ask.spot.fill.max_age
+        return self._clock() - reading.started <= max_age
 
     def _settled(self, ask: Ask, reading: Reading, value: str | Unfilled) -> bool:
         """
@@ -258,7 +261,7 @@ class States:
         was read before and did not agree is of no use later either: it was behind already (S5). Of what
         was begun before the value was accepted nothing can be said here: the generation tells (S3).
         """
-        witness = self._witnesses.get(ask.spot.subject, self._blind) if self._witnesses else self._blind
+        witness = self._witnesses.get(ask.spot.subject, self._blind) if self._witnessed else self._blind
         return value == witness.value or not witness.since <= reading.started < witness.until
 
     def _chosen(self, ask: Ask, reading: Reading) -> str | Unfilled:
@@ -417,6 +420,7 @@ class States:
         while len(self._witnesses) >= self._witnesses.maxsize and ask.spot.subject not in self._witnesses:
             _, evicted = self._witnesses.popitem()
             self._blind = _Witness(None, -math.inf, max(self._blind.until, evicted.until))
+        self._witnessed = True
         self._witnesses[ask.spot.subject] = _Witness(value, now, now + ask.spot.fill.settle)
 
 

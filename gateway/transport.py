@@ -197,16 +197,6 @@ class Exchange:
         )
 
 
-async def _heard(exchange: Exchange, reply: asyncio.Future[None]) -> None:
-    """Returns when there is an answer, or an error instead of it, or no connection for one that waits."""
-    try:
-        await reply
-    except asyncio.CancelledError:
-        if exchange.connection is not None:
-            exchange.connection.abandon(exchange)
-        raise
-
-
 def _refuse_odd(method: bytes, target: bytes) -> None:
     if TARGET.fullmatch(target) is None or METHOD.fullmatch(method) is None or method == b"CONNECT":
         raise httpx.LocalProtocolError(f"not a request to send: {text(method)} {text(target)}")
@@ -547,7 +537,9 @@ class Connection(asyncio.Protocol):
         assert exchange is not None
         self._end(exchange)
         if keep and exchange.keep and not self.transport.get_write_buffer_size():
-            self.taken()
+            self._unread = 0
+            if not self._reading:
+                self.taken()
             self._pool.release(self)
         else:
             self.close()
@@ -776,35 +768,43 @@ class Pool:
             if not self._departing:
                 loop.call_soon(self._depart, loop)
             self._departing.append((exchange, leaving))
-            exchange.reply = loop.create_future()
-            await _heard(exchange, exchange.reply)
-        if exchange.connection is None and exchange.error is None:
-            connection = (self._take(now) if self._idle else None) or await self._acquire(exchange)
-            if leaving is not None:
-                self._leave(connection, leaving)
-            await _heard(exchange, connection.start(exchange))
-        while exchange.answer is None:
-            assert exchange.error is not None
-            if not exchange.replays():
+            reply = exchange.reply = loop.create_future()
+        else:
+            reply = self._leave(self._take(now) or await self._acquire(exchange), exchange, leaving)
+        while True:
+            try:
+                await reply
+            except asyncio.CancelledError:
+                if exchange.connection is not None:
+                    exchange.connection.abandon(exchange)
+                raise
+            if exchange.answer is not None:
+                assert exchange.connection is not None
+                status, reason, said = exchange.answer
+                kind = Reply if exchange.over else Tunnel if status == 101 else _Unended
+                return kind(status, reason, said, exchange.connection, exchange)
+            if exchange.error is None:  # it found no connection when the others left
+                reply = self._leave(await self._acquire(exchange), exchange, leaving)
+            elif exchange.replays():
+                exchange.error, exchange.over = None, False
+                reply = (await self._acquire(exchange, fresh=True)).start(exchange)
+            else:
                 raise exchange.error
-            exchange.error, exchange.over = None, False
-            connection = await self._acquire(exchange, fresh=True)
-            await _heard(exchange, connection.start(exchange))
-        assert exchange.connection is not None
-        status, reason, said = exchange.answer
-        kind = Reply if exchange.over else Tunnel if status == 101 else _Unended
-        return kind(status, reason, said, exchange.connection, exchange)
 
-    def _leave(self, connection: Connection, leaving: Leaving) -> None:
-        left = False
-        try:
-            commit = leaving()
-            if commit is not None:
-                commit()
-            left = True
-        finally:
-            if not left:
-                self.release(connection)
+    def _leave(
+        self, connection: Connection, exchange: Exchange, leaving: Leaving | None
+    ) -> asyncio.Future[None]:
+        if leaving is not None:
+            left = False
+            try:
+                commit = leaving()
+                if commit is not None:
+                    commit()
+                left = True
+            finally:
+                if not left:
+                    self.release(connection)
+        return connection.start(exchange)
 
     def _depart(self, loop: asyncio.AbstractEventLoop) -> None:
         """All that wanted to leave in one turn of the loop, and find a connection idle: one commit does."""

@@ -101,11 +101,10 @@ def exemption(headers: Fields, repairs: Sequence[Repair]) -> str | None:
 def diagnose(call: Call, repairs: tuple[Repair, ...]) -> Diagnosis:
     """Raises BodyTooLarge where decoding the body passes the limit."""
     draft = Draft.of(call)
-    reason = call.headers.once(exemption, repairs)
-    if reason is not None:
-        return Diagnosis(call, None, given=named(draft, repairs), left=reason)
-    head = call.headers.once(_of_head, repairs) if draft.document is not None else None
-    if head is None:
+    head = call.headers.once(_of_head, repairs)
+    if head.exempt is not None:
+        return Diagnosis(call, None, given=named(draft, repairs), left=head.exempt)
+    if draft.document is None or not head.plain:
         return _diagnosis(draft, repairs)
     if head.changes:
         draft = Draft(call, Call(call.method, call.target, head.headers, call.body), draft.document)
@@ -136,21 +135,29 @@ def _diagnosis(draft: Draft, repairs: Sequence[Repair], changes: tuple[Change, .
 
 
 class _Head(Struct, frozen=True):
-    """What is repaired in a head whose body is plain: its fields then, and who has to see the body."""
+    """
+    What a head alone says: why the call may not be touched; whether a body that is a JSON object in UTF-8 is
+    what it is said to be (`plain`); and if so the fields repaired, and the repairs that have to see the body.
+    """
 
+    exempt: str | None
+    plain: bool
     headers: Fields
     changes: tuple[Change, ...]
     left: tuple[Repair, ...]
 
 
-def _of_head(headers: Fields, repairs: tuple[Repair, ...]) -> _Head | None:
-    """None where the body has a say: where it is said to be compressed, or in another charset."""
-    if not headers.once(Declared.of).plain:
-        return None
+def _of_head(headers: Fields, repairs: tuple[Repair, ...]) -> _Head:
     left = tuple(repair for repair in repairs if isinstance(repair, Fill))
     others = tuple(repair for repair in repairs if not isinstance(repair, Fill))
     found = _diagnosis(Draft.of(Call(b"", b"", headers, b"{}")), others)
-    return _Head(found.call.headers, found.changes, left)
+    return _Head(
+        exemption(headers, repairs),
+        headers.once(Declared.of).plain,
+        found.call.headers,
+        found.changes,
+        left,
+    )
 
 
 def named(draft: Draft, repairs: Sequence[Repair]) -> tuple[Given, ...]:
@@ -174,7 +181,7 @@ def rewrite(
         for want in found.wants:
             if want.fill.field in values:
                 value, change = values[want.fill.field]
-                document = want.fill.filled(document, value)
+                document = want.filled(document, value)
                 changes.append(change)
         body = document.text.encode("utf-8")
         if guard is not None and h.first(headers, b"if-match") is None:

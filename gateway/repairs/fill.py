@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from gateway import select, templates
-from gateway.json_text import ObjectText
 from gateway.repairs.findings import Draft, Finding, Given, Left, Unfilled, Want
 from gateway.templates import Template
 
@@ -62,7 +61,7 @@ class Fill:
         if len(given) > 1:
             return Unfilled("duplicate-member")
         if given[0] is None and self.null_is_missing:
-            return Want(self)
+            return Want(self, there=True)
         return Given(self, given[0])
 
     def chosen(self, document: Any, data: Mapping[str, str]) -> str | Unfilled:
@@ -88,8 +87,3 @@ class Fill:
         if not isinstance(named, str):
             named = self.chosen(reply, data)
         return isinstance(named, str) and named != value
-
-    def filled(self, document: ObjectText, value: str) -> ObjectText:
-        if document.named(self.field):
-            return document.with_value(self.field, value)
-        return document.with_member(self.field, value)

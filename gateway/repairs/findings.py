@@ -48,9 +48,14 @@ class Left(Struct, frozen=True):
 
 
 class Want(Struct, frozen=True):
-    """A member is missing: its value is to be looked up."""
+    """A member is missing, or null (`there`) where that counts as missing: its value is to be looked up."""
 
     fill: Fill
+    there: bool = False
+
+    def filled(self, document: ObjectText, value: str) -> ObjectText:
+        field = self.fill.field
+        return document.with_value(field, value) if self.there else document.with_member(field, value)
 
 
 class Given(Struct, frozen=True):
