@@ -195,12 +195,14 @@ class Downstream:
     ) -> bytes | None:
         """
         Head and body as they come, `own` behind the headers. An error in the body is raised: the client's
-        reply stays cut off. Returns the body if it is no longer than `keep` bytes.
+        reply stays cut off. A client that leaves while something is waited for ends the call. Returns the
+        body if it is no longer than `keep` bytes.
         """
         whole = body.whole()
         if whole is not None:
             await self.answer(status, headers, whole, own)
             return whole if len(whole) <= keep else None
+        self.may_leave()
         await self._start(status, headers, own)
         kept = b""
         while True:

@@ -7,6 +7,8 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import dataclass
 
+from msgspec import Struct
+
 from gateway import headers as h
 from gateway.headers import Fields, Header, Headers
 
@@ -130,18 +132,27 @@ def onward(headers: Headers, hop: Hop, address: str, version: str) -> Fields:
     return Fields(result)
 
 
-def back(headers: Headers) -> Fields:
-    """The reply's fields for the client. Nobody else speaks in the gateway's name."""
-    return h.without(headers, NOT_BACK | h.nominated(headers))
+class Back(Struct, frozen=True):
+    """A reply's fields for the client; whether the upstream gave an id, and shares it with other origins."""
+
+    headers: Fields
+    identified: bool
+    shared: bool
+
+    def with_ours(self, ours: list[Header], request_id: Header) -> list[Header]:
+        """The gateway's own fields beside them: the id unless there is one, `ours`, who may read them."""
+        if ours and self.shared:
+            ours.append((b"access-control-expose-headers", b"gateway-rewrite, server-timing, x-request-id"))
+        if not self.identified:
+            ours.append(request_id)
+        return ours
 
 
-def own(headers: Fields, mine: Headers, request_id: Header) -> list[Header]:
-    """The gateway's own fields, to go with a reply's that has these."""
-    names = headers.once(h.by_name)
-    result = [*mine, request_id] if b"x-request-id" not in names else [*mine]
-    if mine and b"access-control-allow-origin" in names:
-        result.append((b"access-control-expose-headers", b"gateway-rewrite, server-timing, x-request-id"))
-    return result
+def back(headers: Headers) -> Back:
+    """Nobody but the gateway speaks in its name."""
+    names = h.by_name(headers)
+    left = h.without(headers, NOT_BACK | h.nominated(headers))
+    return Back(left, b"x-request-id" in names, b"access-control-allow-origin" in names)
 
 
 def _escaped(value: bytes) -> bytes:

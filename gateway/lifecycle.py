@@ -140,8 +140,10 @@ class Lifecycle:
                     reply = await self._untouched(case, case.found.reason)
                 else:
                     reply = await MODES[place.rule.mode](self, case)
-            with reply:
+            try:
                 await self._relay(case, reply)
+            finally:
+                reply.close()
         except LookupRefused as refused:
             await self._relay_refusal(trail, refused)
         except TimeoutError:
@@ -162,7 +164,7 @@ class Lifecycle:
         found = diagnose(call, rule.repairs)  # diagnose
         conversation = place.conversation
         if rule.fills:
-            changing = found.may_change_state or found.names(rule.watched)
+            changing = found.may_change_state or (bool(rule.watched) and found.names(rule.watched))
         else:
             write = self._rules.writes(client.path, client.method, *h.disguises(client.headers))
             changing = write is not None
@@ -180,7 +182,7 @@ class Lifecycle:
             turn = await self._turn(case)
             if turn.waited:
                 answers = None
-        with turn:
+        try:
             while True:
                 if answers is None or not usable:
                     answers = await self._still_usable(case, answers)
@@ -197,6 +199,8 @@ class Lifecycle:
             if reply.status >= 300 and reply.status in answers.refill_on:
                 reply = await self._refilled(case, answers, reply)
             return reply
+        finally:
+            turn.release()
 
     async def on_reject(self, case: Case) -> Reply:
         reply = await self._untouched(case, "not-rejected")
@@ -341,7 +345,7 @@ class Lifecycle:
                 call.method, call.target, call.headers, body, own=case.client.own, leaving=leaving
             )
             accepted = 200 <= reply.status < 300
-            if accepted:
+            if accepted and case.found.given:
                 self._witness(case, began)
         finally:
             case.trail.upstream += self._clock() - began
@@ -383,11 +387,10 @@ class Lifecycle:
     async def _relay(self, case: Case, reply: Reply) -> None:
         trail, client = case.trail, case.client
         trail.status = reply.status
-        headers = reply.headers
-        keep = HELD if bool(trail.changes) and headers.once(is_json) else 0
-        client.may_leave()
-        own = forwarding.own(headers, trail.headers(), client.own[0])
-        body = await client.relay(reply.status, headers.once(forwarding.back), own, reply, keep)
+        back = reply.headers.once(forwarding.back)
+        own = back.with_ours(trail.headers(), client.own[0])
+        keep = HELD if bool(trail.changes) and reply.headers.once(is_json) else 0
+        body = await client.relay(reply.status, back.headers, own, reply, keep)
         if body and contradicted(case, body):
             trail.conflict = True
             self._counts["conflicts"] += 1
@@ -397,8 +400,9 @@ class Lifecycle:
         refusal = refused.refusal
         trail.status = refusal.status
         trail.rejects(self._audit, "lookup-refused")
-        own = forwarding.own(refusal.headers, trail.headers(), trail.client.own[0])
-        await trail.client.answer(refusal.status, forwarding.back(refusal.headers), refusal.body, own)
+        back = forwarding.back(refusal.headers)
+        own = back.with_ours(trail.headers(), trail.client.own[0])
+        await trail.client.answer(refusal.status, back.headers, refusal.body, own)
 
     async def _refuse(self, trail: Trail, error: GatewayError) -> None:
         trail.rejects(self._audit, error.slug())

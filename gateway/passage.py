@@ -128,9 +128,8 @@ class Passage:
         method = client.method.encode()
         with await self.upstream.send(method, client.target, headers, own=own, upgrade=True) as reply:
             if reply.status == 101:
-                down = client.switch(
-                    [*forwarding.back(reply.headers), *forwarding.own(reply.headers, (), client.own[0])]
-                )
+                back = forwarding.back(reply.headers)
+                down = client.switch([*back.headers, *back.with_ours([], client.own[0])])
                 await tunnel.join(down, reply, self.tunnel_idle)
             else:
                 await self._relay(client, reply)
@@ -144,7 +143,6 @@ class Passage:
             finally:
                 await self.states.forget(conversation)
         with reply:
-            client.may_leave()
             await self._relay(client, reply)
 
     async def _read(self, client: Downstream, key: Key, headers: Fields) -> None:
@@ -168,9 +166,8 @@ class Passage:
         )
 
     async def _relay(self, client: Downstream, reply: Reply, keep: int = 0) -> bytes | None:
-        headers = reply.headers
-        own = forwarding.own(headers, (), client.own[0])
-        return await client.relay(reply.status, headers.once(forwarding.back), own, reply, keep)
+        back = reply.headers.once(forwarding.back)
+        return await client.relay(reply.status, back.headers, back.with_ours([], client.own[0]), reply, keep)
 
     async def _end_here(self, client: Downstream) -> None:
         """RFC 9110 sections 7.6.2 and 9.3.8."""

@@ -442,7 +442,10 @@ class DownstreamProtocol(asyncio.Protocol):
             if len(rest) > length:
                 exchange.keep_alive = False  # nor is what follows it looked at
             exchange.answer(error)
-        if rest:
+        if len(rest) == length > 0 and not exchange.complete:
+            self._state = _QUEUE
+            exchange.arrived(rest, False)
+        elif rest:
             self.data_received(rest)
 
     def _scope(self, head: RequestHead, exchange: Exchange) -> Message:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from gateway import forwarding
 from gateway import headers as h
 from gateway.forwarding import Hop, for_look_up, forwards_left, looped, onward, sane_id
-from gateway.headers import END_TO_END, HOP_BY_HOP, Fields, Header, Headers
+from gateway.headers import END_TO_END, HOP_BY_HOP, Header, Headers
 
 # On a busy machine an example may take its time.
 patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -42,8 +42,8 @@ def on(*headers: Header, hop: Hop = HOP, address: str = "192.0.2.7", version: st
 
 def back(headers: Headers, mine: Headers, request_id: str) -> list[Header]:
     """All that the client is told."""
-    said = Fields(headers)
-    return [*forwarding.back(said), *forwarding.own(said, mine, (b"x-request-id", request_id.encode()))]
+    back = forwarding.back(headers)
+    return [*back.headers, *back.with_ours([*mine], (b"x-request-id", request_id.encode()))]
 
 
 def named(headers: Iterable[Header], name: bytes) -> list[bytes]:
