@@ -18,7 +18,7 @@ from gateway.templates import Fit, Routes, decoded
 if TYPE_CHECKING:
     from gateway.config import RuleSettings
 
-PATHS_KEPT = 1024
+PATHS_KEPT = 8192  # at about 1.5 KiB each
 PATH_KEPT = 256  # bytes: a longer one is read each time
 
 
