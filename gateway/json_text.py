@@ -40,6 +40,10 @@ def _quoted(text: str) -> str:
     return json.dumps(text)
 
 
+def quoted(text: str) -> bytes:
+    return _quoted(text).encode()
+
+
 class NotAnObject(ValueError):
     """Raised with why the text is not one JSON object."""
 

@@ -419,13 +419,15 @@ def contradicted(case: Case, body: bytes) -> bool:
     for change in case.trail.changes:
         if change.repair != "fill":
             continue
+        spot, value = case.place.spots[change.details["field"]], change.details["after"]
+        if spot.fill.agrees(body, value):
+            continue
         if reply is None:
             try:
                 reply = parsed(body)
             except (ValueError, RecursionError):
                 return False
-        spot = case.place.spots[change.details["field"]]
-        if spot.fill.contradicted(reply, change.details["after"], spot.data):
+        if spot.fill.contradicted(reply, value, spot.data):
             return True
     return False
 

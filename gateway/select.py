@@ -69,6 +69,12 @@ def _loop(query: str) -> Chooser | None:
     return choose
 
 
+def member(query: str) -> str | None:
+    """The name of the member whose values are chosen, where the query's shape is the usual one."""
+    shape = _MEMBERS.fullmatch(query)
+    return shape[3] if shape else None
+
+
 def parameters(query: str) -> list[str]:
     """The names after `_.`, in order."""
     return _PARAMETER.findall(query)

@@ -187,7 +187,7 @@ class States:
             value = reading.chosen.get(ask.spot.which) or self._chosen(ask, reading)
             if isinstance(value, Unfilled) or value not in fill.allow:
                 return None
-            if not self._settled(ask, reading, value):
+            if self._witnessed and not self._settled(ask, reading, value):
                 return None
             values[fill.field] = Found(ask, value, reading, "cache")
         self._counts["lookups_from_cache"] += len(values)
@@ -261,7 +261,7 @@ class States:
         was read before and did not agree is of no use later either: it was behind already (S5). Of what
         was begun before the value was accepted nothing can be said here: the generation tells (S3).
         """
-        witness = self._witnesses.get(ask.spot.subject, self._blind) if self._witnessed else self._blind
+        witness = self._witnesses.get(ask.spot.subject, self._blind)
         return value == witness.value or not witness.since <= reading.started < witness.until
 
     def _chosen(self, ask: Ask, reading: Reading) -> str | Unfilled:

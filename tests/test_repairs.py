@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import gzip
+import json
 import tracemalloc
 import zlib
 from collections.abc import Callable, Mapping
@@ -903,3 +904,34 @@ def test_a_reply_contradicts_only_by_naming_another_state(reply: Any, conflict: 
     data = {"conversationId": "c1", "participantId": "p1"}
 
     assert the_fill().contradicted(reply, "connected", data) is conflict
+    if conflict:
+        for separators in ((",", ":"), (", ", ": "), (" , ", " : ")):
+            assert not the_fill().agrees(json.dumps(reply, separators=separators).encode(), "connected")
+
+
+states = st.sampled_from(["connected", "alerting", 'connected"', "state", "", None, 7])
+said = st.dictionaries(st.sampled_from(["state", "id", "x", 'state"']), states | st.just("p1"), max_size=3)
+
+
+@given(
+    said | st.builds(lambda people, rest: {**rest, "participants": people}, st.lists(said, max_size=3), said),
+    st.sampled_from([(",", ":"), (", ", ": "), (",", " :")]),
+    st.booleans(),
+)
+def test_a_glance_at_a_reply_never_overlooks_a_contradiction(
+    reply: dict[str, Any], separators: tuple[str, str], escaped: bool
+) -> None:
+    text = json.dumps(reply, separators=separators)
+    body = (text.replace("sta", "st\\u0061") if escaped else text).encode()
+    data = {"conversationId": "c1", "participantId": "p1"}
+
+    fill = the_fill()
+    assert not (fill.agrees(body, "connected") and fill.contradicted(json.loads(body), "connected", data))
+
+
+def test_a_glance_is_not_enough_where_another_member_is_chosen() -> None:
+    other = the_fill(select="$.participants[?@.id == _.participantId].status")
+    body = b'{"participants": [{"id": "p1", "status": "alerting"}]}'
+
+    assert not other.agrees(body, "connected")
+    assert other.contradicted(json.loads(body), "connected", {"conversationId": "c1", "participantId": "p1"})

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gateway import select, templates
+from gateway.json_text import quoted
 from gateway.repairs.findings import Draft, Finding, Given, Left, Unfilled, Want
 from gateway.templates import Template
 
@@ -33,6 +34,8 @@ class Fill:
     guarded: bool
     conversation: str
     subject: tuple[str, ...]
+    # The member's name as text, where whatever may contradict a filled value is the value of such a member.
+    named: bytes | None = None
 
     @classmethod
     def of(cls, settings: Any, parameters: tuple[str, ...]) -> Fill:
@@ -50,6 +53,7 @@ class Fill:
             guarded=settings.guard == "etag",
             conversation=source.names[-1],
             subject=tuple(name for name in parameters if name not in source.names),
+            named=quoted(settings.field) if select.member(settings.select) == settings.field else None,
         )
 
     def diagnose(self, draft: Draft) -> Finding:
@@ -78,6 +82,13 @@ class Fill:
 
     def allowed(self, value: str) -> bool:
         return value in self.allow
+
+    def agrees(self, body: bytes, value: str) -> bool:
+        """Whether a glance at the reply shows that nothing contradicts it: no such member says another."""
+        if self.named is None or b"\\" in body:
+            return False
+        name, said = self.named, quoted(value)
+        return body.count(name) == body.count(name + b":" + said) + body.count(name + b": " + said)
 
     def contradicted(self, reply: Any, value: str, data: Mapping[str, str]) -> bool:
         """Whether the reply to the call names another value than the one that was filled."""
