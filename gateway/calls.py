@@ -21,10 +21,11 @@ class Call(Struct, frozen=True):
 
 
 class Change(Struct, frozen=True):
-    """One repair, as it is recorded: never a value from the body but the filled one (L3)."""
+    """One repair, and how it is recorded: never with a value from the body but the filled one (L3)."""
 
     repair: str
-    details: dict[str, Any]
+    record: dict[str, Any]
 
-    def record(self) -> dict[str, Any]:
-        return {"repair": self.repair, **self.details}
+    @classmethod
+    def of(cls, repair: str, **details: Any) -> Change:
+        return cls(repair, {"repair": repair, **details})

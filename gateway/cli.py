@@ -139,7 +139,7 @@ def show(told: Explanation) -> None:
         typer.echo(f"refused:  {told.refused.status} {told.refused.title}: {told.refused.detail}")
         return
     for change in told.changes:
-        details = ", ".join(f"{name} {value!r}" for name, value in change.details.items())
+        details = ", ".join(f"{name} {value!r}" for name, value in change.record.items() if name != "repair")
         typer.echo(f"repair:   {change.repair}: {details}")
     for target in told.looks_up:
         typer.echo(f"look-up:  GET {target}")

@@ -62,6 +62,6 @@ def explain(
         elif not want.fill.allowed(state):
             reason = f"{name}-not-allowed"
         else:
-            values[name] = (state, Change("fill", {"field": name, "after": state}))
+            values[name] = (state, Change.of("fill", field=name, after=state))
     after, changes = rewrite(found, values)
     return Explanation(rule.name, rule.mode, call, after if changes else None, changes, reason, looks_up)

@@ -419,7 +419,7 @@ def contradicted(case: Case, body: bytes) -> bool:
     for change in case.trail.changes:
         if change.repair != "fill":
             continue
-        spot, value = case.place.spots[change.details["field"]], change.details["after"]
+        spot, value = case.place.spots[change.record["field"]], change.record["after"]
         if spot.fill.agrees(body, value):
             continue
         if reply is None:

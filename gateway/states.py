@@ -84,6 +84,7 @@ class Found(Struct, frozen=True):
         return Change(
             "fill",
             {
+                "repair": "fill",
                 "field": self.ask.spot.fill.field,
                 "after": self.value,
                 "source": self.source,

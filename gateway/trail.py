@@ -132,7 +132,7 @@ class Trail(Struct, eq=False):
         said = self.rule.name
         for change in self.changes:
             if change.repair == "fill":
-                field, _, source, age = change.details.values()
+                _, field, _, source, age = change.record.values()
                 said += f"; filled={_bare(field)}; source={source}; age={age / 1000}"
             else:
                 said += "; " + change.repair.replace("_", "-")
@@ -163,7 +163,7 @@ def _caller(headers: Fields, address: str, credential: str) -> dict[str, Any]:
 def what_changed(before: Call, after: Call, changes: tuple[Change, ...]) -> dict[str, Any]:
     """Names of fields, filled values, sizes and digests; no other value of the body (L3)."""
     return {
-        "changes": [change.record() for change in changes],
+        "changes": [change.record for change in changes],
         "body": {"before": _digest(before.body), "after": _digest(after.body)},
     }
 

@@ -71,9 +71,7 @@ def found(body: bytes, *headers: Header, by: tuple[repairs.Repair, ...] = ALL) -
 
 def filled(diagnosis: Diagnosis, **values: str) -> tuple[Call, list[str]]:
     """The call with the values filled, and the names of the repairs made."""
-    chosen = {
-        name: (value, Change("fill", {"field": name, "after": value})) for name, value in values.items()
-    }
+    chosen = {name: (value, Change.of("fill", field=name, after=value)) for name, value in values.items()}
     call, changes = rewrite(diagnosis, chosen)
     return call, [change.repair for change in changes]
 
@@ -233,7 +231,7 @@ def test_a_repair_is_recorded_by_name_and_never_with_a_value_of_the_body() -> No
         gzip.compress(b'{"secret":"hush"}', mtime=0), kind("text/plain"), (b"content-encoding", b"gzip")
     )
 
-    assert [change.record() for change in diagnosis.changes] == [
+    assert [change.record for change in diagnosis.changes] == [
         {"repair": "encoding", "before": "gzip, utf-8", "after": "utf-8"},
         {"repair": "content_type", "before": "text/plain", "after": "application/json"},
     ]
@@ -242,7 +240,7 @@ def test_a_repair_is_recorded_by_name_and_never_with_a_value_of_the_body() -> No
 
 @pytest.mark.parametrize(("mine", "tag"), [([], b'"2"'), ([(b"if-match", b'"1"')], b'"1"')])
 def test_a_guard_is_sent_unless_the_client_has_its_own(mine: list[Header], tag: bytes) -> None:
-    value = {"state": ("connected", Change("fill", {"field": "state"}))}
+    value = {"state": ("connected", Change.of("fill", field="state"))}
     call, changes = rewrite(found(BODY, JSON, *mine), value, b'"2"')
 
     assert [value for name, value in call.headers if name == b"if-match"] == [tag]
@@ -380,7 +378,7 @@ def test_a_json_object_that_is_called_something_else_is_called_json(was: str) ->
     diagnosis = found(BODY, kind(was))
 
     (change,) = diagnosis.changes
-    assert change.record() == {"repair": "content_type", "before": was, "after": "application/json"}
+    assert change.record == {"repair": "content_type", "before": was, "after": "application/json"}
     assert [pair for pair in diagnosis.call.headers if pair[0] == b"content-type"] == [JSON]
 
 
@@ -421,7 +419,7 @@ def test_a_content_type_that_comes_twice_is_left_for_the_upstream_to_judge() -> 
 def test_a_missing_type_is_added_and_recorded_as_missing() -> None:
     (change,) = found(BODY).changes
 
-    assert change.record() == {"repair": "content_type", "before": None, "after": "application/json"}
+    assert change.record == {"repair": "content_type", "before": None, "after": "application/json"}
 
 
 @pytest.mark.parametrize("was", [None, "text/plain", *OTHERS, *MISTAKEN])
@@ -491,7 +489,7 @@ def test_a_charset_under_a_compression_becomes_utf_8_too(name: str, coding: str)
 
     assert diagnosis.call.body == text.encode()
     (change,) = diagnosis.changes
-    assert change.details["before"].startswith(f"{coding}, ")
+    assert change.record["before"].startswith(f"{coding}, ")
     assert dict(diagnosis.call.headers) == {
         b"content-type": b"text/plain; charset=utf-8"
         if not codec.startswith(("utf-8", "ascii")) or codec == "ascii"

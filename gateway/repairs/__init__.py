@@ -186,7 +186,7 @@ def rewrite(
         body = document.text.encode("utf-8")
         if guard is not None and h.first(headers, b"if-match") is None:
             headers = Fields([*headers, (b"if-match", guard)])
-            changes.append(Change("guard", {"header": "if-match", "after": h.text(guard)}))
+            changes.append(Change.of("guard", header="if-match", after=h.text(guard)))
     if not changes:
         return call, ()
     # Exactly one Content-Length, and the right one: it is written with the body (RFC 9110 section 8.6).

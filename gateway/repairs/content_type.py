@@ -54,6 +54,4 @@ class ContentType:
 
     def _change(self, headers: Headers) -> Change:
         before = h.first(headers, b"content-type")
-        return Change(
-            "content_type", {"before": None if before is None else h.text(before), "after": self.text}
-        )
+        return Change.of("content_type", before=None if before is None else h.text(before), after=self.text)

@@ -162,7 +162,7 @@ class Encoding:
             return Repaired(
                 _as_utf8(call, decoded, charset),
                 document,
-                Change("encoding", {"before": before, "after": "utf-8"}),
+                Change.of("encoding", before=before, after="utf-8"),
             )
         # An array that is read as another charset is no JSON at all: what says more is the reason.
         return Left(
