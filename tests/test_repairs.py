@@ -528,7 +528,7 @@ def test_what_a_mark_says_counts_before_what_is_declared(
     diagnosis = found(body, *headers)
 
     assert diagnosis.call.body == written.text.encode()
-    assert diagnosis.changes[0].record() == {
+    assert diagnosis.changes[0].record == {
         "repair": "encoding",
         "before": ("gzip, " if zipped else "") + f"{codec}-bom",
         "after": "utf-8",
