@@ -133,11 +133,15 @@ def onward(headers: Headers, hop: Hop, address: str, version: str) -> Fields:
 
 
 class Back(Struct, frozen=True):
-    """A reply's fields for the client; whether the upstream gave an id, and shares it with other origins."""
+    """
+    A reply's fields for the client; whether the upstream gave an id, shares the reply with other origins, and
+    says that it is JSON.
+    """
 
     headers: Fields
     identified: bool
     shared: bool
+    json: bool
 
     def with_ours(self, ours: list[Header], request_id: Header) -> list[Header]:
         """The gateway's own fields beside them: the id unless there is one, `ours`, who may read them."""
@@ -152,7 +156,8 @@ def back(headers: Headers) -> Back:
     """Nobody but the gateway speaks in its name."""
     names = h.by_name(headers)
     left = h.without(headers, NOT_BACK | h.nominated(headers))
-    return Back(left, b"x-request-id" in names, b"access-control-allow-origin" in names)
+    shared = b"access-control-allow-origin" in names
+    return Back(left, b"x-request-id" in names, shared, h.is_json(headers))
 
 
 def _escaped(value: bytes) -> bytes:

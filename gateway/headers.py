@@ -186,6 +186,11 @@ def media_type(value: bytes) -> tuple[bytes, dict[bytes, bytes]]:
     return kind.strip().lower(), parameters
 
 
+def is_json(headers: Headers) -> bool:
+    kind = first(headers, b"content-type")
+    return kind is not None and media_type(kind)[0].endswith((b"/json", b"+json"))
+
+
 def text(value: bytes, limit: int = 256) -> str:
     """For logs and errors: printable ASCII whatever the bytes were, and of bounded length."""
     return value[:limit].decode("ascii", "backslashreplace")

@@ -39,7 +39,7 @@ from gateway.order import Order, Turn
 from gateway.passage import Passage
 from gateway.repairs import Diagnosis, Fill, diagnose, rewrite
 from gateway.rules import Place, Rules
-from gateway.states import Answers, Ask, LookupRefused, States, is_json, parsed
+from gateway.states import Answers, Ask, LookupRefused, States, parsed
 from gateway.stores import Key
 from gateway.trail import Trail, what_changed
 from gateway.upstream import Leaving, Reply, Upstream
@@ -131,7 +131,8 @@ class Lifecycle:
             self._counts["clients_gone"] += 1
 
     async def _live(self, client: Downstream, place: Place) -> None:
-        trail = Trail(client, place.rule, client.headers.once(self._credentials.of), self._clock())
+        credential = client.headers.once(self._credentials.of)
+        trail = Trail(client, place.rule, credential, self._clock())
         try:
             with self._deadline.begin(client.exchange.task):
                 client.may_leave()
@@ -389,7 +390,7 @@ class Lifecycle:
         trail.status = reply.status
         back = reply.headers.once(forwarding.back)
         own = back.with_ours(trail.headers(), client.own[0])
-        keep = HELD if bool(trail.changes) and reply.headers.once(is_json) else 0
+        keep = HELD if trail.changes and back.json else 0
         body = await client.relay(reply.status, back.headers, own, reply, keep)
         if body and contradicted(case, body):
             trail.conflict = True

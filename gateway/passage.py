@@ -24,7 +24,7 @@ from gateway.forwarding import Hop
 from gateway.headers import Fields
 from gateway.order import Order
 from gateway.rules import Rules, Write, identity
-from gateway.states import States, is_json
+from gateway.states import States
 from gateway.stores import Key, Reading
 from gateway.templates import Fit, decoded
 from gateway.upstream import Leaving, Reply, Upstream
@@ -150,7 +150,7 @@ class Passage:
         lease = await self.states.lease(key.conversation)
         with await self._sent(client, headers) as reply:
             coding = h.first(reply.headers, b"content-encoding")
-            learnable = reply.status == 200 and reply.headers.once(is_json) and coding in LEARNABLE_CODINGS
+            learnable = reply.status == 200 and reply.headers.once(h.is_json) and coding in LEARNABLE_CODINGS
             body = await self._relay(client, reply, self.max_body if learnable else 0)
         if body:
             # A compressed representation's entity tag is not the plain one's (RFC 9110 section 8.8.3).

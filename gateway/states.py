@@ -17,7 +17,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC
 from email.utils import parsedate_to_datetime
-from functools import lru_cache
 from typing import Any, NoReturn
 
 import msgspec
@@ -88,7 +87,7 @@ class Found(Struct, frozen=True):
                 "field": self.ask.spot.fill.field,
                 "after": self.value,
                 "source": self.source,
-                "age_ms": max(0, round(self.reading.age(now) * 1000)),
+                "age_ms": max(0, round((now - self.reading.started) * 1000)),
             },
         )
 
@@ -349,7 +348,7 @@ class States:
             self._refuse(Refusal(reply.status, h.end_to_end(reply.headers), body), credential)
         if h.first(reply.headers, b"content-encoding") not in {None, b"identity"}:
             raise LookupFailed("the upstream compressed the look-up's reply though it was asked not to")
-        if not reply.headers.once(is_json):
+        if not reply.headers.once(h.is_json):
             raise LookupFailed("the look-up's reply is not JSON")
         _document(body)
         return Reading(body, started, lease, h.first(reply.headers, b"etag"))
@@ -448,16 +447,6 @@ def parsed(body: bytes) -> Any:
 
 def _refused(constant: str) -> float:
     raise ValueError(f"{constant} is not JSON")
-
-
-def is_json(headers: list[Header]) -> bool:
-    kind = h.first(headers, b"content-type")
-    return kind is not None and _is_json(kind)
-
-
-@lru_cache(maxsize=256)
-def _is_json(kind: bytes) -> bool:
-    return h.media_type(kind)[0].endswith((b"/json", b"+json"))
 
 
 async def read_whole(reply: Reply, limit: int) -> bytes | None:
