@@ -5,10 +5,7 @@ The time that each call has. All have the same, so who began first is due first:
 from __future__ import annotations
 
 import asyncio
-from types import TracebackType
 from typing import Any
-
-from msgspec import Struct
 
 
 class Deadline:
@@ -16,49 +13,26 @@ class Deadline:
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
-        self._due: dict[Timed, float] = {}  # who began first, first
+        self._due: dict[asyncio.Task[Any], float] = {}  # who began first, first
         self._timer: asyncio.TimerHandle | None = None
 
-    def begin(self, task: asyncio.Task[Any]) -> Timed:
-        """The call's time runs until the block that the result is the context of ends."""
+    def begin(self, task: asyncio.Task[Any]) -> None:
+        """The task is cancelled when its time is over before `end` is called."""
         loop = task.get_loop()
-        when = loop.time() + self.seconds
-        timed = Timed(task, self._due, task.cancelling())
-        self._due[timed] = when
+        when = self._due[task] = loop.time() + self.seconds
         if self._timer is None:
             self._timer = loop.call_at(when, self._ring, loop)
-        return timed
+
+    def end(self, task: asyncio.Task[Any]) -> bool:
+        """Whether the task was cancelled for its time, and nobody else has cancelled it: that is undone."""
+        return self._due.pop(task, None) is None and not task.uncancel()
 
     def _ring(self, loop: asyncio.AbstractEventLoop) -> None:
         now = loop.time()
         self._timer = None
-        for timed, when in list(self._due.items()):
+        for task, when in list(self._due.items()):
             if when > now:
                 self._timer = loop.call_at(when, self._ring, loop)
                 break
-            timed.expire()
-
-
-class Timed(Struct, eq=False):
-    """Raises TimeoutError at its end where the call's time was over before."""
-
-    _task: asyncio.Task[Any]
-    _due: dict[Timed, float]
-    _cancelling: int
-    _expired: bool = False
-
-    def expire(self) -> None:
-        self._due.pop(self, None)
-        self._expired = True
-        self._task.cancel()
-
-    def __enter__(self) -> Timed:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._due.pop(self, None)
-        # Somebody else may have cancelled the task as well: that is not to be taken for the time's end.
-        if self._expired and self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
-            raise TimeoutError from error
+            del self._due[task]
+            task.cancel()

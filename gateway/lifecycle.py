@@ -133,25 +133,31 @@ class Lifecycle:
     async def _live(self, client: Downstream, place: Place) -> None:
         credential = client.headers.once(self._credentials.of)
         trail = Trail(client, place.rule, credential, self._clock())
+        task, late = client.exchange.task, False
+        self._deadline.begin(task)
         try:
-            with self._deadline.begin(client.exchange.task):
+            try:
                 client.may_leave()
                 case = await self._read(client, place, trail)
                 if case.found.sound:
                     reply = await self._untouched(case, case.found.reason)
                 else:
                     reply = await MODES[place.rule.mode](self, case)
+            finally:
+                late = self._deadline.end(task)
             try:
                 await self._relay(case, reply)
             finally:
                 reply.close()
         except LookupRefused as refused:
             await self._relay_refusal(trail, refused)
-        except TimeoutError:
-            await self._refuse(trail, DeadlineExceeded(f"it took longer than {self._deadline.seconds:g} s"))
         except GatewayError as error:
             await self._refuse(trail, error)
         except (ClientGone, asyncio.CancelledError):
+            if late and not client.gone:
+                said = f"it took longer than {self._deadline.seconds:g} s"
+                await self._refuse(trail, DeadlineExceeded(said))
+                return
             trail.error = "client-gone" if client.gone else "cancelled"
             raise
         finally:

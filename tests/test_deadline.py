@@ -18,12 +18,12 @@ def current() -> asyncio.Task[None]:
 
 
 async def call(deadline: Deadline, event: asyncio.Event) -> str:
+    deadline.begin(current())
     try:
-        with deadline.begin(current()):
-            await event.wait()
-    except TimeoutError:
-        return "late"
-    return "in time"
+        await event.wait()
+    except asyncio.CancelledError:
+        return "late" if deadline.end(current()) else "cancelled"
+    return "late" if deadline.end(current()) else "in time"
 
 
 async def test_a_call_that_takes_too_long_is_ended_and_the_others_are_not() -> None:
@@ -43,11 +43,12 @@ async def test_the_end_of_the_time_is_no_more_than_that() -> None:
     deadline = Deadline(0.01)
 
     async def both() -> None:
-        with deadline.begin(current()):
-            try:
-                await asyncio.Event().wait()
-            finally:
-                current().cancel()
+        deadline.begin(current())
+        try:
+            await asyncio.Event().wait()
+        finally:
+            current().cancel()
+            assert not deadline.end(current())
 
     task = asyncio.create_task(both())
     with pytest.raises(asyncio.CancelledError):
@@ -55,6 +56,9 @@ async def test_the_end_of_the_time_is_no_more_than_that() -> None:
     assert not deadline._due
 
 
-async def test_what_a_call_raises_is_raised() -> None:
-    with pytest.raises(KeyError), Deadline(1.0).begin(current()):
-        raise KeyError
+async def test_who_is_cancelled_by_somebody_else_is_not_late() -> None:
+    deadline, never = Deadline(1.0), asyncio.Event()
+    task = asyncio.create_task(call(deadline, never))
+    await asyncio.sleep(0)
+    task.cancel()
+    assert await task == "cancelled"
