@@ -108,6 +108,7 @@ class DownstreamProtocol(asyncio.Protocol):
         "_app",
         "_app_state",
         "_blank",
+        "_block",
         "_buffer",
         "_chunks",
         "_client",
@@ -163,6 +164,7 @@ class DownstreamProtocol(asyncio.Protocol):
         self._blank = 0
         self._exchange: Exchange | None = None
         self._last: RequestHead | None = None
+        self._block = b""
         self._remaining = 0
         self._chunks: ChunkedReader | None = None
         self._drained = 0
@@ -408,7 +410,9 @@ class DownstreamProtocol(asyncio.Protocol):
         except RequestError as error:
             self._refuse(error)
             return
-        self._last = head if head.block else None
+        # What is made of the fields is kept from the second time on: who calls once leaves little behind.
+        self._last = head if head.block and head.block == self._block else None
+        self._block = head.block
         self._buffer = b""
         self._blank = 0
         self._deadline = inf
