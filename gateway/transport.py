@@ -786,7 +786,7 @@ class Pool:
             if exchange.error is None:  # it found no connection when the others left
                 reply = self._leave(await self._acquire(exchange), exchange, leaving)
             elif exchange.replays():
-                exchange.error, exchange.over = None, False
+                exchange.error, exchange.over, exchange.replayable = None, False, False
                 reply = (await self._acquire(exchange, fresh=True)).start(exchange)
             else:
                 raise exchange.error
