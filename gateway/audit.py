@@ -13,6 +13,7 @@ import contextlib
 import json
 import math
 import os
+import select
 import stat
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -34,6 +35,13 @@ class Line(Struct, omit_defaults=True):
     id: str
 
 
+class Due(Struct, eq=False):
+    """Lines that are on the log together, or not known to be: `written` says which."""
+
+    lines: list[bytes]
+    written: bool = False
+
+
 class _Gap(Struct, tag_field="event", tag="gap"):
     time: str
     lost: int
@@ -51,7 +59,8 @@ class Audit:
         self._wall = wall
         self._soon = soon
         self._held: list[bytes] = []
-        self._due: list[bytes] = []
+        self._due = Due([])
+        self._regular = True
         self._file: int | None = None
         self._identity: tuple[int, int] | None = None
         self._encode = msgspec.json.Encoder().encode
@@ -61,16 +70,17 @@ class Audit:
         self.lost = 0
         self.problem: str | None = None
 
-    def enter(self, line: Line) -> None:
+    def enter(self, line: Line) -> Due:
         """For what may not go on before `commit`: several lines then cost one write."""
         line.time = self._time(self._wall())
-        self._due.append(self._encoded(line))
+        self._due.lines.append(self._encoded(line))
+        return self._due
 
     def commit(self) -> None:
-        """Raises Unrecordable when the lines that were entered are not whole on the log, none of them."""
-        due = b"".join(self._due)
-        self._due.clear()
-        self._put(due, self._wall())
+        """Raises Unrecordable when not all lines that were entered are on the log."""
+        due, self._due = self._due, Due([])
+        self._put(b"".join(due.lines), self._wall())
+        due.written = True
 
     def note(self, line: Line) -> None:
         """For what may go on without its line (an outcome): a line that is lost is counted and reported."""
@@ -131,10 +141,11 @@ class Audit:
             if self._file is None or self._moved(now):
                 self._open()
             assert self._file is not None
-            written = os.write(self._file, line)
-            if written < len(line):
-                self._take_back(written)
-                raise OSError(f"only {written} of {len(line)} bytes were written")
+            for piece in [line] if self._regular else pieces(line, select.PIPE_BUF):
+                written = os.write(self._file, piece)
+                if written < len(piece):
+                    self._take_back(written)
+                    raise OSError(f"only {written} of {len(piece)} bytes were written")
         except OSError as error:
             self.lost += lost
             self.problem = f"the audit log {self._path} cannot be written: {error.strerror or error}"
@@ -159,6 +170,7 @@ class Audit:
             self.problem = f"the audit log {self._path} cannot be opened: {error.strerror or error}"
             raise Unrecordable(self.problem) from error
         self._identity = (found.st_dev, found.st_ino)
+        self._regular = stat.S_ISREG(found.st_mode)
 
     def _moved(self, now: float) -> bool:
         """Rotated away or deleted: what is written to the old file might never be read."""
@@ -179,9 +191,8 @@ class Audit:
     def _take_back(self, written: int) -> None:
         """A full disk took half a line: cut it off again, so that each line stays one object (L2)."""
         assert self._file is not None
-        found = os.fstat(self._file)
-        if stat.S_ISREG(found.st_mode) and written:
-            os.ftruncate(self._file, found.st_size - written)
+        if self._regular and written:
+            os.ftruncate(self._file, os.fstat(self._file).st_size - written)
 
     def _time(self, now: float) -> str:
         second = int(now)
@@ -189,3 +200,13 @@ class Audit:
             self._second = second
             self._stamp = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
         return f"{self._stamp}.{int((now - second) * 1000):03d}Z"
+
+
+def pieces(lines: bytes, limit: int) -> list[bytes]:
+    """Whole lines, as many as `limit` bytes hold: so much goes into a pipe as a whole or not at all."""
+    result = [b""]
+    for line in lines.splitlines(keepends=True):
+        if result[-1] and len(result[-1]) + len(line) > limit:
+            result.append(b"")
+        result[-1] += line
+    return result

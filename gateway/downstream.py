@@ -223,6 +223,7 @@ class Downstream:
                 raise InvalidReply(str(error)) from error
             if self.started:
                 return
+        self.may_leave()
         await self._start(status, headers, own)
         await self._send({"type": "http.response.body", "body": body, "more_body": False})
 

@@ -31,7 +31,6 @@ from gateway.errors import (
     LoopDetected,
     NotSent,
     ReadTimeout,
-    Unrecordable,
     UpstreamError,
 )
 from gateway.forwarding import Hop
@@ -332,9 +331,8 @@ class Lifecycle:
 
         try:
             return await self._sent(case, call, answers, leaving)
-        except Unrecordable:
-            case.trail.stays()
-            raise
+        finally:
+            case.trail.sent()
 
     async def _sent(self, case: Case, call: Call, answers: Answers, leaving: Leaving) -> Reply:
         """

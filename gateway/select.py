@@ -71,7 +71,7 @@ def _loop(query: str) -> Chooser | None:
 
 def member(query: str) -> str | None:
     """The name of the member whose values are chosen, where the query's shape is the usual one."""
-    shape = _MEMBERS.fullmatch(query)
+    shape = _MEMBERS.fullmatch(query) if _loop(query) else None
     return shape[3] if shape else None
 
 

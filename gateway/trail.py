@@ -13,7 +13,7 @@ from typing import Any
 from msgspec import UNSET, Struct, UnsetType
 
 from gateway import headers as h
-from gateway.audit import Audit, Line
+from gateway.audit import Audit, Due, Line
 from gateway.calls import Call, Change
 from gateway.downstream import Downstream
 from gateway.headers import Fields, Header
@@ -61,7 +61,8 @@ class Trail(Struct, eq=False):
     upstream: float = 0.0
     status: int | None = None
     changes: tuple[Change, ...] = ()
-    recorded: tuple[Change, ...] = ()  # the changes of the attempt before
+    before: tuple[tuple[Change, ...], str | None] = ((), None)  # changes and skipped, before the last attempt
+    due: Due | None = None
     skipped: str | None = None
     error: str | None = None
     attempt: int = 0
@@ -88,17 +89,20 @@ class Trail(Struct, eq=False):
         if not changes:
             self.leaves(audit, unfilled or "conforming")
             return None
+        self.before = self.changes, self.skipped
         self.skipped = unfilled
         self.attempt += 1
         changed = what_changed(before, after, changes)
-        audit.enter(self._decision("rewrite", skipped=unfilled, attempt=self.attempt, **changed))
-        self.recorded, self.changes = self.changes, changes
+        self.due = audit.enter(self._decision("rewrite", skipped=unfilled, attempt=self.attempt, **changed))
+        self.changes = changes
         return audit.commit
 
-    def stays(self) -> None:
-        """What was to be sent last could not be recorded, and was not sent."""
-        self.changes = self.recorded
-        self.attempt -= 1
+    def sent(self) -> None:
+        """Nothing is said of a rewrite that was not recorded: it was not sent."""
+        if self.due is not None and not self.due.written:
+            self.changes, self.skipped = self.before
+            self.attempt -= 1
+        self.due = None
 
     def leaves(self, audit: Audit, reason: str, **details: Any) -> None:
         """The call goes out as it came."""

@@ -781,7 +781,7 @@ class Pool:
             if exchange.answer is not None:
                 assert exchange.connection is not None
                 status, reason, said = exchange.answer
-                kind = Reply if exchange.over else Tunnel if status == 101 else _Unended
+                kind = Tunnel if status == 101 else Reply if exchange.over else _Unended
                 return kind(status, reason, said, exchange.connection, exchange)
             if exchange.error is None:  # it found no connection when the others left
                 reply = self._leave(await self._acquire(exchange), exchange, leaving)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,7 +23,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway import app
-from gateway.audit import Audit, Line
+from gateway.app import Parts
+from gateway.audit import Audit, Due, Line, pieces
 from gateway.config import UpstreamSettings
 from gateway.demo import free_ports
 from gateway.errors import Unrecordable
@@ -224,6 +227,86 @@ async def test_of_calls_that_leave_together_none_leaves_that_cannot_be_recorded(
         assert len(running.gateway.order) == 0
         held.set()
         await busy
+
+
+class Said(Line):
+    it: dict[str, Any]
+
+
+class Stuck(Audit):
+    """A disk that hangs, and fails in the end."""
+
+    stuck = False
+
+    def commit(self) -> None:
+        if self.stuck:
+            time.sleep(0.3)
+            self._due = Due([])
+            raise Unrecordable("input/output error")
+        super().commit()
+
+
+async def test_a_rewrite_that_was_not_recorded_is_not_said_to_be_made_though_its_time_is_over_too() -> None:
+    async with (
+        mock() as upstream,
+        gateway(upstream.url, limits={"deadline": "200ms"}, parts=Parts(audit=Stuck)) as running,
+        running.client() as client,
+    ):
+        calls = [client.patch(PARTICIPANT, content=BODY, headers=TOKEN) for _ in range(4)]
+        assert {answer.status_code for answer in await asyncio.gather(*calls)} == {202}
+        count = len(upstream.ledger.of("PATCH"))
+        audit = running.gateway.audit
+        assert isinstance(audit, Stuck)
+        audit.stuck = True
+
+        calls = [client.patch(PARTICIPANT, content=BODY, headers=TOKEN) for _ in range(4)]
+        for answer in await asyncio.gather(*calls):
+            assert answer.status_code in {503, 504}
+            assert "filled" not in answer.headers["gateway-rewrite"]
+
+        assert len(upstream.ledger.of("PATCH")) == count
+        events = [line["event"] for line in whole(running.audit)]
+        assert events[-8:].count("reject") == 4
+
+
+def test_lines_that_go_into_a_pipe_together_are_never_torn(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    writer = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 16 * 1024)
+    os.write(writer, b"x" * 9_000 + b"\n")
+    audit = Audit(str(path), lambda: 0.0)
+    audit.check()
+    assert audit._file is not None
+    os.set_blocking(audit._file, False)
+    for number in range(20):
+        audit.enter(Said("rewrite", "", str(number), {"path": "/p" * 250}))
+
+    with pytest.raises(Unrecordable):
+        audit.commit()
+
+    found = os.read(reader, 2**20).splitlines()[1:]
+    assert 0 < len(found) < 20
+    audit.enter(Said("rewrite", "", "later", {}))
+    audit.commit()
+    found += os.read(reader, 2**20).splitlines()
+    lines = [json.loads(line) for line in found]
+    assert [line["event"] for line in lines[-2:]] == ["gap", "rewrite"]
+    audit.close()
+    os.close(reader)
+    os.close(writer)
+
+
+@given(st.lists(st.integers(0, 50), max_size=30), st.integers(1, 100))
+def test_pieces_are_whole_lines_and_no_larger_than_they_must_be(sizes: list[int], limit: int) -> None:
+    lines = [b"x" * size + b"\n" for size in sizes]
+    found = pieces(b"".join(lines), limit)
+
+    assert b"".join(found) == b"".join(lines)
+    for piece in found:
+        assert len(piece) <= limit or piece.count(b"\n") == 1
+        assert not piece or piece.endswith(b"\n")
 
 
 async def test_where_the_log_cannot_be_opened_rewrites_are_503_and_it_recovers_by_itself(
@@ -436,10 +519,6 @@ anything = st.text(st.characters(), max_size=40) | st.sampled_from(
         "\ufeff",
     ]
 )
-
-
-class Said(Line):
-    it: dict[str, Any]
 
 
 @settings(max_examples=200, deadline=None)

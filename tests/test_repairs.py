@@ -932,4 +932,6 @@ def test_a_glance_is_not_enough_where_another_member_is_chosen() -> None:
     body = b'{"participants": [{"id": "p1", "status": "alerting"}]}'
 
     assert not other.agrees(body, "connected")
+    for query in ("$.a[?@.b == _.participantId].x | $.c[?@.id == _.participantId].state", "$.state"):
+        assert the_fill(select=query).named is None
     assert other.contradicted(json.loads(body), "connected", {"conversationId": "c1", "participantId": "p1"})

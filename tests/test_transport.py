@@ -1680,6 +1680,22 @@ async def test_a_client_certificate_is_shown(authority: trustme.CA, ca_file: str
                 await fetch(pool)
 
 
+async def test_a_tunnel_that_ends_as_it_opens_is_a_tunnel(authority: trustme.CA, ca_file: str) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        peer.writer.write(SWITCH)
+        peer.writer.close()
+
+    async with (
+        RawUpstream(script, tls=serving(authority, "127.0.0.1")) as upstream,
+        pool_to(upstream, tls=tls_context(ca_file)) as pool,
+    ):
+        reply = await pool.send(b"GET", b"/", UPGRADE, upgrade=True)
+        assert isinstance(reply, Tunnel)
+        assert await reply.read() == b""
+        reply.close()
+
+
 def test_verification_cannot_be_switched_off() -> None:
     careless = ssl.create_default_context()
     careless.check_hostname = False

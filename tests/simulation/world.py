@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Message
 
 from gateway import app
 from gateway.app import Parts
-from gateway.audit import Audit, Line
+from gateway.audit import Audit, Due, Line
 from gateway.config import Settings
 from gateway.errors import GatewayError
 from gateway.headers import Fields, Header, Headers
@@ -93,13 +93,15 @@ class Journal(Audit):
         self._clock = clock
         self._log = log
 
-    def enter(self, line: Line) -> None:
+    def note(self, line: Line) -> None:
         self._log.append(Recorded(self._clock(), line.event, line.id, msgspec.to_builtins(line)))
 
-    note = enter
+    def enter(self, line: Line) -> Due:
+        self.note(line)
+        return self._due
 
     def commit(self) -> None:
-        """It is in memory."""
+        self._due.written, self._due = True, Due([])
 
 
 class LateStore:
