@@ -31,10 +31,10 @@ class Fields(list[Header]):
     def once(self, make: Callable[[Fields, *Given], Made], *given: *Given) -> Made:
         """What `make` makes of the fields and of what else is `given`: a few values, always the same."""
         key = (make, given)
-        try:
-            made: Made = self._made[key]
-        except KeyError:
-            made = self._made[key] = make(self, *given)
+        found = self._made.get(key, self)  # itself: there is nothing yet
+        made: Made = make(self, *given) if found is self else found
+        if found is self:
+            self._made[key] = made
         return made
 
 
