@@ -35,9 +35,6 @@ class Reading:
     # What was already chosen from the body, by query and parameters: a reading serves all participants.
     chosen: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
-    def age(self, now: float) -> float:
-        return now - self.started
-
 
 class Store(Protocol):
     async def lease(self, conversation: str) -> int:
