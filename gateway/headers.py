@@ -168,11 +168,7 @@ def nominated(headers: Headers) -> set[bytes]:
 
 def end_to_end(headers: Headers) -> Fields:
     """What goes on to the next hop: hop-by-hop fields and those that Connection names are dropped."""
-    named = nominated(headers) - {b"close", b"keep-alive", b"upgrade", b"te"}
-    if named:
-        unwanted = HOP_BY_HOP | named
-        return without(headers, unwanted)
-    return without(headers, HOP_BY_HOP)
+    return without(headers, HOP_BY_HOP | (nominated(headers) - {b"close", b"keep-alive", b"upgrade", b"te"}))
 
 
 def media_type(value: bytes) -> tuple[bytes, dict[bytes, bytes]]:

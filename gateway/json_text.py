@@ -40,7 +40,6 @@ def _quoted(text: str) -> str:
     return json.dumps(text)
 
 
-@lru_cache(maxsize=256)
 def quoted(text: str) -> bytes:
     return _quoted(text).encode()
 

@@ -170,7 +170,7 @@ class Lifecycle:
         found = diagnose(call, rule.repairs)  # diagnose
         conversation = place.conversation
         if rule.fills:
-            changing = found.may_change_state or (bool(rule.watched) and found.names(rule.watched))
+            changing = found.may_change_state or found.names(rule.watched)
         else:
             write = self._rules.writes(client.path, client.method, *h.disguises(client.headers))
             changing = write is not None

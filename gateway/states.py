@@ -109,8 +109,9 @@ class Answers(Struct, frozen=True):
     @property
     def guard(self) -> bytes | None:
         for found in self.values.values():
-            if found.ask.spot.fill.guarded and found.guard is not None:
-                return found.guard
+            guard = found.guard
+            if guard is not None:
+                return guard
         return None
 
     @property
@@ -167,7 +168,6 @@ class States:
         self._max_pause = max_pause
         self._flights: dict[Key, _Flight] = {}
         self._witnesses: LRUCache[tuple[str, ...], _Witness] = LRUCache(max_entries)
-        self._witnessed = False  # most gateways never see one
         self._pauses: LRUCache[str, tuple[float, Refusal]] = LRUCache(max_entries)
         # A witness that had to be evicted while it mattered: what was read until then can't be judged.
         self._blind = _Witness(None, -math.inf, -math.inf)
@@ -184,10 +184,10 @@ class States:
             reading = self._store.glance(ask.key)
             if reading is None or not self._fresh(ask, reading):
                 return None
-            value = reading.chosen.get(ask.spot.which) or self._chosen(ask, reading)
-            if isinstance(value, Unfilled) or value not in fill.allow:
+            value = self._chosen(ask, reading)
+            if isinstance(value, Unfilled) or not fill.allowed(value):
                 return None
-            if self._witnessed and not self._settled(ask, reading, value):
+            if self._witnesses and not self._settled(ask, reading, value):
                 return None
             values[fill.field] = Found(ask, value, reading, "cache")
         self._counts["lookups_from_cache"] += len(values)
@@ -420,7 +420,6 @@ class States:
         while len(self._witnesses) >= self._witnesses.maxsize and ask.spot.subject not in self._witnesses:
             _, evicted = self._witnesses.popitem()
             self._blind = _Witness(None, -math.inf, max(self._blind.until, evicted.until))
-        self._witnessed = True
         self._witnesses[ask.spot.subject] = _Witness(value, now, now + ask.spot.fill.settle)
 
 

@@ -136,8 +136,9 @@ class Trail(Struct, eq=False):
         said = self.rule.name
         for change in self.changes:
             if change.repair == "fill":
-                _, field, _, source, age = change.record.values()
-                said += f"; filled={_bare(field)}; source={source}; age={age / 1000}"
+                record = change.record
+                age = record["age_ms"] / 1000
+                said += f"; filled={_bare(record['field'])}; source={record['source']}; age={age}"
             else:
                 said += "; " + change.repair.replace("_", "-")
         if self.attempt > 1:

@@ -95,6 +95,18 @@ async def test_the_target_goes_on_byte_for_byte_and_never_chooses_the_upstream(t
         assert upstream.requests[0].target == target
 
 
+async def test_callers_who_take_turns_on_a_connection_are_never_mixed() -> None:
+    """S6: their fields are equally long, and those of each are remembered from the second time on."""
+    callers = [b"a", b"a", b"a", b"b", b"a", b"b", b"b", b"b", b"a"]
+    async with carried(answering(OK)) as (upstream, client):
+        for caller in callers:
+            await client.send(b"GET /x HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer %b\r\n\r\n" % caller)
+            assert (await client.reply())[0] == 200
+
+        said = [dict(request.headers)[b"authorization"] for request in upstream.requests]
+        assert said == [b"Bearer " + caller for caller in callers]
+
+
 async def test_options_of_the_server_as_a_whole_passes() -> None:
     async with carried(answering(OK)) as (upstream, client):
         await client.send(b"OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n")
