@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from benchmarks.rig import quantile
-from gateway.headers import Header
+from gateway.http.headers import Header
 
 PER_ADDRESS = 10_000  # connections that one source address makes: well under the ephemeral ports it has
 RESET = struct.pack("ii", 1, 0)

@@ -27,9 +27,9 @@ from starlette.types import Message, Scope
 from benchmarks import rig
 from gateway import app
 from gateway.config import Settings
-from gateway.headers import Fields, Header, Headers
-from gateway.stores.memory import MemoryStore
-from gateway.upstream import Leaving
+from gateway.http.headers import Fields, Header, Headers
+from gateway.state.memory import MemoryStore
+from gateway.upstream.upstream import BeforeSend
 
 JSON: list[Header] = [(b"content-type", b"application/json")]
 PEOPLE = json.dumps({"participants": [{"id": "p1", "state": "connected", "attributes": {}}]}).encode()
@@ -72,12 +72,12 @@ class Upstream:
         headers: Headers,
         body: bytes | AsyncIterator[bytes] | None = None,
         *,
-        own: Headers = (),
+        extra_headers: Headers = (),
         upgrade: bool = False,
-        leaving: Leaving | None = None,
+        before_send: BeforeSend | None = None,
     ) -> Answer:
-        if leaving is not None:
-            commit = leaving()
+        if before_send is not None:
+            commit = before_send()
             if commit is not None:
                 commit()
         # Else each call would be over before the next begins.
@@ -150,7 +150,7 @@ class Flood:
                 self.statuses[message["status"]] = self.statuses.get(message["status"], 0) + 1
 
         await self.gateway.app(scope, receive, send)
-        self.lines = max(self.lines, len(self.gateway.order))
+        self.lines = max(self.lines, len(self.gateway.locks))
 
     async def run(self, name: str, calls: int, at_once: int, body: bytes) -> None:
         numbers: Iterator[int] = iter(range(calls))
@@ -166,14 +166,14 @@ class Flood:
                 group.create_task(some())
 
     def kept(self) -> Kept:
-        states = self.gateway.states
+        states = self.gateway.lookups
         return Kept(
             len(self.store),
             len(self.store._generations),
             len(states._witnesses),
             len(states._pauses),
             len(states._flights),
-            len(self.gateway.order),
+            len(self.gateway.locks),
         )
 
 

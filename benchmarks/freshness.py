@@ -30,8 +30,8 @@ from starlette.types import Message, Receive, Scope, Send
 from benchmarks import rig
 from benchmarks.client import Broken, Connection, opened
 from benchmarks.judge import Asked, Run, Seen, Terms
-from gateway import headers as h
-from gateway.mock import Conversations, Fault, Mock, Settings, server
+from gateway.http import headers as h
+from gateway.mock.server import Conversations, Fault, Mock, MockSettings, server
 
 BUSY = [f"busy-{number}" for number in range(30)]
 QUIET = [f"quiet-{number}" for number in range(10)]
@@ -125,7 +125,7 @@ class Watched:
 @contextlib.asynccontextmanager
 async def watched(profile: str, rng: random.Random) -> AsyncIterator[tuple[int, Watched]]:
     """The mock in this process, so that one clock times what it does and what clients do."""
-    api = Watched(Mock(Conversations(), Settings(profile=profile, lag=LAG, rate_limit=0)), rng)
+    api = Watched(Mock(Conversations(), MockSettings(profile=profile, lag=LAG, rate_limit=0)), rng)
     serving = server(api.mock, port=0)
     serving.config.app = api
     serving.config.load()
@@ -259,7 +259,7 @@ def report(
     violations = run.violations()
     patches = sum(one.kind in {"fill", "explicit"} for one in load.asked)
     statuses = Counter(one.status for one in load.asked)
-    own = Counter(one.status for one in load.asked if one.refused)
+    extra_headers = Counter(one.status for one in load.asked if one.refused)
     unfilled = Counter(line["reason"] for _, line in log if line["event"] == "skip")
     unfilled.update(line["skipped"] for _, line in log if line["event"] == "rewrite" and "skipped" in line)
     unlike = sum(fill.seen.before.get(fill.asked.participant) not in {None, fill.value} for fill in run.fills)
@@ -276,7 +276,7 @@ def report(
              ", ".join(str(counts.get(name, 0)) for name in named)],
             ["refills, conflicts", f"{counts.get('refills', 0)}, {counts.get('conflicts', 0)}"],
             ["replies", told(statuses)],
-            ["of them the gateway's own", told(own)],
+            ["of them the gateway's own", told(extra_headers)],
             ["clients without a reply, but those that left", told(load.failures)],
             ["left as it was, or unfilled", told(unfilled)],
             ["fills that met another truth (changed out of band, or lag)", unlike],

@@ -26,20 +26,22 @@ from starlette.applications import Starlette
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gateway import admin, protocol, transport
-from gateway.audit import Audit
-from gateway.config import Cors, Settings, UpstreamSettings
-from gateway.credentials import Credentials
-from gateway.forwarding import Hop
-from gateway.http2 import HttpxWire
-from gateway.lifecycle import Lifecycle
-from gateway.order import Order
-from gateway.passage import Passage, Uploads
+from gateway.admin import health as admin
+from gateway.audit.writer import Audit
+from gateway.config import CorsSettings, Settings, UpstreamSettings
+from gateway.http.forwarding import Hop
+from gateway.proxy.lifecycle import Lifecycle
+from gateway.proxy.passthrough import Passthrough, UploadSlots
 from gateway.rules import Rules
-from gateway.states import States
-from gateway.stores import Store
-from gateway.stores.memory import MemoryStore
-from gateway.upstream import Upstream, Wire
+from gateway.server import connection as protocol
+from gateway.state.credentials import CredentialFingerprints
+from gateway.state.locks import ConversationLocks
+from gateway.state.lookup import Lookups
+from gateway.state.memory import MemoryStore
+from gateway.state.store import Store
+from gateway.upstream import pool as transport
+from gateway.upstream.http2 import HttpxWire
+from gateway.upstream.upstream import Upstream, Wire
 
 log = logging.getLogger("gateway")
 
@@ -68,16 +70,16 @@ class Gateway:
 
     app: protocol.App
     admin: Starlette
-    states: States
-    order: Order
+    lookups: Lookups
+    locks: ConversationLocks
     audit: Audit
     wire: Wire
     counts: Counter[str]
-    stats: protocol.Stats
+    stats: protocol.ServerStats
     draining: asyncio.Event
 
     async def close(self) -> None:
-        await self.states.close()
+        await self.lookups.close()
         self.wire.close()
         await self.wire.wait_closed()
         self.audit.close()
@@ -88,9 +90,9 @@ class Parts:
     """The classes of the parts that keep the promises: a test hands in one that breaks them."""
 
     audit: Callable[[str, Callable[[], float], Callable[[Callable[[], None]], object]], Audit] = Audit
-    credentials: type[Credentials] = Credentials
-    order: type[Order] = Order
-    states: type[States] = States
+    credentials: type[CredentialFingerprints] = CredentialFingerprints
+    locks: type[ConversationLocks] = ConversationLocks
+    lookups: type[Lookups] = Lookups
 
 
 PARTS = Parts()
@@ -124,7 +126,7 @@ def build(
     upstream = Upstream(wire, url.path.rstrip("/").encode())
     if store is None:
         store = MemoryStore(settings.state_cache.max_entries, settings.state_cache.max_bytes)
-    states = parts.states(
+    lookups = parts.lookups(
         store,
         upstream,
         clock=clock,
@@ -134,15 +136,15 @@ def build(
         max_body=limits.max_body,
         max_pause=to.max_pause,
     )
-    order = parts.order(limits.order_timeout)
+    locks = parts.locks(limits.lock_timeout)
     rules = Rules(settings.rules, limits.max_body)
     credentials = parts.credentials(to.url, settings.credentials.headers)
-    passage = Passage(
+    passthrough = Passthrough(
         rules=rules,
-        states=states,
-        order=order,
+        lookups=lookups,
+        locks=locks,
         upstream=upstream,
-        uploads=Uploads(max(1, to.max_connections // 2), to.pool_timeout),
+        uploads=UploadSlots(max(1, to.max_connections // 2), to.pool_timeout),
         credentials=credentials,
         hop=hop,
         clock=clock,
@@ -151,10 +153,10 @@ def build(
     )
     lifecycle = Lifecycle(
         rules=rules,
-        states=states,
-        order=order,
+        lookups=lookups,
+        locks=locks,
         upstream=upstream,
-        passage=passage,
+        passthrough=passthrough,
         audit=audit,
         credentials=credentials,
         hop=hop,
@@ -172,21 +174,21 @@ def build(
     return Gateway(
         app=lifecycle if settings.cors is None else with_cors(lifecycle, settings.cors),
         admin=admin.build(checks, counts),
-        states=states,
-        order=order,
+        lookups=lookups,
+        locks=locks,
         audit=audit,
         wire=wire,
         counts=counts,
-        stats=protocol.Stats(),
+        stats=protocol.ServerStats(),
         draining=draining,
     )
 
 
-def downstream_limits(settings: Settings, **changes: Any) -> protocol.Limits:
-    names = {field.name for field in fields(protocol.Limits)}
+def downstream_limits(settings: Settings, **changes: Any) -> protocol.ServerLimits:
+    names = {field.name for field in fields(protocol.ServerLimits)}
     # A reply that waits for its client holds a connection to the upstream: half of those are for the others.
     changes = {"max_stalled": max(1, settings.upstream.max_connections // 2)} | changes
-    return protocol.Limits(**(settings.limits.model_dump(include=names) | changes))
+    return protocol.ServerLimits(**(settings.limits.model_dump(include=names) | changes))
 
 
 def _without_cors(app: ASGIApp) -> ASGIApp:
@@ -208,7 +210,7 @@ def _without_cors(app: ASGIApp) -> ASGIApp:
     return silenced
 
 
-def with_cors(app: ASGIApp, cors: Cors) -> protocol.App:
+def with_cors(app: ASGIApp, cors: CorsSettings) -> protocol.App:
     return CORSMiddleware(
         _without_cors(app),
         allow_origins=cors.origins,
@@ -254,7 +256,7 @@ def connect(to: UpstreamSettings) -> Wire:
             read=to.read_timeout,
             pool=to.pool_timeout,
         ),
-        limits=transport.Limits(
+        limits=transport.PoolLimits(
             max_connections=to.max_connections,
             idle_timeout=to.idle_timeout,
             max_lifetime=to.max_lifetime,

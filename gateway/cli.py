@@ -15,12 +15,14 @@ from typing import Annotated
 import typer
 import uvloop
 
-from gateway import __version__, app, config, demo, mock
+from gateway import __version__, app, config
 from gateway.explain import Explanation, explain
-from gateway.headers import Header, text
+from gateway.http.headers import Header, text
+from gateway.mock import demo
+from gateway.mock import server as mock
+from gateway.paths import parse
 from gateway.repairs import Fill
 from gateway.rules import Rules
-from gateway.templates import parse
 
 cli = typer.Typer(
     name="gateway",
@@ -167,7 +169,9 @@ def mock_(
     """Run a strict conversation API to try the gateway against."""
     try:
         known = mock.load(conversations) if conversations else mock.Conversations()
-        api = mock.Mock(known, mock.Settings(profile=profile, lag=lag, rate_limit=rate_limit, etags=etags))
+        api = mock.Mock(
+            known, mock.MockSettings(profile=profile, lag=lag, rate_limit=rate_limit, etags=etags)
+        )
     except ValueError as error:
         raise fail(f"gateway mock: {error}") from None
     typer.echo(f"mock conversation API ({profile}) on http://{host}:{port}")

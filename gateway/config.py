@@ -27,7 +27,8 @@ from pydantic import (
     model_validator,
 )
 
-from gateway import select, templates
+from gateway import paths as templates
+from gateway.repairs import select
 
 UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 SIZES = {
@@ -173,18 +174,18 @@ class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Listen(_Section):
+class ListenSettings(_Section):
     host: str = "127.0.0.1"
     port: Port = 8080
     trusted_proxies: tuple[Annotated[str, _checked(_network)], ...] = ()
 
 
-class Admin(_Section):
+class AdminSettings(_Section):
     host: str = "127.0.0.1"
     port: Port = 9901
 
 
-class Tls(_Section):
+class TlsSettings(_Section):
     ca: str | None = None
     certificate: str | None = None
     key: str | None = None
@@ -202,15 +203,15 @@ class UpstreamSettings(_Section):
     max_pause: Duration = 60.0
     preserve_host: bool = False
     http2: bool = False
-    tls: Tls = Tls()
+    tls: TlsSettings = TlsSettings()
 
 
-class StateCache(_Section):
+class StateCacheSettings(_Section):
     max_entries: Count = 10_000
     max_bytes: Size = 64 * 2**20
 
 
-class Credentials(_Section):
+class CredentialSettings(_Section):
     headers: tuple[FieldName, ...] = ()
 
 
@@ -218,7 +219,7 @@ class AuditSettings(_Section):
     path: Annotated[str, Field(min_length=1)] = "rewrites.jsonl"
 
 
-class Limits(_Section):
+class LimitSettings(_Section):
     max_body: Size = 2**20
     max_head: Size = 32 * 2**10
     max_headers: Count = 100
@@ -230,13 +231,13 @@ class Limits(_Section):
     write_timeout: Timeout = 60.0
     min_rate: Size = 500
     keep_alive: Timeout = 60.0
-    order_timeout: Timeout = 5.0
+    lock_timeout: Timeout = 5.0
     deadline: Timeout = 15.0
     drain_timeout: Timeout = 30.0
     tunnel_idle: Timeout = 300.0
 
 
-class Cors(_Section):
+class CorsSettings(_Section):
     origins: Annotated[tuple[Origin, ...], AfterValidator(_some)]
     methods: tuple[str, ...] = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
     headers: tuple[str, ...] = ("*",)
@@ -244,13 +245,13 @@ class Cors(_Section):
     max_age: Duration = 600.0
 
     @model_validator(mode="after")
-    def _no_credentials_for_everybody(self) -> Cors:
+    def _no_credentials_for_everybody(self) -> CorsSettings:
         if self.credentials and "*" in self.origins:
             raise ValueError('credentials: expected named origins, not "*"')
         return self
 
 
-class Match(_Section):
+class MatchSettings(_Section):
     method: Annotated[str, Field(pattern=r"^[A-Z]+$"), _checked(_method_with_a_body)] = "PATCH"
     path: Annotated[str, _checked(_path)]
 
@@ -286,7 +287,7 @@ ORDER = ("encoding", "content_type", "fill")
 class RuleSettings(_Section):
     # The name is written as a token into Gateway-Rewrite (RFC 9651).
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_.-]*$")]
-    match: Match
+    match: MatchSettings
     mode: Mode = "enforce"
     on_lookup_failure: Literal["reject", "forward"] = "reject"
     # None: every unsafe call on what the fills look up, and below it.
@@ -329,14 +330,14 @@ class RuleSettings(_Section):
 
 
 class Settings(_Section):
-    listen: Listen = Listen()
-    admin: Admin = Admin()
+    listen: ListenSettings = ListenSettings()
+    admin: AdminSettings = AdminSettings()
     upstream: UpstreamSettings
-    state_cache: StateCache = StateCache()
-    credentials: Credentials = Credentials()
+    state_cache: StateCacheSettings = StateCacheSettings()
+    credentials: CredentialSettings = CredentialSettings()
     audit: AuditSettings = AuditSettings()
-    limits: Limits = Limits()
-    cors: Cors | None = None
+    limits: LimitSettings = LimitSettings()
+    cors: CorsSettings | None = None
     rules: tuple[RuleSettings, ...] = ()
 
     @model_validator(mode="after")

@@ -8,7 +8,7 @@ Every way the gateway itself refuses a call, and what the client is told.
     │   ├── MisdirectedRequest 421      ├── HeadTooLarge 431           ├── NotSupported 501
     │   └── VersionNotSupported 505
     ├── NotSent                         nothing left the gateway, so a replay is safe: may carry Retry-After
-    │   ├── Overloaded 503              ├── Unrecordable 503           └── OrderTimeout 503
+    │   ├── Overloaded 503              ├── Unrecordable 503           └── LockTimeout 503
     ├── UpstreamError                   the upstream could not be reached or did not answer as HTTP wants
     │   ├── ConnectionRefused 502       ├── ConnectTimeout 504         ├── NameNotResolved 502
     │   ├── TlsFailed 502               ├── ConnectionTerminated 502   ├── InvalidReply 502
@@ -16,18 +16,14 @@ Every way the gateway itself refuses a call, and what the client is told.
     ├── LookupFailed 502                the state could not be read: the reply was no usable document
     └── DeadlineExceeded 504            the call's total time was used up
 
-A class carries what the client will be told; `problem` writes it (RFC 9457, with the members of the
-API's own error body beside it, so that a legacy client's error handling finds what it expects).
-Foreign exceptions become these in one place each (`upstream.py` for httpx).
+A class carries what the client will be told; http/problem.py writes it. Foreign exceptions become these in
+one place each (upstream/http2.py for httpx).
 """
 
 from __future__ import annotations
 
-import json
 import re
 from typing import ClassVar
-
-from gateway.headers import Header
 
 
 class GatewayError(Exception):
@@ -135,7 +131,7 @@ class Unrecordable(NotSent):
     advice = "Nothing was sent upstream. The operator must make the audit log writable; see /readyz."
 
 
-class OrderTimeout(NotSent):
+class LockTimeout(NotSent):
     title = "Another write to this conversation did not end in time"
 
 
@@ -211,30 +207,3 @@ class DeadlineExceeded(GatewayError):
     title = "The call was not done within the gateway's deadline"
     proxy_error = "http_response_timeout"
     advice = "Read the conversation before the call is sent again: it may have been applied."
-
-
-def problem(error: GatewayError, request_id: str) -> tuple[int, list[Header], bytes]:
-    """Status, headers and body of the reply that tells a client about `error`."""
-    slug = error.slug()
-    document = {
-        "type": f"urn:gateway:error:{slug}",
-        "title": error.title,
-        "status": error.status,
-        "detail": error.detail,
-        "advice": error.advice,
-        "refused_by": "gateway",
-        "message": f"{error.title}: {error.detail}" if error.args else error.title,
-        "code": f"gateway.{slug}",
-        "contextId": request_id,
-    }
-    body = json.dumps(document).encode("ascii")
-    headers: list[Header] = [
-        (b"content-type", b"application/problem+json"),
-        (b"content-length", b"%d" % len(body)),
-        (b"cache-control", b"no-store"),
-        (b"proxy-status", b"gateway; error=%s" % error.proxy_error.encode("ascii")),
-        (b"x-request-id", request_id.encode("ascii", "replace")),
-    ]
-    if error.retry_after is not None:
-        headers.append((b"retry-after", b"%d" % max(1, round(error.retry_after))))
-    return error.status, headers, body

@@ -7,10 +7,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gateway.calls import Call, Change
 from gateway.errors import BodyTooLarge, GatewayError
-from gateway.headers import Fields, Header
+from gateway.http.headers import Fields, Header
 from gateway.repairs import diagnose, rewrite
+from gateway.repairs.call import Call, Change
 from gateway.rules import Rules
 
 
@@ -40,22 +40,22 @@ def explain(
     """`target` as it is on the wire; `state`: what the look-up is taken to find, None if unknown."""
     raw = target.encode("ascii")
     call = Call(method.encode(), raw, Fields(headers), body)
-    place = rules.match(method, raw.partition(b"?")[0])
-    if place is None:
+    route = rules.match(method, raw.partition(b"?")[0])
+    if route is None:
         return Explanation(None, None, call, reason="no rule matches: carried through untouched")
-    rule = place.rule
+    rule = route.rule
     try:
         if len(body) > max_body:
             raise BodyTooLarge(f"the body has {len(body)} bytes, limits.max_body is {max_body}")
         found = diagnose(call, rule.repairs)
     except GatewayError as error:
         return Explanation(rule.name, rule.mode, call, refused=error)
-    if found.sound:
+    if found.nothing_to_repair:
         return Explanation(rule.name, rule.mode, call, reason=found.reason)
-    looks_up = tuple(place.spots[want.fill.field].target.decode() for want in found.wants)
+    looks_up = tuple(route.targets[want.fill.field].target.decode() for want in found.missing)
     values: dict[str, tuple[str, Change]] = {}
     reason = found.unfilled
-    for want in found.wants:
+    for want in found.missing:
         name = want.fill.field
         if state is None:
             reason = f"{name} would be looked up: say --state to see it filled"

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
-from gateway import repairs, templates
+from gateway import paths as templates
+from gateway import repairs
+from gateway.paths import PathMatch, Routes, decoded
 from gateway.repairs import Fill, Repair
-from gateway.templates import Fit, Routes, decoded
 
 if TYPE_CHECKING:
     from gateway.config import RuleSettings
@@ -54,7 +55,7 @@ def identity(name: str) -> str:
     return name.casefold()
 
 
-class Spot(Struct, frozen=True):
+class FillTarget(Struct, frozen=True):
     """
     A fill at one path: the GET that it needs, and whose value it is, for all callers and by whichever path.
     `which` tells one value of a reply from another, and `data` has the path's parameters, decoded.
@@ -67,13 +68,13 @@ class Spot(Struct, frozen=True):
     which: tuple[str, ...]
 
     @classmethod
-    def of(cls, fill: Fill, parameters: dict[str, bytes], data: dict[str, str]) -> Spot:
+    def of(cls, fill: Fill, parameters: dict[str, bytes], data: dict[str, str]) -> FillTarget:
         named = (fill.conversation, *fill.subject)
         subject = (fill.field, *[identity(data[name]) for name in named])
         return cls(fill, fill.source.filled(parameters), data, subject, (fill.select, *data.values()))
 
 
-class Place(Struct, frozen=True):
+class RouteMatch(Struct, frozen=True):
     """
     A rule at one path: all that the path says, read once. `conversation` is what a call to it is about, None
     where the rule fills nothing; `spots` has the rule's fills by their fields.
@@ -82,15 +83,18 @@ class Place(Struct, frozen=True):
     rule: Rule
     data: dict[str, str]
     conversation: str | None
-    spots: dict[str, Spot]
+    targets: dict[str, FillTarget]
 
     @classmethod
-    def of(cls, fit: Fit[Rule]) -> Place:
+    def of(cls, fit: PathMatch[Rule]) -> RouteMatch:
         rule, parameters = fit.value, fit.parameters
         data = {name: decoded(segment) for name, segment in parameters.items()}
         conversation = identity(data[rule.fills[0].conversation]) if rule.fills else None
         return cls(
-            rule, data, conversation, {fill.field: Spot.of(fill, parameters, data) for fill in rule.fills}
+            rule,
+            data,
+            conversation,
+            {fill.field: FillTarget.of(fill, parameters, data) for fill in rule.fills},
         )
 
 
@@ -105,7 +109,7 @@ class Write:
         return None if self.parameter is None else identity(decoded(parameters[self.parameter]))
 
 
-ANYWHERE = Fit(Write(None, excepted=False), {})
+ANYWHERE = PathMatch(Write(None, excepted=False), {})
 
 
 class Rules:
@@ -135,16 +139,16 @@ class Rules:
         for template, write in sorted(writes, key=lambda one: one[1].parameter is None):
             self._writes.add(template.method, template.template, write)
 
-    def match(self, method: str, path: bytes) -> Place | None:
+    def match(self, method: str, path: bytes) -> RouteMatch | None:
         # Some clients write `patch`: the token goes on as sent, but is taken for what it means.
         method = method.upper()
         return self._known(method, path) if len(path) <= PATH_KEPT else self._found(method, path)
 
-    def _found(self, method: str, path: bytes) -> Place | None:
+    def _found(self, method: str, path: bytes) -> RouteMatch | None:
         fit = self._rules.match(method, path)
-        return None if fit is None else Place.of(fit)
+        return None if fit is None else RouteMatch.of(fit)
 
-    def writes(self, path: bytes, *methods: str) -> Fit[Write] | None:
+    def writes(self, path: bytes, *methods: str) -> PathMatch[Write] | None:
         """
         Unsafe calls that no rule fills, however their path is spelled: where an upstream may read
         another path in it, the write may be about any conversation. Of several methods any may be meant.
@@ -153,12 +157,12 @@ class Rules:
         for method in map(str.upper, methods):
             if method in templates.SAFE_METHODS:
                 continue
-            if templates.crooked(plain):
+            if templates.is_ambiguous(plain):
                 return ANYWHERE
             found = self._writes.match(method, plain)
             if found is not None and not found.value.excepted:
                 return found
         return None
 
-    def reads(self, method: str, path: bytes) -> Fit[Fill] | None:
+    def reads(self, method: str, path: bytes) -> PathMatch[Fill] | None:
         return self._reads.match("GET", path) if method == "GET" else None

@@ -13,12 +13,10 @@ from typer.testing import CliRunner
 
 from gateway import __version__
 from gateway.cli import cli
-from gateway.demo import free_ports
-from tests.gateways import BODY, FILLED, PARTICIPANT
-from tests.judging import listening, process, until
-from tests.test_kill import configured
-
-SHIPPED = Path(__file__).parent.parent / "config.yaml"
+from gateway.mock.demo import free_ports
+from tests.end_to_end.test_kill import configured
+from tests.support.gateways import BODY, FILLED, PARTICIPANT, SHIPPED
+from tests.support.judging import listening, process, until
 
 BAD = """\
 listen: {port: 99999, prot: 1}

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 
 from gateway import config
 from gateway.config import ConfigError, Settings
+from tests.support.gateways import SHIPPED
 
 # On a busy machine an example may take its time.
 patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
-SHIPPED = Path(__file__).parent.parent / "config.yaml"
 UPSTREAM = "upstream: {url: http://u:9000}\n"
 FILL: dict[str, Any] = {
     "type": "fill",

@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gateway import errors
-from gateway.errors import GatewayError, NotSent, UpstreamError, problem
+from gateway.errors import GatewayError, NotSent, UpstreamError
+from gateway.http.problem import problem
 
 # On a busy machine an example may take its time.
 patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])

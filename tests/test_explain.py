@@ -19,15 +19,14 @@ from gateway import __version__
 from gateway.cli import cli
 from gateway.errors import BodyTooLarge
 from gateway.explain import Explanation, explain
-from gateway.headers import Header
+from gateway.http.headers import Header
 from gateway.rules import Rules
-from tests.gateways import BODY, CONVERSATION, FILLED, PARTICIPANT
-from tests.gateways import settings as configured
+from tests.support.gateways import BODY, CONVERSATION, FILLED, PARTICIPANT, SHIPPED
+from tests.support.gateways import settings as configured
 
 # On a busy machine an example may take its time.
 patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
-SHIPPED = str(Path(__file__).parent.parent / "config.yaml")
 LIMIT = 4096
 
 
@@ -48,7 +47,7 @@ def gateway(*arguments: str) -> Result:
 
 
 def explained(*arguments: str, path: str = PARTICIPANT) -> str:
-    result = gateway("explain", path, "--config", SHIPPED, *arguments)
+    result = gateway("explain", path, "--config", str(SHIPPED), *arguments)
     assert result.exit_code == 0, result.output
     return str(result.stdout)
 
@@ -215,7 +214,7 @@ def test_explain_takes_the_body_s_bytes_as_the_shell_gives_them(data: str, shown
     ],
 )
 def test_explain_says_what_it_expected_and_exits_with_one(arguments: tuple[str, ...]) -> None:
-    result = gateway("explain", PARTICIPANT, "--config", SHIPPED, *arguments)
+    result = gateway("explain", PARTICIPANT, "--config", str(SHIPPED), *arguments)
 
     assert result.exit_code == 1
     assert result.stderr.startswith("gateway explain: ")
@@ -224,7 +223,7 @@ def test_explain_says_what_it_expected_and_exits_with_one(arguments: tuple[str, 
 
 @pytest.mark.parametrize("path", ["", "api", "http://h/api", "/a b", "/é", "/a\n", "/\udce9", "*"])
 def test_explain_wants_the_target_as_it_is_on_the_wire(path: str) -> None:
-    result = gateway("explain", path, "--config", SHIPPED)
+    result = gateway("explain", path, "--config", str(SHIPPED))
 
     assert result.exit_code == 1
     assert "expected a percent-encoded path that starts with '/'" in result.stderr
@@ -241,7 +240,7 @@ def test_explain_takes_any_header(header: str) -> None:
 
 
 def test_check_says_how_the_shipped_configuration_is_understood() -> None:
-    result = gateway("check", "--config", SHIPPED)
+    result = gateway("check", "--config", str(SHIPPED))
 
     assert result.exit_code == 0
     assert "3 rules, forwarding to http://127.0.0.1:9000" in result.stdout
@@ -289,7 +288,7 @@ def test_a_configuration_that_cannot_be_read_is_told_and_exits_with_one(
 
 
 def test_check_warns_of_a_state_that_may_be_old(tmp_path: Path) -> None:
-    document = yaml.safe_load(Path(SHIPPED).read_text().replace("${GATEWAY_PORT:-8080}", "1"))
+    document = yaml.safe_load(Path(str(SHIPPED)).read_text().replace("${GATEWAY_PORT:-8080}", "1"))
     document["rules"][0]["repairs"][2]["max_age"] = "10s"
     path = tmp_path / "old.yaml"
     path.write_text(yaml.safe_dump(document))
@@ -343,7 +342,7 @@ def fits(value: Any, part: dict[str, Any], whole: dict[str, Any]) -> bool:
 def test_the_schema_fits_what_is_understood_and_not_what_is_refused() -> None:
     whole = schema()
     document = yaml.safe_load(
-        Path(SHIPPED)
+        Path(str(SHIPPED))
         .read_text()
         .replace("${GATEWAY_PORT:-8080}", "1")
         .replace("${GATEWAY_ADMIN_PORT:-9901}", "2")
@@ -375,11 +374,11 @@ def test_without_a_command_the_help_is_shown() -> None:
 
 def test_python_m_gateway_is_the_same_command() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "gateway", "check", "--config", SHIPPED],
+        [sys.executable, "-m", "gateway", "check", "--config", str(SHIPPED)],
         capture_output=True,
         text=True,
         check=False,
     )
 
     assert done.returncode == 0, done.stderr
-    assert done.stdout == gateway("check", "--config", SHIPPED).stdout
+    assert done.stdout == gateway("check", "--config", str(SHIPPED)).stdout

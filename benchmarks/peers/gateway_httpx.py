@@ -19,7 +19,7 @@ import httpx
 import uvloop
 
 from gateway import app, config
-from gateway.http2 import HttpxWire
+from gateway.upstream.http2 import HttpxWire
 
 
 async def serve(settings: config.Settings) -> None:

@@ -1,34 +1,3 @@
 """
-The operator's side, on a port of its own: is the process alive, may it have traffic, what has it done.
+The operator's side: health, and what has been counted.
 """
-
-from __future__ import annotations
-
-from collections import Counter
-from collections.abc import Callable, Mapping
-
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
-from starlette.routing import Route
-
-# Each says what is wrong, or None.
-Checks = Mapping[str, Callable[[], str | None]]
-
-
-def build(checks: Checks, counts: Counter[str]) -> Starlette:
-    async def healthz(_: Request) -> Response:
-        return PlainTextResponse("ok\n")
-
-    async def readyz(_: Request) -> Response:
-        found = {name: check() for name, check in checks.items()}
-        ready = not any(found.values())
-        return JSONResponse(
-            {"ready": ready, "checks": {name: problem or "ok" for name, problem in found.items()}},
-            200 if ready else 503,
-        )
-
-    async def counted(_: Request) -> Response:
-        return JSONResponse(dict(sorted(counts.items())))
-
-    return Starlette(routes=[Route("/healthz", healthz), Route("/readyz", readyz), Route("/counts", counted)])

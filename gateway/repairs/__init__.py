@@ -12,14 +12,14 @@ from typing import Any, Protocol
 
 from msgspec import Struct
 
-from gateway import headers as h
-from gateway.calls import Call, Change
-from gateway.headers import DISGUISES, Fields
-from gateway.json_text import ObjectText
+from gateway.http import headers as h
+from gateway.http.headers import METHOD_OVERRIDES, Fields
+from gateway.repairs.call import Call, Change
 from gateway.repairs.content_type import ContentType, is_json_or_mistaken
 from gateway.repairs.encoding import Declared, Encoding
 from gateway.repairs.fill import Fill
-from gateway.repairs.findings import Draft, Finding, Given, Left, Repaired, Unfilled, Want
+from gateway.repairs.findings import Draft, Explicit, Finding, Missing, NotApplicable, Repaired, Unfilled
+from gateway.repairs.json_text import ObjectText
 
 __all__ = ["Diagnosis", "Fill", "Given", "Repair", "Unfilled", "Want", "build", "diagnose", "rewrite"]
 
@@ -55,28 +55,30 @@ class Diagnosis(Struct, frozen=True):
     call: Call
     document: ObjectText | None
     changes: tuple[Change, ...] = ()
-    wants: tuple[Want, ...] = ()
-    given: tuple[Given, ...] = ()
-    left: str | None = None
+    missing: tuple[Missing, ...] = ()
+    explicit: tuple[Explicit, ...] = ()
+    not_applicable: str | None = None
     unfilled: str | None = None
 
     @property
-    def sound(self) -> bool:
-        return not self.changes and not self.wants
+    def nothing_to_repair(self) -> bool:
+        return not self.changes and not self.missing
 
     @property
     def reason(self) -> str:
         """Why a sound call is left as it is."""
-        return self.left or self.unfilled or "conforming"
+        return self.not_applicable or self.unfilled or "conforming"
 
     @property
     def needs(self) -> list[str]:
-        return [change.repair for change in self.changes] + [f"fill {want.fill.field}" for want in self.wants]
+        return [change.repair for change in self.changes] + [
+            f"fill {want.fill.field}" for want in self.missing
+        ]
 
     @property
     def may_change_state(self) -> bool:
         """A call that names the value, or that can't be read, may change it at the upstream (S4)."""
-        return bool(self.given) or self.left is not None or self.unfilled is not None
+        return bool(self.explicit) or self.not_applicable is not None or self.unfilled is not None
 
     def names(self, fields: Collection[str]) -> bool:
         return bool(fields) and self.document is not None and any(map(self.document.named, fields))
@@ -84,7 +86,7 @@ class Diagnosis(Struct, frozen=True):
 
 def exemption(headers: Fields, repairs: Sequence[Repair]) -> str | None:
     """Why a call may not be touched, whatever its body is (C6)."""
-    fields = headers.once(h.by_name)
+    fields = headers.derived(h.by_name)
     if not SIGNED.isdisjoint(fields):
         return "signed-body"
     # RFC 9110 section 7.7 and RFC 9111 section 5.2.1.6
@@ -92,7 +94,7 @@ def exemption(headers: Fields, repairs: Sequence[Repair]) -> str | None:
         b"no-transform" in value.lower() for value in h.every(headers, b"cache-control")
     ):
         return "no-transform"
-    if not DISGUISES.isdisjoint(fields):
+    if not METHOD_OVERRIDES.isdisjoint(fields):
         return "method-override"
     wanted = next((one.value for one in repairs if isinstance(one, ContentType)), b"application/json")
     return None if is_json_or_mistaken(headers, wanted) else "media-type"
@@ -101,9 +103,9 @@ def exemption(headers: Fields, repairs: Sequence[Repair]) -> str | None:
 def diagnose(call: Call, repairs: tuple[Repair, ...]) -> Diagnosis:
     """Raises BodyTooLarge where decoding the body passes the limit."""
     draft = Draft.of(call)
-    head = call.headers.once(_of_head, repairs)
+    head = call.headers.derived(_of_head, repairs)
     if head.exempt is not None:
-        return Diagnosis(call, None, given=named(draft, repairs), left=head.exempt)
+        return Diagnosis(call, None, explicit=named(draft, repairs), not_applicable=head.exempt)
     if draft.document is None or not head.plain:
         return _diagnosis(draft, repairs)
     if head.changes:
@@ -113,25 +115,25 @@ def diagnose(call: Call, repairs: tuple[Repair, ...]) -> Diagnosis:
 
 def _diagnosis(draft: Draft, repairs: Sequence[Repair], changes: tuple[Change, ...] = ()) -> Diagnosis:
     call = draft.original
-    wants: tuple[Want, ...] = ()
-    given: tuple[Given, ...] = ()
+    missing: tuple[Missing, ...] = ()
+    explicit: tuple[Explicit, ...] = ()
     unfilled: str | None = None
     for repair in repairs:
         finding = repair.diagnose(draft)
         if finding is None:
             continue
-        if isinstance(finding, Want):
-            wants += (finding,)
+        if isinstance(finding, Missing):
+            missing += (finding,)
         elif isinstance(finding, Repaired):
             draft = Draft(call, finding.call, finding.document)
             changes += (finding.change,)
-        elif isinstance(finding, Given):
-            given += (finding,)
-        elif isinstance(finding, Left):
-            return Diagnosis(call, None, left=finding.reason)
+        elif isinstance(finding, Explicit):
+            explicit += (finding,)
+        elif isinstance(finding, NotApplicable):
+            return Diagnosis(call, None, not_applicable=finding.reason)
         else:
             unfilled = finding.reason
-    return Diagnosis(draft.call, draft.document, changes, wants, given, None, unfilled)
+    return Diagnosis(draft.call, draft.document, changes, missing, explicit, None, unfilled)
 
 
 class _Head(Struct, frozen=True):
@@ -153,19 +155,19 @@ def _of_head(headers: Fields, repairs: tuple[Repair, ...]) -> _Head:
     found = _diagnosis(Draft.of(Call(b"", b"", headers, b"{}")), others)
     return _Head(
         exemption(headers, repairs),
-        headers.once(Declared.of).plain,
+        headers.derived(Declared.of).plain,
         found.call.headers,
         found.changes,
         left,
     )
 
 
-def named(draft: Draft, repairs: Sequence[Repair]) -> tuple[Given, ...]:
+def named(draft: Draft, repairs: Sequence[Repair]) -> tuple[Explicit, ...]:
     """What a call that may not be touched names all the same: its value counts once it is accepted (S5)."""
     if draft.document is None:
         return ()
     found = (repair.diagnose(draft) for repair in repairs if isinstance(repair, Fill))
-    return tuple(one for one in found if isinstance(one, Given))
+    return tuple(one for one in found if isinstance(one, Explicit))
 
 
 def rewrite(
@@ -178,7 +180,7 @@ def rewrite(
     call, document, changes = found.call, found.document, list(found.changes)
     headers, body = call.headers, call.body
     if values and document is not None:
-        for want in found.wants:
+        for want in found.missing:
             if want.fill.field in values:
                 value, change = values[want.fill.field]
                 document = want.filled(document, value)
@@ -190,4 +192,4 @@ def rewrite(
     if not changes:
         return call, ()
     # Exactly one Content-Length, and the right one: it is written with the body (RFC 9110 section 8.6).
-    return Call(call.method, call.target, headers.once(h.without_length), body), tuple(changes)
+    return Call(call.method, call.target, headers.derived(h.without_length), body), tuple(changes)

@@ -7,10 +7,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from gateway import headers as h
-from gateway.calls import Call, Change
-from gateway.headers import Fields, Headers
-from gateway.repairs.findings import Draft, Finding, Left, Repaired
+from gateway.http import headers as h
+from gateway.http.headers import Fields, Headers
+from gateway.repairs.call import Call, Change
+from gateway.repairs.findings import Draft, Finding, NotApplicable, Repaired
 
 MISTAKEN = frozenset({b"", b"application/x-www-form-urlencoded", b"application/octet-stream"})
 
@@ -38,12 +38,12 @@ class ContentType:
 
     def diagnose(self, draft: Draft) -> Finding:
         if draft.document is None:
-            return Left(draft.reason)
+            return NotApplicable(draft.reason)
         call = draft.call
-        headers = call.headers.once(self._retyped)
+        headers = call.headers.derived(self._retyped)
         if headers is None:
             return None
-        change = draft.original.headers.once(self._change)
+        change = draft.original.headers.derived(self._change)
         return Repaired(Call(call.method, call.target, headers, call.body), draft.document, change)
 
     def _retyped(self, headers: Headers) -> Fields | None:

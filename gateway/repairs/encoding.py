@@ -19,12 +19,12 @@ from functools import lru_cache
 
 from msgspec import Struct
 
-from gateway import headers as h
-from gateway import json_text
-from gateway.calls import Call, Change
 from gateway.errors import BodyTooLarge
-from gateway.headers import Headers
-from gateway.repairs.findings import Draft, Finding, Left, Repaired
+from gateway.http import headers as h
+from gateway.http.headers import Headers
+from gateway.repairs import json_text
+from gateway.repairs.call import Call, Change
+from gateway.repairs.findings import Draft, Finding, NotApplicable, Repaired
 
 # The longer BOMs first: UTF-32's begins with UTF-16's.
 BOMS = (
@@ -132,18 +132,18 @@ class Encoding:
     def diagnose(self, draft: Draft) -> Finding:
         """Raises BodyTooLarge for a body that is over the limit once it is inflated."""
         call = draft.call
-        declared = call.headers.once(Declared.of)
+        declared = call.headers.derived(Declared.of)
         if draft.document is not None and declared.plain:
             return None
         codings, charset = declared.codings, declared.charset
         if len(codings) > 1 or (codings and codings[0] not in WBITS):
-            return Left("content-encoding")
+            return NotApplicable("content-encoding")
         body = call.body
         if codings:
             try:
                 body = inflate(body, codings[0], self.limit)
             except Damaged:
-                return Left("content-encoding-damaged")
+                return NotApplicable("content-encoding-damaged")
         reasons: list[str] = []
         for name, codec, plain in _readings(body, charset):
             try:
@@ -165,7 +165,7 @@ class Encoding:
                 Change.of("encoding", before=before, after="utf-8"),
             )
         # An array that is read as another charset is no JSON at all: what says more is the reason.
-        return Left(
+        return NotApplicable(
             next((why for why in reasons if why != "not-json"), reasons[0] if reasons else "not-utf-8")
         )
 

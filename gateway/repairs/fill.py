@@ -11,10 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gateway import select, templates
-from gateway.json_text import quoted
-from gateway.repairs.findings import Draft, Finding, Given, Left, Unfilled, Want
-from gateway.templates import Template
+from gateway import paths as templates
+from gateway.paths import Template
+from gateway.repairs import select
+from gateway.repairs.findings import Draft, Explicit, Finding, Missing, NotApplicable, Unfilled
+from gateway.repairs.json_text import quoted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -58,15 +59,15 @@ class Fill:
 
     def diagnose(self, draft: Draft) -> Finding:
         if draft.document is None:
-            return Left(draft.reason)
-        given = draft.document.named(self.field)
-        if not given:
-            return Want(self)
-        if len(given) > 1:
+            return NotApplicable(draft.reason)
+        explicit = draft.document.named(self.field)
+        if not explicit:
+            return Missing(self)
+        if len(explicit) > 1:
             return Unfilled("duplicate-member")
-        if given[0] is None and self.null_is_missing:
-            return Want(self, there=True)
-        return Given(self, given[0])
+        if explicit[0] is None and self.null_is_missing:
+            return Missing(self, there=True)
+        return Explicit(self, explicit[0])
 
     def chosen(self, document: Any, data: Mapping[str, str]) -> str | Unfilled:
         """The one value that is found, or why there is none. `data`: the path's parameters, decoded."""

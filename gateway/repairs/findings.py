@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
-from gateway.calls import Call, Change
-from gateway.json_text import NotAnObject, ObjectText, read
+from gateway.repairs.call import Call, Change
+from gateway.repairs.json_text import NotAnObject, ObjectText, read
 
 if TYPE_CHECKING:
     from gateway.repairs.fill import Fill
@@ -41,13 +41,13 @@ class Repaired(Struct, frozen=True):
     change: Change
 
 
-class Left(Struct, frozen=True):
+class NotApplicable(Struct, frozen=True):
     """The whole call must go on as it came."""
 
     reason: str
 
 
-class Want(Struct, frozen=True):
+class Missing(Struct, frozen=True):
     """A member is missing, or null (`there`) where that counts as missing: its value is to be looked up."""
 
     fill: Fill
@@ -58,7 +58,7 @@ class Want(Struct, frozen=True):
         return document.with_value(field, value) if self.there else document.with_member(field, value)
 
 
-class Given(Struct, frozen=True):
+class Explicit(Struct, frozen=True):
     """The client gave the value itself: never altered (S1), and a witness once it is accepted (S5)."""
 
     fill: Fill
@@ -71,4 +71,4 @@ class Unfilled(Struct, frozen=True):
     reason: str
 
 
-Finding = Repaired | Left | Want | Given | Unfilled | None
+Finding = Repaired | NotApplicable | Missing | Explicit | Unfilled | None

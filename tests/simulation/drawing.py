@@ -45,7 +45,7 @@ def draw(seed: int) -> Schedule:
         forwards=rng.random() < 0.2,
         guarded=rng.random() < 0.2,
         learn=rng.random() < 0.8,
-        order_timeout=rng.choice((5.0, 5.0, 5.0, 0.5)),
+        lock_timeout=rng.choice((5.0, 5.0, 5.0, 0.5)),
         deadline=rng.choice((15.0, 15.0, 15.0, 1.5)),
         max_entries=rng.choice((10_000,) * 5 + (1, 2, 3)),
     )

@@ -13,13 +13,13 @@ from typing import Any
 import httpx
 
 from gateway.app import PARTS, Parts
-from gateway.credentials import Credentials
-from gateway.headers import Headers
-from gateway.order import Order, Turn
-from gateway.states import Ask, States
-from gateway.stores import Key, Reading, Store
-from gateway.stores.memory import MemoryStore
-from gateway.upstream import Leaving, Wire
+from gateway.http.headers import Headers
+from gateway.state.credentials import CredentialFingerprints
+from gateway.state.locks import ConversationLock, ConversationLocks
+from gateway.state.lookup import LookupRequest, Lookups
+from gateway.state.memory import MemoryStore
+from gateway.state.store import Key, Reading, Store
+from gateway.upstream.upstream import BeforeSend, Wire
 from tests.simulation.schedule import Schedule, Terms
 from tests.simulation.upstream import SimulatedReply, SimulatedUpstream
 from tests.simulation.world import World
@@ -28,56 +28,56 @@ from tests.simulation.world import World
 class NoGenerations(MemoryStore):
     """A write deletes what was read, but not what is being read."""
 
-    async def lease(self, conversation: str) -> int:
+    async def generation(self, conversation: str) -> int:
         return 0
 
     async def keep(self, key: Key, reading: Reading) -> bool:
         self._generations[key.conversation] = 0
         return await super().keep(key, reading)
 
-    async def forget(self, conversation: str | None) -> None:
+    async def invalidate(self, conversation: str | None) -> None:
         _delete(self, conversation)
 
 
-class NoOrder(Order):
-    def at_once(self, conversation: str | None, *, changing: bool) -> Turn | None:
-        return super().at_once(None, changing=changing)
+class NoOrder(ConversationLocks):
+    def try_acquire(self, conversation: str | None, *, exclusive: bool) -> ConversationLock | None:
+        return super().try_acquire(None, exclusive=exclusive)
 
-    async def take(self, conversation: str | None, *, changing: bool) -> Turn:
-        return await super().take(None, changing=changing)
+    async def acquire(self, conversation: str | None, *, exclusive: bool) -> ConversationLock:
+        return await super().acquire(None, exclusive=exclusive)
 
 
-class NoWitness(States):
-    def witness(self, ask: Ask, value: str) -> None:
+class NoWitness(Lookups):
+    def witness(self, ask: LookupRequest, value: str) -> None:
         """An accepted value is not remembered."""
 
 
-class OwnBody(States):
+class OwnBody(Lookups):
     """An accepted value is written into the cache as if it had been read."""
 
-    _accepted: tuple[Ask, str] | None = None
+    _accepted: tuple[LookupRequest, str] | None = None
 
-    def witness(self, ask: Ask, value: str) -> None:
+    def witness(self, ask: LookupRequest, value: str) -> None:
         super().witness(ask, value)
         self._accepted = (ask, value)
 
-    async def forget(self, conversation: str | None) -> None:
-        await super().forget(conversation)
+    async def invalidate(self, conversation: str | None) -> None:
+        await super().invalidate(conversation)
         if self._accepted is not None:
             (ask, value), self._accepted = self._accepted, None
-            fill, data = ask.spot.fill, ask.spot.data
+            fill, data = ask.target.fill, ask.target.data
             person = {"id": data["participantId"], fill.field: value}
             body = json.dumps({"id": data["conversationId"], "participants": [person]}).encode()
-            lease = await self._store.lease(ask.key.conversation)
-            await self._store.keep(ask.key, Reading(body, self._clock(), lease))
+            generation = await self._store.generation(ask.key.conversation)
+            await self._store.keep(ask.key, Reading(body, self._clock(), generation))
 
 
-class NoCredential(Credentials):
+class NoCredential(CredentialFingerprints):
     def of(self, headers: Headers) -> str:
         return "anybody"
 
 
-class AgeFromTheEnd(States):
+class AgeFromTheEnd(Lookups):
     """The age counts from when the GET was answered."""
 
     async def _get(self, key: Key, *rest: Any) -> Reading:
@@ -89,21 +89,21 @@ class AgeFromTheEnd(States):
 class Trusting(MemoryStore):
     """What is there is current, since a write deletes it: right as long as `keep` is one step."""
 
-    def glance(self, key: Key) -> Reading | None:
+    def try_get(self, key: Key) -> Reading | None:
         return None
 
     async def get(self, key: Key) -> Reading | None:
         reading = await super().get(key)
-        return reading and replace(reading, lease=await self.lease(key.conversation))
+        return reading and replace(reading, generation=await self.generation(key.conversation))
 
-    async def forget(self, conversation: str | None) -> None:
-        await super().forget(conversation)
+    async def invalidate(self, conversation: str | None) -> None:
+        await super().invalidate(conversation)
         _delete(self, conversation)
 
 
 class TwoSteps(Trusting):
     async def keep(self, key: Key, reading: Reading) -> bool:
-        if self._generations.get(key.conversation) != reading.lease:
+        if self._generations.get(key.conversation) != reading.generation:
             return False
         await asyncio.sleep(0.01)
         self._readings[key] = reading
@@ -129,16 +129,18 @@ class Retrying:
         headers: Headers,
         body: bytes | AsyncIterator[bytes] | None = None,
         *,
-        own: Headers = (),
+        extra_headers: Headers = (),
         upgrade: bool = False,
-        leaving: Leaving | None = None,
+        before_send: BeforeSend | None = None,
     ) -> SimulatedReply:
         try:
-            return await self.wire.send(method, target, headers, body, own=own, leaving=leaving)
+            return await self.wire.send(
+                method, target, headers, body, extra_headers=extra_headers, before_send=before_send
+            )
         except httpx.ReadTimeout:
             if isinstance(body, AsyncIterator):
                 raise
-            return await self.wire.send(method, target, headers, body, own=own)
+            return await self.wire.send(method, target, headers, body, extra_headers=extra_headers)
 
     def close(self) -> None:
         self.wire.close()
@@ -166,11 +168,11 @@ def _store(kind: type[MemoryStore]) -> Callable[[Terms], Store]:
 
 MUTANTS: dict[str, Mutant] = {
     "no generations": Mutant(promise="S3", store=_store(NoGenerations)),
-    "no order": Mutant(promise="S4", parts=Parts(order=NoOrder)),
-    "no witness after a write": Mutant(promise="S5", parts=Parts(states=NoWitness)),
-    "filling from the request's own body": Mutant(promise="S5", parts=Parts(states=OwnBody)),
+    "no order": Mutant(promise="S4", parts=Parts(locks=NoOrder)),
+    "no witness after a write": Mutant(promise="S5", parts=Parts(lookups=NoWitness)),
+    "filling from the request's own body": Mutant(promise="S5", parts=Parts(lookups=OwnBody)),
     "key without credential": Mutant(promise="S6", parts=Parts(credentials=NoCredential)),
-    "age from the end of the GET": Mutant(promise="S2", parts=Parts(states=AgeFromTheEnd)),
+    "age from the end of the GET": Mutant(promise="S2", parts=Parts(lookups=AgeFromTheEnd)),
     "check and store in two steps": Mutant(promise="S5", store=_store(TwoSteps)),
     "retry after a timeout": Mutant(promise="C2", wire=Retrying),
 }

@@ -14,7 +14,7 @@ from functools import cached_property
 from itertools import combinations, pairwise
 from typing import NamedTuple
 
-from gateway import headers as h
+from gateway.http import headers as h
 from tests.simulation.loop import AT_ONCE
 from tests.simulation.schedule import ALLOWED, Request, Schedule, members
 from tests.simulation.upstream import Sent
@@ -197,8 +197,8 @@ def s2(schedule: Schedule, fill: Filled, read: Sent) -> bool:
             fill.witness is not None and fill.told.arrived < fill.witness[0] + schedule.terms.settle
         )
         waits = settling or schedule.climate.store > 0 or len(fill.sent.about.wanted) > 1
-        at_once = read.complete is not None and fill.sent.begun - read.complete < PROMPT
-        return read.begun > fill.told.arrived and not read.learned and (at_once or waits)
+        try_acquire = read.complete is not None and fill.sent.begun - read.complete < PROMPT
+        return read.begun > fill.told.arrived and not read.learned and (try_acquire or waits)
     return _left(fill.sent) - read.begun <= max_age + MOMENT
 
 
@@ -416,7 +416,7 @@ def traces(evidence: Evidence) -> Iterator[Violation]:
             yield Violation("traces", f"{id} was never answered: {told.failure!r}")
         if told.ended is None or told.ended - told.arrived >= PATIENCE:
             yield Violation("traces", f"{id} had no end")
-        if told.refusal == "order-timeout" and sent is not None and history.schedule.terms.mode == "enforce":
+        if told.refusal == "lock-timeout" and sent is not None and history.schedule.terms.mode == "enforce":
             yield Violation("traces", f"{id} was refused its turn, and sent as #{sent.number}")
 
 
@@ -427,12 +427,12 @@ def fair_weather(evidence: Evidence) -> Iterator[Violation]:
     """
     schedule = evidence.history.schedule
     climate, terms = schedule.climate, schedule.terms
-    if climate.faults or climate.slow or climate.store or terms.max_age == 0.2 or terms.order_timeout < 5:
+    if climate.faults or climate.slow or climate.store or terms.max_age == 0.2 or terms.lock_timeout < 5:
         return
     if terms.deadline < 5:
         return
     for id, told in evidence.history.told.items():
-        lagged = told.refusal == "order-timeout" and climate.lag > 0
+        lagged = told.refusal == "lock-timeout" and climate.lag > 0
         if told.left is None and told.refusal is not None and not lagged:
             yield Violation("S8", f"{id} was refused: {told.refusal}")
 

@@ -83,7 +83,7 @@ class Terms:
     forwards: bool = False
     guarded: bool = False
     learn: bool = True
-    order_timeout: float = 5.0
+    lock_timeout: float = 5.0
     deadline: float = 15.0
     max_entries: int = 10_000
 

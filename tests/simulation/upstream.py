@@ -20,9 +20,9 @@ from typing import Any
 
 import httpx
 
-from gateway import headers as h
-from gateway.headers import Fields, Header, Headers
-from gateway.upstream import Leaving
+from gateway.http import headers as h
+from gateway.http.headers import Fields, Header, Headers
+from gateway.upstream.upstream import BeforeSend
 from tests.simulation.loop import Loop
 from tests.simulation.schedule import (
     FAULTS,
@@ -162,11 +162,11 @@ class SimulatedUpstream:
         headers: Headers,
         body: bytes | AsyncIterator[bytes] | None = None,
         *,
-        own: Headers = (),
+        extra_headers: Headers = (),
         upgrade: bool = False,
-        leaving: Leaving | None = None,
+        before_send: BeforeSend | None = None,
     ) -> SimulatedReply:
-        sent = self._received(method.decode().upper(), target.decode(), [*headers, *own])
+        sent = self._received(method.decode().upper(), target.decode(), [*headers, *extra_headers])
         try:
             if isinstance(body, AsyncIterator):
                 sent.body = b"".join([piece async for piece in body])
@@ -174,8 +174,8 @@ class SimulatedUpstream:
                 sent.body = body or b""
             if sent.fate.wait:
                 await asyncio.sleep(sent.fate.wait)
-            if leaving is not None:
-                commit = leaving()
+            if before_send is not None:
+                commit = before_send()
                 if commit is not None:
                     commit()
             sent.left = self._loop.clock()

@@ -21,13 +21,13 @@ from starlette.types import ASGIApp, Message
 
 from gateway import app
 from gateway.app import Parts
-from gateway.audit import Audit, Due, Line
+from gateway.audit.writer import Audit, Batch, Line
 from gateway.config import Settings
 from gateway.errors import GatewayError
-from gateway.headers import Fields, Header, Headers
-from gateway.stores import Key, Reading, Store
-from gateway.stores.memory import MemoryStore
-from gateway.upstream import Wire
+from gateway.http.headers import Fields, Header, Headers
+from gateway.state.memory import MemoryStore
+from gateway.state.store import Key, Reading, Store
+from gateway.upstream.upstream import Wire
 from tests.simulation.loop import Loop
 from tests.simulation.schedule import ALLOWED, BULK, PREFIX, Change, Climate, Jump, Request, Schedule, Terms
 from tests.simulation.upstream import LARGE, Sent, SimulatedReply, SimulatedUpstream
@@ -93,15 +93,15 @@ class Journal(Audit):
         self._clock = clock
         self._log = log
 
-    def note(self, line: Line) -> None:
+    def append_best_effort(self, line: Line) -> None:
         self._log.append(Recorded(self._clock(), line.event, line.id, msgspec.to_builtins(line)))
 
-    def enter(self, line: Line) -> Due:
-        self.note(line)
+    def append(self, line: Line) -> Batch:
+        self.append_best_effort(line)
         return self._due
 
     def commit(self) -> None:
-        self._due.written, self._due = True, Due([])
+        self._due.written, self._due = True, Batch([])
 
 
 class LateStore:
@@ -115,13 +115,13 @@ class LateStore:
     async def _way(self) -> None:
         await asyncio.sleep(self._rng.uniform(0.0, self._longest))
 
-    async def lease(self, conversation: str) -> int:
+    async def generation(self, conversation: str) -> int:
         await self._way()
-        lease = await self._store.lease(conversation)
+        generation = await self._store.generation(conversation)
         await self._way()
-        return lease
+        return generation
 
-    def glance(self, key: Key) -> Reading | None:
+    def try_get(self, key: Key) -> Reading | None:
         return None
 
     async def get(self, key: Key) -> Reading | None:
@@ -136,10 +136,10 @@ class LateStore:
         await self._way()
         return kept
 
-    async def forget(self, conversation: str | None) -> None:
+    async def invalidate(self, conversation: str | None) -> None:
         async def there() -> None:
             await self._way()
-            await self._store.forget(conversation)
+            await self._store.invalidate(conversation)
 
         await asyncio.shield(asyncio.ensure_future(there()))
         await self._way()
@@ -184,7 +184,7 @@ def settings(terms: Terms) -> Settings:
             "audit": {"path": "/dev/null"},
             "limits": {
                 "max_body": LARGE,
-                "order_timeout": f"{terms.order_timeout}s",
+                "lock_timeout": f"{terms.lock_timeout}s",
                 "deadline": f"{terms.deadline}s",
             },
             "state_cache": {"max_entries": terms.max_entries},
@@ -237,7 +237,7 @@ class World:
             log,
             gateway.counts,
             [reply for reply in upstream.replies if not reply.closed],
-            len(gateway.order),
+            len(gateway.locks),
             loop.failures,
         )
 
@@ -329,7 +329,7 @@ class Client:
             return None
         return bytes(self._piece()["body"])
 
-    def respond(self, status: int, headers: Headers, body: bytes, own: Headers = ()) -> bool:
+    def respond(self, status: int, headers: Headers, body: bytes, extra_headers: Headers = ()) -> bool:
         """Never at once: the simulated client is told by messages alone."""
         return False
 

@@ -20,7 +20,7 @@ MAX_AGE = 2.0
 
 class FillState:
     def __init__(self, upstream: str, audit: Path) -> None:
-        self.states: dict[tuple[str, str, str], tuple[float, str]] = {}
+        self.lookups: dict[tuple[str, str, str], tuple[float, str]] = {}
         self.client = httpx.AsyncClient(base_url=upstream, timeout=15, trust_env=False)
         audit.parent.mkdir(exist_ok=True)
         self.log = audit.open("a", buffering=1)
@@ -44,7 +44,7 @@ class FillState:
 
     async def look_up(self, conversation: str, participant: str, authorization: str) -> str | None:
         key = (authorization, conversation, participant)
-        kept = self.states.get(key)
+        kept = self.lookups.get(key)
         if kept is not None and time.monotonic() - kept[0] < MAX_AGE:
             return kept[1]
         reply = await self.client.get(conversation, headers={"authorization": authorization})
@@ -52,7 +52,7 @@ class FillState:
         for one in reply.json()["participants"]:
             if one["id"] == participant and one["state"] in ALLOW:
                 state: str = one["state"]
-                self.states[key] = (time.monotonic(), state)
+                self.lookups[key] = (time.monotonic(), state)
                 return state
         return None
 

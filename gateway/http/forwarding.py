@@ -1,0 +1,176 @@
+"""
+What an intermediary does to the fields of a message that it passes on (RFC 9110 section 7.6). Pure.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+
+from msgspec import Struct
+
+from gateway.http import headers as h
+from gateway.http.headers import Fields, Header, Headers
+
+# What a client says about the hops before it: believed only from a configured proxy.
+FORWARDING = frozenset(
+    {
+        b"forwarded",
+        b"x-forwarded-for",
+        b"x-forwarded-host",
+        b"x-forwarded-port",
+        b"x-forwarded-prefix",
+        b"x-forwarded-proto",
+        b"x-forwarded-server",
+        b"x-real-ip",
+    }
+)
+REPLACED = frozenset({b"host", b"x-request-id", b"via", b"expect", *h.HOP_BY_HOP})
+UNTRUSTED = REPLACED | FORWARDING
+TRUSTED = REPLACED | {b"forwarded", b"x-forwarded-for"}
+NOT_BACK = h.HOP_BY_HOP | {b"gateway-rewrite"}
+
+# A look-up is a GET of the gateway's own: nothing of the PATCH's body (content-*), conditions or disguises
+# goes with it.
+NOT_LOOKED_UP_WITH = h.METHOD_OVERRIDES | frozenset(
+    {
+        b"accept",
+        b"accept-encoding",
+        b"expect",
+        b"idempotency-key",
+        b"if-match",
+        b"if-modified-since",
+        b"if-none-match",
+        b"if-range",
+        b"if-unmodified-since",
+        b"prefer",
+        b"range",
+    }
+)
+
+# Enough for every id that a tracing system makes, and nothing that needs quoting in a log.
+_ID = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~:/+=@")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Hop:
+    """This gateway as others see it. `via` is its member of Via, without the protocol version."""
+
+    host: bytes | None
+    via: bytes
+    trusted: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...] = ()
+
+    def trusts(self, address: str) -> bool:
+        if not self.trusted:
+            return False
+        try:
+            peer = ipaddress.ip_address(address)
+        except ValueError:
+            return False
+        return any(peer in network for network in self.trusted)
+
+
+def sane_id(value: bytes | None) -> bool:
+    return value is not None and 0 < len(value) <= 128 and _ID.issuperset(value)
+
+
+def looped(headers: Headers, hop: Hop) -> bool:
+    return any(hop.via in value for value in h.every(headers, b"via"))
+
+
+def forwards_left(headers: Headers) -> int | None:
+    """What Max-Forwards says (RFC 9110 section 7.6.2), less if that is a lot; None where it says nothing."""
+    value = h.first(headers, b"max-forwards")
+    if value is None or not value.isdigit():
+        return None
+    return int(value.lstrip(b"0")[:9] or b"0")
+
+
+def upstream_request_headers(headers: Headers, hop: Hop, address: str, version: str) -> Fields:
+    """
+    The fields for the upstream but the request's id, framing left to whoever writes the body. `hop.host`
+    replaces Host (None keeps the client's); `address` is the peer's, `version` the protocol that the request
+    came in.
+    """
+    trusted = hop.trusts(address)
+    unwanted = TRUSTED if trusted else UNTRUSTED
+    host = b""
+    via: list[bytes] = []
+    forwarded: list[bytes] = []
+    addresses: list[bytes] = []
+    result: list[Header] = []
+    named = False
+    for pair in headers:
+        name, value = pair
+        if name not in unwanted:
+            result.append(pair)
+        elif name == b"host":
+            host = value
+        elif name == b"via":
+            via.append(value)
+        elif name == b"connection":
+            named = True
+        elif trusted and name == b"forwarded":
+            forwarded.append(value)
+        elif trusted and name == b"x-forwarded-for":
+            addresses.append(value)
+    if named:
+        result = h.without(result, h.nominated(headers))
+    result.insert(0, (b"host", host if hop.host is None else hop.host))
+    peer = address.encode("ascii", "replace")
+    node = b'"[%s]"' % peer if b":" in peer else peer or b"unknown"
+    forwarded.append(b'for=%s;host="%s";proto=http' % (node, _escaped(host)))
+    result.append((b"forwarded", b", ".join(forwarded)))
+    addresses.append(peer)
+    result.append((b"x-forwarded-for", b", ".join(addresses)))
+    if not trusted or h.first(headers, b"x-forwarded-proto") is None:
+        result.append((b"x-forwarded-proto", b"http"))
+    if not trusted or h.first(headers, b"x-forwarded-host") is None:
+        result.append((b"x-forwarded-host", host))
+    via.append(b"%s %s" % (version.encode(), hop.via))
+    result.append((b"via", b", ".join(via)))
+    return Fields(result)
+
+
+class Back(Struct, frozen=True):
+    """
+    A reply's fields for the client; whether the upstream gave an id, shares the reply with other origins, and
+    says that it is JSON.
+    """
+
+    headers: Fields
+    identified: bool
+    shared: bool
+    json: bool
+
+    def with_extra(self, ours: list[Header], request_id: Header) -> list[Header]:
+        """The gateway's own fields beside them: the id unless there is one, `ours`, who may read them."""
+        if ours and self.shared:
+            ours.append((b"access-control-expose-headers", b"gateway-rewrite, server-timing, x-request-id"))
+        if not self.identified:
+            ours.append(request_id)
+        return ours
+
+
+def back(headers: Headers) -> Back:
+    """Nobody but the gateway speaks in its name."""
+    names = h.by_name(headers)
+    left = h.without(headers, NOT_BACK | h.nominated(headers))
+    shared = b"access-control-allow-origin" in names
+    return Back(left, b"x-request-id" in names, shared, h.is_json(headers))
+
+
+def _escaped(value: bytes) -> bytes:
+    """For a quoted string (RFC 7239 section 4): a port's colon is in no token."""
+    return value.replace(b"\\", b"\\\\").replace(b'"', b'\\"')
+
+
+def lookup_request_headers(headers: Headers) -> list[Header]:
+    """From fields that go upstream with the call: its caller and its trace, as a GET for plain JSON."""
+    result = [
+        pair for pair in headers if pair[0] not in NOT_LOOKED_UP_WITH and not pair[0].startswith(b"content-")
+    ]
+    result.append((b"accept", b"application/json"))
+    # A compressed reply could hide a bomb, and would have to be inflated before it is read.
+    result.append((b"accept-encoding", b"identity"))
+    return result

@@ -1,0 +1,194 @@
+"""
+Header fields as ASGI and the wire give them: a sequence of (name, value) byte pairs.
+
+Names are lower-case, order and repeats are kept, values are never decoded. Pure.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeAlias, TypeVar, TypeVarTuple
+
+Header: TypeAlias = tuple[bytes, bytes]
+Headers: TypeAlias = Sequence[Header]
+Given = TypeVarTuple("Given")
+Made = TypeVar("Made")
+
+
+class Fields(list[Header]):
+    """
+    Header fields that nobody changes any more, so that what is made of them is made once. A connection
+    that says the same fields again gives the same object again.
+    """
+
+    __slots__ = ("_made",)
+
+    def __init__(self, fields: Iterable[Header] = ()) -> None:
+        super().__init__(fields)
+        self._made: dict[Any, Any] = {}
+
+    def derived(self, make: Callable[[Fields, *Given], Made], *given: *Given) -> Made:
+        """What `make` makes of the fields and of what else is `given`: a few values, always the same."""
+        key = (make, given)
+        found = self._made.get(key, self)  # itself: there is nothing yet
+        made: Made = make(self, *given) if found is self else found
+        if found is self:
+            self._made[key] = made
+        return made
+
+
+# RFC 9110 section 7.6.1: these never cross an intermediary, named by Connection or not.
+HOP_BY_HOP = frozenset(
+    {
+        b"connection",
+        b"keep-alive",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+        b"http2-settings",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"proxy-authentication-info",
+    }
+)
+
+# Fields that a Connection header has no business naming: dropping one of them would change
+# who the caller is or what the message means (RFC 9110 section 7.6.1, "MUST NOT").
+END_TO_END = frozenset(
+    {
+        b"authorization",
+        b"cache-control",
+        b"content-encoding",
+        b"content-length",
+        b"content-type",
+        b"cookie",
+        b"expect",
+        b"forwarded",
+        b"host",
+        b"via",
+        b"x-request-id",
+    }
+)
+
+
+# What some upstreams take for the method instead of the request line's.
+METHOD_OVERRIDES = frozenset({b"x-http-method", b"x-http-method-override", b"x-method-override"})
+
+_match_name = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,256}").fullmatch
+_TEXT = bytes([0x09, *range(0x20, 0x7F), *range(0x80, 0x100)])
+_KINDS_KEPT = 1024
+
+
+class FieldKinds(dict[bytes, int]):
+    """
+    What a field is to whoever frames a message, by its name in any case: 0 for most. Each name is looked
+    at once: raises ValueError for one that is no token.
+    """
+
+    def __missing__(self, name: bytes) -> int:
+        if _match_name(name) is None:
+            raise ValueError("a field name is not a token")
+        lower = name.lower()
+        kind = self[lower] if lower != name and lower in self else 0
+        if len(self) < _KINDS_KEPT:
+            self[name] = kind
+        return kind
+
+
+def is_sound(head: bytes, lines: int) -> bool:
+    """Whether it has just these line ends and no other control character: no value can add a line."""
+    return head.translate(None, _TEXT) == b"\r\n" * lines
+
+
+def without_length(headers: Headers) -> Fields:
+    """Whoever writes the body says how long it is."""
+    return without(headers, {b"content-length"})
+
+
+def chunked(headers: Headers) -> Fields:
+    return Fields([*headers, (b"transfer-encoding", b"chunked")])
+
+
+def by_name(headers: Headers) -> dict[bytes, bytes]:
+    """Of each field one line, for those of which there can't be several."""
+    return dict(headers)
+
+
+def first(headers: Headers, name: bytes) -> bytes | None:
+    for key, value in headers:
+        if key == name:
+            return value
+    return None
+
+
+def every(headers: Headers, name: bytes) -> list[bytes]:
+    return [value for key, value in headers if key == name]
+
+
+def without(headers: Headers, names: Iterable[bytes]) -> Fields:
+    unwanted = names if isinstance(names, frozenset | set) else frozenset(names)
+    return Fields([pair for pair in headers if pair[0] not in unwanted])
+
+
+def replaced(headers: Headers, name: bytes, value: bytes) -> Fields:
+    """The value at the place of the first such field, the others dropped; at the end where there was none."""
+    result = Fields(headers)
+    places = [index for index, pair in enumerate(result) if pair[0] == name]
+    if not places:
+        result.append((name, value))
+        return result
+    result[places[0]] = (name, value)
+    for index in reversed(places[1:]):
+        del result[index]
+    return result
+
+
+def method_overrides(headers: Headers) -> list[str]:
+    """The methods, in upper case, that a call claims to be beside the one that it is."""
+    return [
+        value.decode("latin-1").strip().upper() for name, value in headers if name.lower() in METHOD_OVERRIDES
+    ]
+
+
+def members(headers: Headers, name: bytes) -> list[bytes]:
+    """The members of a comma-separated list field over all its lines, empty ones dropped."""
+    return [
+        member
+        for value in every(headers, name)
+        for member in (part.strip(b" \t") for part in value.split(b","))
+        if member
+    ]
+
+
+def nominated(headers: Headers) -> set[bytes]:
+    """The lower-case field names that Connection declares to be of this hop only."""
+    return {name.lower() for name in members(headers, b"connection")}
+
+
+def end_to_end(headers: Headers) -> Fields:
+    """What goes on to the next hop: hop-by-hop fields and those that Connection names are dropped."""
+    return without(headers, HOP_BY_HOP | (nominated(headers) - {b"close", b"keep-alive", b"upgrade", b"te"}))
+
+
+def media_type(value: bytes) -> tuple[bytes, dict[bytes, bytes]]:
+    """`Text/Plain; Charset="utf-8"` as (b"text/plain", {b"charset": b"utf-8"})."""
+    kind, *rest = value.split(b";")
+    parameters: dict[bytes, bytes] = {}
+    for part in rest:
+        name, separator, text = part.partition(b"=")
+        if separator:
+            parameters.setdefault(name.strip().lower(), text.strip().strip(b'"'))
+    return kind.strip().lower(), parameters
+
+
+def is_json(headers: Headers) -> bool:
+    kind = first(headers, b"content-type")
+    return kind is not None and media_type(kind)[0].endswith((b"/json", b"+json"))
+
+
+def text(value: bytes, limit: int = 256) -> str:
+    """For logs and errors: printable ASCII whatever the bytes were, and of bounded length."""
+    return value[:limit].decode("ascii", "backslashreplace")

@@ -1,0 +1,3 @@
+"""
+A strict conversation API to try the gateway against, and the demo.
+"""

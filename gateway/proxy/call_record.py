@@ -1,0 +1,186 @@
+"""
+What happened to one call, gathered on its way: for the audit log and for the reply's own headers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+from msgspec import UNSET, Struct, UnsetType
+
+from gateway.audit.writer import Audit, Batch, Line
+from gateway.http import headers as h
+from gateway.http.headers import Fields, Header
+from gateway.proxy.client import Client
+from gateway.repairs.call import Call, Change
+from gateway.rules import Rule
+
+_TOKEN = re.compile(r"[A-Za-z*][A-Za-z0-9!#$%&'*+.^_`|~:/-]*")
+
+
+class Decision(Line):
+    """The line that says what became of a call: a rewrite, a skip or a reject."""
+
+    rule: str
+    mode: str
+    method: str
+    path: str
+    client: dict[str, Any]
+    reason: str | None = None
+    needs: list[str] | UnsetType = UNSET
+    unfilled: str | UnsetType | None = UNSET
+    changes: list[dict[str, Any]] | UnsetType = UNSET
+    body: dict[str, Any] | UnsetType = UNSET
+    skipped: str | None = None
+    attempt: int = 1
+
+
+class Outcome(Line):
+    """Times in milliseconds."""
+
+    status: int | None
+    error: str | None = None
+    lookup_ms: float | UnsetType = UNSET
+    upstream_ms: float | UnsetType = UNSET
+    total_ms: float | UnsetType = UNSET
+    conflict: bool = False
+
+
+class CallRecord(Struct, eq=False):
+    """Times in seconds. `skipped` is why nothing was filled or repaired, `error` how the call ended."""
+
+    client: Client
+    rule: Rule
+    credential: str
+    begun: float
+    lookup: float = 0.0
+    upstream: float = 0.0
+    status: int | None = None
+    changes: tuple[Change, ...] = ()
+    before: tuple[tuple[Change, ...], str | None] = ((), None)  # changes and skipped, before the last attempt
+    due: Batch | None = None
+    skipped: str | None = None
+    error: str | None = None
+    attempt: int = 0
+    conflict: bool = False
+
+    def _decision(self, event: str, **more: Any) -> Decision:
+        client, rule = self.client, self.rule
+        return Decision(
+            event,
+            "",
+            client.id,
+            rule.name,
+            rule.mode,
+            client.method,
+            client.path.decode("ascii", "backslashreplace"),
+            client.headers.derived(_caller, client.address, self.credential),
+            **more,
+        )
+
+    def sends(
+        self, audit: Audit, before: Call, after: Call, changes: tuple[Change, ...], unfilled: str | None
+    ) -> Callable[[], None] | None:
+        """Before the call leaves; a rewrite may leave only when what is returned was called (L1)."""
+        if not changes:
+            self.leaves(audit, unfilled or "conforming")
+            return None
+        self.before = self.changes, self.skipped
+        self.skipped = unfilled
+        self.attempt += 1
+        changed = changes_recorded(before, after, changes)
+        self.due = audit.append(self._decision("rewrite", skipped=unfilled, attempt=self.attempt, **changed))
+        self.changes = changes
+        return audit.commit
+
+    def sent(self) -> None:
+        """Nothing is said of a rewrite that was not recorded: it was not sent."""
+        if self.due is not None and not self.due.written:
+            self.changes, self.skipped = self.before
+            self.attempt -= 1
+        self.due = None
+
+    def leaves(self, audit: Audit, reason: str, **details: Any) -> None:
+        """The call goes out as it came."""
+        self.skipped = reason
+        audit.append_best_effort(self._decision("skip", reason=reason, **details))
+
+    def rejects(self, audit: Audit, reason: str) -> None:
+        """The call is answered here. If nothing was sent before, that is all there is to record of it."""
+        self.error = reason
+        if not self.changes and self.skipped is None:
+            self.skipped = reason
+            audit.append_best_effort(self._decision("reject", reason=reason))
+
+    def ended(self, audit: Audit, now: float) -> None:
+        audit.append_best_effort(
+            Outcome(
+                "outcome",
+                "",
+                self.client.id,
+                self.status,
+                self.error,
+                round(self.lookup * 1000, 2) if self.lookup else UNSET,
+                round(self.upstream * 1000, 2) if self.upstream else UNSET,
+                round((now - self.begun) * 1000, 2),
+                self.conflict,
+            )
+        )
+
+    def headers(self) -> list[Header]:
+        """Gateway-Rewrite (a structured field, RFC 9651) and Server-Timing."""
+        said = self.rule.name
+        for change in self.changes:
+            if change.repair == "fill":
+                record = change.record
+                age = record["age_ms"] / 1000
+                said += f"; filled={_bare(record['field'])}; source={record['source']}; age={age}"
+            else:
+                said += "; " + change.repair.replace("_", "-")
+        if self.attempt > 1:
+            said += f"; attempt={self.attempt}"
+        if self.skipped is not None:
+            said += f"; skipped={_bare(self.skipped)}"
+        result: list[Header] = [(b"gateway-rewrite", said.encode("ascii", "replace"))]
+        times = []
+        if self.lookup:
+            times.append(b"lookup;dur=%.2f" % (self.lookup * 1000))
+        if self.upstream:
+            times.append(b"upstream;dur=%.2f" % (self.upstream * 1000))
+        if times:
+            result.append((b"server-timing", b", ".join(times)))
+        return result
+
+
+def _caller(headers: Fields, address: str, credential: str) -> dict[str, Any]:
+    agent = h.first(headers, b"user-agent")
+    return {
+        "address": address,
+        "user_agent": None if agent is None else h.text(agent),
+        "credential": credential,
+    }
+
+
+def changes_recorded(before: Call, after: Call, changes: tuple[Change, ...]) -> dict[str, Any]:
+    """Names of fields, filled values, sizes and digests; no other value of the body (L3)."""
+    return {
+        "changes": [change.record for change in changes],
+        "body": {"before": _digest(before.body), "after": _digest(after.body)},
+    }
+
+
+def _digest(body: bytes) -> dict[str, Any]:
+    return {"bytes": len(body), "sha256": hashlib.sha256(body).hexdigest()}
+
+
+@lru_cache(maxsize=256)
+def _bare(value: str) -> str:
+    """RFC 9651 section 3.3: a token where it can be one, else a string."""
+    if _TOKEN.fullmatch(value):
+        return value
+    plain = value.encode("ascii", "backslashreplace").decode()
+    return '"' + plain.replace("\\", "\\\\").replace('"', '\\"') + '"'

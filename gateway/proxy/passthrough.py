@@ -1,0 +1,189 @@
+"""
+What no rule matches: carried through both ways as it comes, nothing changed.
+
+A connection to the upstream is not to be had at a slow client's pace. A body that is small and soon whole is
+sent in one piece; the others are streamed, and these together hold no more than their share of connections.
+
+Two kinds are noticed on their way. A write to a conversation takes its turn and makes the cache
+forget (S3, S4); a client's own GET of what a fill would look up is remembered, which saves a look-up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+
+from gateway.errors import MethodNotAllowed, PoolExhausted
+from gateway.http import forwarding
+from gateway.http import headers as h
+from gateway.http.forwarding import Hop
+from gateway.http.headers import Fields
+from gateway.paths import PathMatch, decoded
+from gateway.proxy import tunnel
+from gateway.proxy.client import Client
+from gateway.rules import Rules, Write, identity
+from gateway.state.credentials import CredentialFingerprints
+from gateway.state.locks import ConversationLocks
+from gateway.state.lookup import Lookups
+from gateway.state.store import Key, Reading
+from gateway.upstream.upstream import BeforeSend, Reply, Upstream
+
+AHEAD = 64 * 1024  # bytes of a body that are read before it is sent …
+PATIENCE = 2.0  # … and seconds: then a client that waits for the reply's head before it goes on gets it
+
+LEARNABLE_CODINGS = frozenset({None, b"gzip", b"deflate"})
+
+
+class UploadSlots:
+    """
+    Places for bodies that are streamed: `limit` at a time. Who finds none in `patience` seconds is refused
+    as if the pool were exhausted; for uploads it is.
+    """
+
+    def __init__(self, limit: int, patience: float) -> None:
+        self._places = asyncio.Semaphore(limit)
+        self._limit = limit
+        self._patience = patience
+
+    @contextlib.asynccontextmanager
+    async def route(self) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(self._patience):
+                await self._places.acquire()
+        except TimeoutError as error:
+            raise PoolExhausted(
+                f"{self._limit} bodies are being streamed (half of upstream.max_connections)"
+            ) from error
+        try:
+            yield
+        finally:
+            self._places.release()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Passthrough:
+    """
+    `max_body`: bytes of a write that are read before it takes its turn, and of a reply that may be learned
+    from. `tunnel_idle` in seconds.
+    """
+
+    rules: Rules
+    lookups: Lookups
+    locks: ConversationLocks
+    upstream: Upstream
+    uploads: UploadSlots
+    credentials: CredentialFingerprints
+    hop: Hop
+    clock: Callable[[], float]
+    max_body: int
+    tunnel_idle: float
+
+    async def carry(self, client: Client) -> None:
+        headers = client.upstream_request_headers(self.hop)
+        if client.method in {"OPTIONS", "TRACE"}:
+            left = forwarding.forwards_left(headers)
+            if left == 0 or client.method == "TRACE":
+                await self._end_here(client)
+                return
+            if left is not None:
+                headers = h.replaced(headers, b"max-forwards", b"%d" % (left - 1))
+        method_overrides = h.method_overrides(client.headers)
+        write = self.rules.writes(client.path, client.method, *method_overrides)
+        client.cancel_on_disconnect()
+        if not client.has_body or await self._read_ahead(client, write is not None):
+            await self._forward(client, write, headers, bool(method_overrides))
+        else:
+            # The place before the turn, for all: nobody holds up a conversation while he waits for a place.
+            async with self.uploads.route():
+                await self._forward(client, write, headers, bool(method_overrides))
+
+    async def _read_ahead(self, client: Client, write: bool) -> bool:
+        # A slow sender must not hold up the conversation's other calls: the turn is for what is here.
+        return await (client.read_ahead(self.max_body) if write else client.read_ahead(AHEAD, PATIENCE))
+
+    async def _forward(
+        self, client: Client, write: PathMatch[Write] | None, headers: Fields, overridden: bool
+    ) -> None:
+        if write is not None:
+            await self._write(client, write, headers)
+            return
+        read = None if overridden else self.rules.reads(client.method, client.path)
+        if read is not None and client.path == client.target:
+            key = Key(
+                identity(decoded(read.parameters[read.value.conversation])),
+                client.target,
+                client.headers.derived(self.credentials.of),
+            )
+            await self._read(client, key, headers)
+            return
+        if client.upgrade is not None and not client.has_body:
+            await self._upgrade(client, client.upgrade, headers)
+            return
+        with await self._sent(client, headers) as reply:
+            await self._relay(client, reply)
+
+    async def _upgrade(self, client: Client, protocol: bytes, headers: Fields) -> None:
+        extra_headers = [*client.extra_headers, (b"connection", b"upgrade"), (b"upgrade", protocol)]
+        method = client.method.encode()
+        with await self.upstream.send(
+            method, client.target, headers, extra_headers=extra_headers, upgrade=True
+        ) as reply:
+            if reply.status == 101:
+                back = forwarding.back(reply.headers)
+                down = client.switch([*back.headers, *back.with_extra([], client.extra_headers[0])])
+                await tunnel.join(down, reply, self.tunnel_idle)
+            else:
+                await self._relay(client, reply)
+
+    async def _write(self, client: Client, write: PathMatch[Write], headers: Fields) -> None:
+        conversation = write.value.conversation(write.parameters)
+        with await self.locks.acquire(conversation, exclusive=True):
+            await self.lookups.invalidate(conversation)
+            try:
+                reply = await self._sent(client, headers, client.run_to_the_end)
+            finally:
+                await self.lookups.invalidate(conversation)
+        with reply:
+            await self._relay(client, reply)
+
+    async def _read(self, client: Client, key: Key, headers: Fields) -> None:
+        started = self.clock()
+        generation = await self.lookups.generation(key.conversation)
+        with await self._sent(client, headers) as reply:
+            coding = h.first(reply.headers, b"content-encoding")
+            learnable = (
+                reply.status == 200 and reply.headers.derived(h.is_json) and coding in LEARNABLE_CODINGS
+            )
+            body = await self._relay(client, reply, self.max_body if learnable else 0)
+        if body:
+            # A compressed representation's entity tag is not the plain one's (RFC 9110 section 8.8.3).
+            etag = h.first(reply.headers, b"etag") if coding is None else None
+            await self.lookups.learn(key, Reading(body, started, generation, etag, learned=True), coding)
+
+    async def _sent(self, client: Client, headers: Fields, before_send: BeforeSend | None = None) -> Reply:
+        body = client.body() if client.has_body else None
+        if body is not None and h.first(headers, b"content-length") is None:
+            headers = headers.derived(h.chunked)
+        return await self.upstream.send(
+            client.method.encode(),
+            client.target,
+            headers,
+            body,
+            extra_headers=client.extra_headers,
+            before_send=before_send,
+        )
+
+    async def _relay(self, client: Client, reply: Reply, keep: int = 0) -> bytes | None:
+        back = reply.headers.derived(forwarding.back)
+        return await client.relay(
+            reply.status, back.headers, back.with_extra([], client.extra_headers[0]), reply, keep
+        )
+
+    async def _end_here(self, client: Client) -> None:
+        """RFC 9110 sections 7.6.2 and 9.3.8."""
+        if client.method == "TRACE":
+            raise MethodNotAllowed("TRACE would echo credentials")
+        allow = (b"allow", b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS")
+        await client.answer(200, [allow, (b"content-length", b"0")], b"")

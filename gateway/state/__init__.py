@@ -1,0 +1,3 @@
+"""
+The state to fill: looked up, judged for freshness, kept in a store, and locked against writes.
+"""

@@ -1,0 +1,3 @@
+"""
+Upstream: a pool of connections, and a request sent with its one reply.
+"""

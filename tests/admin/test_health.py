@@ -1,0 +1,138 @@
+"""The operator's side: alive, ready and why not, and what was counted; on a port of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from gateway.mock.demo import free_ports
+from gateway.mock.server import Fault
+from tests.end_to_end.test_kill import configured
+from tests.support.gateways import BODY, CONVERSATION, PARTICIPANT, TOKEN, gateway
+from tests.support.judging import listening, no_headers, process
+from tests.support.mocking import mock
+
+JSON = TOKEN | {"Content-Type": "application/json"}
+
+
+async def test_a_healthy_gateway_is_alive_and_ready() -> None:
+    async with mock() as upstream, gateway(upstream.url) as running, running.admin() as admin:
+        alive, ready = await admin.get("/healthz"), await admin.get("/readyz")
+
+        assert (alive.status_code, alive.text) == (200, "ok\n")
+        assert ready.status_code == 200
+        assert ready.json() == {
+            "ready": True,
+            "checks": {"configuration": "ok", "audit_log": "ok", "draining": "ok"},
+        }
+
+
+async def test_readiness_names_each_thing_that_is_wrong_and_liveness_none(tmp_path: Path) -> None:
+    missing = str(tmp_path / "missing" / "log")
+    async with mock() as upstream, gateway(upstream.url, audit=missing) as running, running.admin() as admin:
+        running.gateway.draining.set()
+        ready = await admin.get("/readyz")
+
+        assert ready.status_code == 503
+        checks = ready.json()["checks"]
+        assert ready.json()["ready"] is False
+        assert checks["configuration"] == "ok"
+        assert missing in checks["audit_log"]
+        assert "stop" in checks["draining"]
+        assert (await admin.get("/healthz")).status_code == 200
+
+
+async def test_an_upstream_that_is_down_does_not_make_the_gateway_unready() -> None:
+    """All replicas would be taken out at once, and with them the calls that are to be told why."""
+    (port,) = free_ports(1)
+    async with gateway(f"http://127.0.0.1:{port}") as running, running.admin() as admin:
+        assert (await admin.get("/readyz")).status_code == 200
+
+
+async def test_what_happens_is_counted() -> None:
+    async with (
+        mock() as upstream,
+        gateway(upstream.url) as running,
+        running.client() as client,
+        running.admin() as admin,
+    ):
+        held = asyncio.Event()
+        upstream.faults.append(Fault(method="GET", delay=held))
+        calls = [
+            asyncio.ensure_future(client.patch(PARTICIPANT, content=BODY, headers=TOKEN)) for _ in range(3)
+        ]
+        async with asyncio.timeout(5):
+            while running.counts("lookups_coalesced") < 2:  # noqa: ASYNC110
+                await asyncio.sleep(0.002)
+        held.set()
+        await asyncio.gather(*calls)
+        await client.patch(PARTICIPANT, content=BODY, headers=TOKEN)
+        await client.patch(PARTICIPANT, content=b'{"state":"connected"}', headers=JSON)
+        upstream.faults.append(Fault(method="GET", status=500))
+        await client.patch(PARTICIPANT, content=BODY, headers=TOKEN)
+        counts = (await admin.get("/counts")).json()
+
+        assert counts["calls_matched"] == 6
+        assert counts["lookups"] == len(upstream.ledger.of("GET"))
+        assert counts["lookups_coalesced"] == 2
+        assert counts["lookups_from_cache"] >= 1
+        assert counts["patches_filled"] == 4
+        assert counts["patches_unfilled"] == 1
+        assert counts["refused_lookup-failed"] == 1
+        assert list(counts) == sorted(counts)
+
+
+async def test_a_reply_that_names_another_state_is_counted_as_a_conflict() -> None:
+    async with (
+        mock() as upstream,
+        gateway(upstream.url) as running,
+        running.client() as client,
+        running.admin() as admin,
+    ):
+        upstream.faults.append(
+            Fault(
+                method="PATCH",
+                status=200,
+                body=b'{"id":"p1","state":"disconnected"}',
+                headers=(("content-type", "application/json"),),
+            )
+        )
+        answer = await client.patch(PARTICIPANT, content=BODY, headers=TOKEN)
+
+        assert answer.json()["state"] == "disconnected"
+        assert (await admin.get("/counts")).json()["conflicts"] == 1
+        assert running.lines("outcome")[0]["conflict"] is True
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/metrics-not-yet", "/healthz/", "/readyz/x", "/%2e%2e/healthz", CONVERSATION]
+)
+async def test_the_operators_side_serves_nothing_else_and_forwards_nothing(path: str) -> None:
+    async with mock() as upstream, gateway(upstream.url) as running, running.admin() as admin:
+        answer = await admin.get(path)
+
+        assert answer.status_code in {307, 404}
+        assert upstream.ledger.received == 0
+
+
+async def test_the_operators_pages_are_not_on_the_clients_port(tmp_path: Path) -> None:
+    """There, /healthz and /readyz are the upstream's."""
+    async with mock() as upstream:
+        port, admin_port = configured(tmp_path, upstream.url)
+        async with (
+            process("run", folder=tmp_path) as running,
+            no_headers(f"http://127.0.0.1:{port}") as client,
+            no_headers(f"http://127.0.0.1:{admin_port}") as admin,
+        ):
+            await listening(running, port)
+            await listening(running, admin_port)
+            for path in ("/healthz", "/readyz", "/counts"):
+                assert (await admin.get(path)).status_code == 200
+                assert (await client.get(path)).status_code == 404
+            assert [entry.target for entry in upstream.ledger.entries] == [
+                b"/healthz",
+                b"/readyz",
+                b"/counts",
+            ]

@@ -1,0 +1,56 @@
+"""The demo tells its story with real processes, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import httpx
+
+from tests.support.gateways import BODY, CONVERSATION, FILLED, PARTICIPANT
+from tests.support.judging import process, until
+
+
+async def test_once_tells_the_story_and_exits_0(tmp_path: Path) -> None:
+    async with process("demo", "--once", folder=tmp_path) as running:
+        assert await running.exit(20) == 0, running.said
+    said = running.said
+    assert "Traceback" not in said
+    assert len(said.splitlines()) <= 22, said
+    straight, through = said.split("2. through the gateway")
+    # What the legacy client sends, and what the upstream says to it.
+    assert f"PATCH {PARTICIPANT}" in straight
+    assert "text/plain" in straight
+    assert "415" in straight
+    assert "400 Invalid request body. Missing required property: 'state'" in straight
+    # Through the gateway: success, its headers, what arrived, what was recorded.
+    assert " 202" in through.splitlines()[0]
+    assert "Gateway-Rewrite: web-participant-state; content-type; filled=state" in through
+    assert "Server-Timing: lookup;dur=" in through
+    assert f"GET   {CONVERSATION}" in through
+    assert FILLED.decode() in through
+    assert "Content-Type: application/json" in through
+    assert '"event":"rewrite"' in through
+    assert '"event":"outcome"' in through
+    assert os.listdir(tmp_path) == []
+
+
+async def test_without_once_it_stays_up_with_lines_to_try_until_it_is_told_to_stop(tmp_path: Path) -> None:
+    async with process("demo", folder=tmp_path) as running:
+        await until(lambda: "tail -f" in running.said or running.ended is not None, 20)
+        lines = [line.strip() for line in running.said.splitlines() if line.strip().startswith("curl")]
+        through = next(line.split()[-1] for line in lines if "PATCH" in line)
+        ready = next(line.split()[-1] for line in lines if "readyz" in line)
+        async with httpx.AsyncClient(trust_env=False) as client:
+            assert (await client.patch(through, content=BODY)).status_code == 202
+            assert (await client.get(ready)).json()["ready"] is True
+            running.signal(signal.SIGINT)
+            assert await running.exit(15) == 0
+            # Its children are gone with it.
+            for url in (through, ready):
+                try:
+                    await client.get(url)
+                except httpx.ConnectError:
+                    continue
+                raise AssertionError(f"something still answers at {url}")

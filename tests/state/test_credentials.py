@@ -1,0 +1,102 @@
+"""Callers are told apart by all that authenticates them, and nothing can be learned from how (S6, L3)."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from gateway.http.headers import Header
+from gateway.state.credentials import CredentialFingerprints
+
+# On a busy machine an example may take its time.
+patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+KEY = b"k" * 32
+names = st.sampled_from([b"authorization", b"cookie", b"x-api-key", b"accept", b"user-agent"])
+sent = st.lists(
+    st.tuples(names, st.binary(max_size=6) | st.sampled_from([b"a", b"b", b"1:a", b"\n"])), max_size=5
+)
+DECISIVE = {b"authorization", b"cookie", b"x-api-key"}
+
+
+@patient
+@given(sent, sent)
+def test_two_callers_are_one_only_if_all_that_authenticates_them_is_the_same(
+    one: list[Header], other: list[Header]
+) -> None:
+    credentials = CredentialFingerprints("http://upstream", ["X-API-Key"], KEY)
+    same = [pair for pair in one if pair[0] in DECISIVE] == [pair for pair in other if pair[0] in DECISIVE]
+
+    assert (credentials.of(one) == credentials.of(other)) is same
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ([(b"authorization", b"Bearer a")], [(b"authorization", b"Bearer b")]),
+        ([(b"authorization", b"Bearer a")], [(b"authorization", b"bearer a")]),
+        ([(b"authorization", b"Bearer a")], []),
+        ([(b"cookie", b"a=1")], [(b"cookie", b"a=2")]),
+        ([(b"authorization", b"a"), (b"cookie", b"b")], [(b"authorization", b"b"), (b"cookie", b"a")]),
+        ([(b"authorization", b"ab")], [(b"authorization", b"a"), (b"authorization", b"b")]),
+        ([(b"cookie", b"a; b")], [(b"cookie", b"a"), (b"cookie", b"b")]),
+        ([(b"authorization", b"x\n6:cookie=1:y")], [(b"authorization", b"x"), (b"cookie", b"y")]),
+    ],
+)
+def test_whoever_differs_in_one_of_them_is_somebody_else(one: list[Header], other: list[Header]) -> None:
+    credentials = CredentialFingerprints("http://upstream", key=KEY)
+
+    assert credentials.of(one) != credentials.of(other)
+
+
+def test_what_does_not_authenticate_tells_nobody_apart() -> None:
+    credentials = CredentialFingerprints("http://upstream", key=KEY)
+    token = (b"authorization", b"Bearer a")
+
+    assert credentials.of([token, (b"x-api-key", b"1")]) == credentials.of([(b"accept", b"*/*"), token])
+
+
+def test_a_configured_header_counts_however_it_is_written() -> None:
+    credentials = CredentialFingerprints("http://upstream", ["X-Api-KEY"], KEY)
+
+    assert credentials.of([(b"x-api-key", b"1")]) != credentials.of([(b"x-api-key", b"2")])
+
+
+def test_the_same_caller_at_another_upstream_is_somebody_else() -> None:
+    token: list[Header] = [(b"authorization", b"Bearer a")]
+
+    assert CredentialFingerprints("http://a", key=KEY).of(token) != CredentialFingerprints(
+        "http://b", key=KEY
+    ).of(token)
+
+
+def test_the_key_lives_with_the_process_so_a_log_tells_nothing_about_another() -> None:
+    token: list[Header] = [(b"authorization", b"Bearer a")]
+    one, other = CredentialFingerprints("http://a"), CredentialFingerprints("http://a")
+
+    assert one.of(token) == one.of(token)
+    assert one.of(token) != other.of(token)
+
+
+def test_the_hash_has_nothing_of_the_secret_and_cannot_be_made_without_the_key() -> None:
+    secret = b"Bearer 2YotnFZFEjr1zCsicMWpAA"
+    found = CredentialFingerprints("http://a", key=KEY).of([(b"authorization", secret)])
+
+    assert len(found) == 32
+    assert set(found) <= set("0123456789abcdef")
+    guesses = {
+        hashlib.new(name, text).hexdigest()
+        for name in ("sha256", "md5", "sha1", "blake2b")
+        for text in (secret, b"authorization" + secret, secret.removeprefix(b"Bearer "))
+    }
+    assert not any(guess.startswith(found) for guess in guesses)
+
+
+def test_callers_without_credentials_share_one_name() -> None:
+    credentials = CredentialFingerprints("http://a", key=KEY)
+
+    assert credentials.of([]) == credentials.of([(b"accept", b"*/*")])
+    assert credentials.of([]) != credentials.of([(b"authorization", b"")])

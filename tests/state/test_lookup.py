@@ -1,0 +1,580 @@
+"""
+Look-ups and what is kept of them: refusals and pauses, revalidation, guards, learning, the bounds.
+How all of it keeps its promises under concurrency is in test_simulation.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import subprocess
+import sys
+import zlib
+from collections import Counter
+from dataclasses import dataclass, field
+from email.utils import formatdate
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from gateway import paths as templates
+from gateway.errors import ConnectionTerminated, LookupFailed
+from gateway.http.headers import Fields, Header, Headers
+from gateway.repairs import Fill, Unfilled
+from gateway.rules import FillTarget
+from gateway.state.lookup import (
+    LookupRefused,
+    LookupRequest,
+    LookupResult,
+    LookupResults,
+    Lookups,
+    retry_after,
+)
+from gateway.state.memory import OVERHEAD, MemoryStore
+from gateway.state.store import Key, Reading
+from gateway.upstream.upstream import Upstream
+from tests.simulation.plays import kept, legacy, look_ups, read, sends
+from tests.simulation.schedule import Fate
+
+NOW = 1_800_000_000.0  # Unix seconds
+JSON: Header = (b"content-type", b"application/json")
+TARGET = b"/conversations/c1"
+
+
+def document(state: str = "connected") -> bytes:
+    return json.dumps({"id": "c1", "participants": [{"id": "p1", "state": state}]}).encode()
+
+
+@dataclass(slots=True)
+class Replied:
+    status: int
+    headers: Fields
+    body: bytes
+
+    @property
+    def ended(self) -> bool:
+        return not self.body
+
+    def whole(self) -> bytes | None:
+        return None
+
+    async def read(self) -> bytes:
+        body, self.body = self.body, b""
+        return body
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+@dataclass(slots=True)
+class Scripted:
+    """A wire whose replies are given beforehand; `asked` are the headers of each GET."""
+
+    replies: list[Replied] = field(default_factory=list)
+    asked: list[dict[bytes, bytes]] = field(default_factory=list)
+
+    def will(self, status: int, body: bytes = b"", *headers: Header) -> None:
+        self.replies.append(Replied(status, Fields(headers), body))
+
+    async def send(
+        self,
+        method: bytes,
+        target: bytes,
+        headers: Headers,
+        body: object = None,
+        *,
+        extra_headers: Headers = (),
+        **rest: object,
+    ) -> Replied:
+        assert (method, target, body) == (b"GET", TARGET, None)
+        self.asked.append(dict([*headers, *extra_headers]))
+        return self.replies.pop(0)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    async def wait_closed(self) -> None:
+        """Nor to wait for."""
+
+
+@dataclass(slots=True)
+class Bench:
+    """States over a scripted wire, with a clock that is wound by hand."""
+
+    wire: Scripted = field(default_factory=Scripted)
+    now: float = 100.0
+    counts: Counter[str] = field(default_factory=Counter)
+    store: MemoryStore = field(default_factory=lambda: MemoryStore(100, 2**20))
+    max_entries: int = 100
+    states: Lookups = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.states = Lookups(
+            self.store,
+            Upstream(self.wire),
+            clock=lambda: self.now,
+            wall=lambda: NOW + self.now,
+            counts=self.counts,
+            max_entries=self.max_entries,
+            max_body=1024,
+            max_pause=60.0,
+        )
+
+    def ask(self, caller: str = "A", participant: str = "p1", **fill: Any) -> LookupRequest:
+        settings: dict[str, Any] = {
+            "field": "state",
+            "source": templates.parse("/conversations/{conversation}"),
+            "select": "$.participants[?@.id == _.participant].state",
+            "allow": frozenset({"connected", "active"}),
+            "max_age": 1.0,
+            "settle": 2.0,
+            "refill_on": frozenset({409, 412}),
+            "null_is_missing": False,
+            "learn": True,
+            "guarded": False,
+            "conversation": "conversation",
+            "subject": ("participant",),
+        }
+        parameters = {"conversation": "c1", "participant": participant}
+        raw = {name: value.encode() for name, value in parameters.items()}
+        return LookupRequest(
+            FillTarget.of(Fill(**(settings | fill)), raw, parameters),
+            Key("c1", TARGET, caller),
+            [(b"authorization", caller.encode()), (b"if-none-match", b'"of the client"')],
+            [(b"x-request-id", b"i1")],
+            self.now,
+        )
+
+    async def found(self, **fill: Any) -> LookupResult:
+        found = await self.states.look_up(self.ask(**fill))
+        assert isinstance(found, LookupResult), found
+        return found
+
+
+# --- refusals and pauses
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 429])
+async def test_a_refusal_is_the_callers_to_see_as_the_upstream_said_it(status: int) -> None:
+    bench = Bench()
+    bench.wire.will(status, b'{"code": "no"}', JSON, (b"x-correlation", b"7"), (b"connection", b"close"))
+
+    with pytest.raises(LookupRefused) as raised:
+        await bench.states.look_up(bench.ask())
+
+    refusal = raised.value.refusal
+    assert (refusal.status, refusal.body) == (status, b'{"code": "no"}')
+    assert refusal.headers == [JSON, (b"x-correlation", b"7")]
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "headers"),
+    [
+        (500, b"", []),
+        (302, b"", [(b"location", b"/elsewhere")]),
+        (206, document(), [JSON]),
+        (204, b"", []),
+        (304, b"", []),
+        (200, document(), [(b"content-type", b"text/html")]),
+        (200, document(), []),
+        (200, document()[:-1], [JSON]),
+        (200, b"[]", [JSON]),
+        (200, b"", [JSON]),
+        (200, gzip.compress(document()), [JSON, (b"content-encoding", b"gzip")]),
+        (200, document() + b" " * 1024, [JSON]),
+        (200, b"[" * 500 + b"]" * 500, [JSON]),
+    ],
+)
+async def test_what_is_no_whole_json_document_is_no_answer(
+    status: int, body: bytes, headers: list[Header]
+) -> None:
+    bench = Bench()
+    bench.wire.will(status, body, *headers)
+
+    with pytest.raises(LookupFailed):
+        await bench.states.look_up(bench.ask())
+    assert len(bench.store) == 0
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        (b"7", 7),
+        (formatdate(NOW + 107, usegmt=True).encode(), 7),
+        (b"86400", 60),
+        (b"9" * 400, 60),
+        (formatdate(NOW + 86_400, usegmt=True).encode(), 60),
+    ],
+)
+async def test_a_429_holds_back_look_ups_until_retry_after_and_never_longer_than_it_may(
+    value: bytes, seconds: int
+) -> None:
+    bench = Bench()
+    bench.wire.will(429, b"slow down", (b"retry-after", value))
+    bench.wire.will(200, document(), JSON)
+
+    with pytest.raises(LookupRefused):
+        await bench.states.look_up(bench.ask())
+    bench.now += seconds - 1.5
+    with pytest.raises(LookupRefused) as raised:
+        await bench.states.look_up(bench.ask())
+    assert len(bench.wire.asked) == 1
+    assert raised.value.refusal.body == b"slow down"
+    assert raised.value.refusal.headers == [(b"retry-after", b"2")]
+    assert bench.counts["lookups_held_back"] == 1
+
+    bench.now += 1.5
+    assert (await bench.found()).value == "connected"
+
+
+async def test_a_pause_is_that_callers_alone_and_not_for_what_is_in_the_cache() -> None:
+    bench = Bench()
+    bench.wire.will(200, document(), JSON)
+    bench.wire.will(429, b"", (b"retry-after", b"9"))
+    bench.wire.will(200, document(), JSON)
+
+    await bench.found(caller="A")
+    bench.now += 0.5
+    with pytest.raises(LookupRefused):
+        await bench.states.look_up(bench.ask(caller="B"))
+    assert (await bench.found(caller="A")).source == "cache"
+    assert (await bench.found(caller="C")).source == "lookup"
+
+
+@pytest.mark.parametrize("value", [None, b"0", b"soon", b"-5", b"", b"Sun, 99 Nov 1994 08:49:37 GMT"])
+async def test_a_429_that_does_not_say_until_when_holds_nothing_back(value: bytes | None) -> None:
+    bench = Bench()
+    bench.wire.will(429, b"", *([(b"retry-after", value)] if value is not None else []))
+    bench.wire.will(200, document(), JSON)
+
+    with pytest.raises(LookupRefused):
+        await bench.states.look_up(bench.ask())
+    assert (await bench.found()).value == "connected"
+
+
+def test_a_date_without_a_zone_is_utc_wherever_the_gateway_runs() -> None:
+    told = (
+        "from gateway.state.lookup import retry_after; "
+        "print(retry_after(b'Sun Nov  6 08:49:37 1994', 784111770))"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", told], env={"TZ": "XYZ+5"}, capture_output=True, text=True, check=True
+    )
+
+    assert float(ran.stdout) == 7
+
+
+@pytest.mark.parametrize(
+    "date", [b"Sun, 06 Nov 1994 08:49:37 GMT", b"Sunday, 06-Nov-94 08:49:37 GMT", b"Sun Nov  6 08:49:37 1994"]
+)
+def test_each_of_the_three_formats_of_a_date_is_understood(date: bytes) -> None:
+    assert retry_after(date, 784_111_777 - 5) == 5
+    assert retry_after(date, 784_111_777 + 5) == 0
+
+
+@given(st.binary(max_size=40) | st.from_regex(rb"[A-Z][a-z]{2}, \d\d [A-Z][a-z]{2} \d{1,6} [\d:+-]{1,20}"))
+@example(b"Fri, 31 Dec 9999 23:59859402359")
+def test_no_retry_after_is_too_odd(value: bytes) -> None:
+    seconds = retry_after(value, 0.0)
+
+    assert seconds is None or seconds >= 0
+
+
+# --- revalidation
+
+
+async def test_an_expired_reading_with_an_etag_is_revalidated_and_renewed_from_that_moment() -> None:
+    bench = Bench()
+    bench.wire.will(200, document(), JSON, (b"etag", b'"one"'))
+    bench.wire.will(304)
+
+    await bench.found()
+    bench.now += 1.5
+    renewed = await bench.found()
+    assert bench.wire.asked[0].get(b"if-none-match") is None
+    assert bench.wire.asked[1][b"if-none-match"] == b'"one"'
+    assert (renewed.value, renewed.source) == ("connected", "lookup")
+    assert renewed.reading.started == bench.now
+    assert bench.counts["lookups_revalidated"] == 1
+
+    bench.now += 0.9
+    assert (await bench.found()).source == "cache"
+
+
+async def test_what_changed_meanwhile_replaces_the_reading_and_its_etag() -> None:
+    bench = Bench()
+    bench.wire.will(200, document(), JSON, (b"etag", b'"one"'))
+    bench.wire.will(200, document("active"), JSON, (b"etag", b'"two"'))
+    bench.wire.will(304)
+
+    await bench.found()
+    bench.now += 1.5
+    assert (await bench.found()).value == "active"
+    bench.now += 1.5
+    assert (await bench.found()).value == "active"
+    assert bench.wire.asked[2][b"if-none-match"] == b'"two"'
+
+
+async def test_a_304_that_nobody_asked_for_is_no_answer() -> None:
+    bench = Bench()
+    bench.wire.will(200, document(), JSON)
+    bench.wire.will(304)
+
+    await bench.found()
+    bench.now += 1.5
+    with pytest.raises(LookupFailed):
+        await bench.states.look_up(bench.ask())
+
+
+async def test_a_reading_that_a_write_overtook_is_revalidated_too() -> None:
+    bench = Bench()
+    bench.wire.will(200, document(), JSON, (b"etag", b'W/"one"'))
+    bench.wire.will(304)
+
+    old = await bench.found()
+    await bench.states.invalidate("c1")
+    assert not await bench.states.usable(LookupResults({"state": old}))
+    assert await bench.states.usable(LookupResults({"state": await bench.found()}))
+
+
+# --- guards
+
+
+@pytest.mark.parametrize(
+    ("etag", "guarded", "guard"),
+    [
+        (b'"one"', True, b'"one"'),
+        (b'"one"', False, None),
+        (b'W/"one"', True, None),
+        (None, True, None),
+    ],
+)
+async def test_only_a_strong_etag_guards_and_only_where_it_is_wanted(
+    etag: bytes | None, guarded: bool, guard: bytes | None
+) -> None:
+    bench = Bench()
+    bench.wire.will(200, document(), JSON, *([(b"etag", etag)] if etag else []))
+
+    assert LookupResults({"state": await bench.found(guarded=guarded)}).guard == guard
+
+
+async def test_another_etag_makes_another_patch_of_the_same_value_but_only_the_one_that_is_sent() -> None:
+    bench = Bench()
+    ask = bench.ask(guarded=True)
+
+    def found(value: str, etag: bytes) -> LookupResult:
+        return LookupResult(ask, value, Reading(b"", 0.0, 1, etag), "lookup")
+
+    one = LookupResults({"state": found("connected", b'"1"'), "held": found("yes", b'"1"')})
+    assert one.differ(LookupResults({"state": found("connected", b'"2"'), "held": found("yes", b'"2"')}))
+    assert one.differ(LookupResults({"state": found("connected", b'"1"'), "held": found("no", b'"1"')}))
+    assert not one.differ(LookupResults({"state": found("connected", b'"1"'), "held": found("yes", b'"2"')}))
+    assert not one.differ(LookupResults({"state": found("active", b'"3"')})), "incomplete"
+
+
+def test_the_patch_carries_the_etag_of_what_was_filled() -> None:
+    history = kept(legacy("r", 0.0), guarded=True)
+
+    (patch,) = sends(history, "r")
+    assert dict(patch.headers)[b"if-match"].startswith(b'"')
+
+
+def test_a_clients_own_if_match_is_never_replaced_nor_sent_with_the_look_up() -> None:
+    call = legacy("r", 0.0, headers=((b"if-match", b'"mine"'),))
+    history = kept(call, guarded=True)
+
+    (patch,) = sends(history, "r")
+    assert [value for name, value in patch.headers if name == b"if-match"] == [b'"mine"']
+    assert patch.status == 412
+    assert all(b"if-match" not in dict(sent.headers) for sent in look_ups(history))
+
+
+# --- learning
+
+
+async def learned(bench: Bench, body: bytes, coding: bytes | None = None, etag: bytes | None = None) -> bool:
+    reading = Reading(body, bench.now, await bench.states.generation("c1"), etag, learned=True)
+    await bench.states.learn(Key("c1", TARGET, "A"), reading, coding)
+    return bench.counts["lookups_learned"] > 0
+
+
+@pytest.mark.parametrize(
+    ("coding", "body"),
+    [
+        (None, document()),
+        (b"gzip", gzip.compress(document())),
+        (b"deflate", zlib.compress(document())),
+    ],
+)
+async def test_what_a_client_read_is_kept_as_if_it_had_been_looked_up(
+    coding: bytes | None, body: bytes
+) -> None:
+    bench = Bench()
+
+    assert await learned(bench, body, coding)
+    assert (await bench.found()).source == "cache"
+    bench.now += 1.1
+    bench.wire.will(200, document("active"), JSON)
+    assert (await bench.found()).value == "active"
+
+
+@pytest.mark.parametrize(
+    ("coding", "body"),
+    [
+        (None, b"[]"),
+        (None, b"<html>"),
+        (None, document()[:-2]),
+        (None, b"\xff"),
+        (None, b"[" * 100_000),
+        (b"gzip", document()),
+        (b"gzip", gzip.compress(document())[:-4]),
+        (b"gzip", gzip.compress(b" " * 2**20 + document())),
+        (b"br", document()),
+    ],
+)
+async def test_what_is_no_whole_document_or_too_large_is_not_learned(
+    coding: bytes | None, body: bytes
+) -> None:
+    assert not await learned(Bench(), body, coding)
+
+
+async def test_what_was_read_later_is_not_replaced_by_what_a_client_read_before() -> None:
+    bench = Bench()
+    bench.wire.will(200, document("active"), JSON)
+    early = Reading(document(), bench.now, await bench.states.generation("c1"), learned=True)
+    bench.now += 0.1
+    await bench.found()
+
+    await bench.states.learn(Key("c1", TARGET, "A"), early, None)
+
+    assert (await bench.found()).value == "active"
+    assert bench.counts["lookups_learned"] == 0
+
+
+async def test_what_a_client_began_to_read_before_a_write_is_not_learned() -> None:
+    bench = Bench()
+    early = Reading(document(), bench.now, await bench.states.generation("c1"), learned=True)
+    await bench.states.invalidate("c1")
+
+    await bench.states.learn(Key("c1", TARGET, "A"), early, None)
+
+    assert len(bench.store) == 0
+
+
+async def test_with_max_age_0_nothing_learned_is_used() -> None:
+    bench = Bench()
+    await learned(bench, document())
+    bench.wire.will(200, document("active"), JSON)
+
+    assert (await bench.found(max_age=0.0)).value == "active"
+
+
+def test_the_etag_of_a_compressed_reply_is_not_taken_for_the_plain_ones() -> None:
+    history = kept(
+        read("g", 0.0), legacy("r", 1.2), fates={"g": (Fate(fault="gzip"),)}, guarded=True, max_age=1.0
+    )
+
+    assert history.counts["lookups_learned"] == 1
+    assert [b"if-none-match" in dict(sent.headers) for sent in look_ups(history)] == [False]
+
+
+# --- failures
+
+
+async def test_all_who_share_a_look_up_share_its_failure_and_the_next_call_asks_again() -> None:
+    bench = Bench()
+    bench.wire.will(500)
+    bench.wire.will(200, document(), JSON)
+
+    shared = [bench.states.look_up(bench.ask()) for _ in range(3)]
+    failures = await asyncio.gather(*shared, return_exceptions=True)
+    assert [type(failure) for failure in failures] == [LookupFailed] * 3
+    assert len(bench.wire.asked) == 1
+    assert (await bench.found()).value == "connected"
+
+
+async def test_nothing_that_expired_stands_in_for_a_look_up_that_failed() -> None:
+    bench = Bench()
+    bench.wire.will(200, document(), JSON, (b"etag", b'"one"'))
+    bench.wire.will(500)
+
+    await bench.found()
+    bench.now += 1.5
+    with pytest.raises((LookupFailed, ConnectionTerminated)):
+        await bench.states.look_up(bench.ask())
+
+
+# --- bounds
+
+
+async def test_the_store_holds_no_more_entries_than_it_may() -> None:
+    store = MemoryStore(1_000, 2**30)
+
+    for number in range(100_000):
+        name = f"c{number}"
+        key = Key(name, b"/" + name.encode(), "A")
+        assert await store.keep(key, Reading(document(), 0.0, await store.generation(name)))
+
+    assert len(store) == 1_000
+    assert await store.get(key) is not None
+    assert store.try_get(key) is not None
+
+
+async def test_the_store_holds_no_more_bytes_than_it_may() -> None:
+    store = MemoryStore(1_000, 10 * (OVERHEAD + 1000))
+    generation = await store.generation("c")
+
+    for number in range(100):
+        assert await store.keep(Key("c", b"/%d" % number, "A"), Reading(b" " * 1000, 0.0, generation))
+
+    assert len(store) == 10
+
+
+async def test_what_is_larger_than_the_store_is_not_kept_and_costs_no_other() -> None:
+    store = MemoryStore(1_000, 4096)
+    generation = await store.generation("c")
+    small, large = Key("c", b"/small", "A"), Key("c", b"/large", "A")
+
+    assert await store.keep(small, Reading(b"{}", 0.0, generation))
+    assert not await store.keep(large, Reading(b" " * 4096, 0.0, generation))
+    assert await store.get(small) is not None
+
+
+async def test_a_generation_never_comes_back_however_many_conversations_there_are() -> None:
+    store = MemoryStore(10, 2**20)
+
+    seen = set()
+    for number in range(1_000):
+        seen.add(await store.generation(f"c{number % 20}"))
+        await store.invalidate(f"c{number % 7}" if number % 50 else None)
+        seen.add(await store.generation(f"c{number % 7}"))
+    before = await store.generation("c1")
+    for number in range(20):
+        await store.generation(f"other{number}")
+    assert await store.generation("c1") > max(before, *seen)
+
+
+async def test_participants_that_are_not_there_leave_nothing_in_a_reading() -> None:
+    bench = Bench()
+    bench.wire.will(200, document(), JSON)
+    reading = (await bench.found()).reading
+
+    for number in range(1_000):
+        absent = bench.ask(participant=f"p1{number}")
+        assert isinstance(await bench.states.look_up(absent), Unfilled)
+
+    assert len(bench.wire.asked) == len(reading.chosen) == 1
+
+
+async def test_pauses_and_witnesses_are_bounded_under_a_flood_of_callers() -> None:
+    bench = Bench(max_entries=50)
+    for number in range(2_000):
+        bench.wire.will(429, b"", (b"retry-after", b"9"))
+        with pytest.raises(LookupRefused):
+            await bench.states.look_up(bench.ask(caller=f"caller{number}"))
+        bench.states.witness(bench.ask(participant=f"p{number}"), "connected")
+
+    assert len(bench.states._pauses) == len(bench.states._witnesses) == 50

@@ -1,0 +1,114 @@
+"""The gateway under test, in the test's own loop on a port of its own, in front of any upstream."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from gateway import app
+from gateway.config import Settings
+from tests.support.serving import serve
+
+SHIPPED = Path(__file__).parent.parent.parent / "config.yaml"
+CONVERSATION = "/api/v2/conversations/web/instances/c1"
+PARTICIPANT = f"{CONVERSATION}/participants/p1"
+BODY = b'{"attributes": {"supervisorNote": "test"}}'
+FILLED = b'{"state":"connected","attributes": {"supervisorNote": "test"}}'
+TOKEN = {"Authorization": "Bearer one"}
+
+
+def settings(
+    upstream: str,
+    audit: str,
+    /,
+    fill: Mapping[str, Any] | None = None,
+    rule: Mapping[str, Any] | None = None,
+    **sections: Any,
+) -> Settings:
+    """The seed's rule. `fill` and `rule` change keys of theirs, `sections` whole sections."""
+    the_fill = {
+        "type": "fill",
+        "field": "state",
+        "from": "/api/v2/conversations/web/instances/{conversationId}",
+        "select": "$.participants[?@.id == _.participantId].state",
+        "allow": ["active", "connected"],
+        **(fill or {}),
+    }
+    the_rule = {
+        "name": "web-participant-state",
+        "match": {
+            "path": "/api/v2/conversations/web/instances/{conversationId}/participants/{participantId}"
+        },
+        "writes": [
+            "/api/v2/conversations/web/instances/{conversationId}/**",
+            "/api/v2/conversations/{conversationId}/**",
+            "POST /api/v2/conversations/callbacks/bulk/disconnect",
+        ],
+        "repairs": [{"type": "encoding"}, {"type": "content_type"}, the_fill],
+        **(rule or {}),
+    }
+    whole = {
+        "upstream": {"url": upstream},
+        "audit": {"path": audit},
+        "rules": [the_rule],
+        **sections,
+    }
+    return Settings.model_validate(whole)
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    port: int
+    gateway: app.Gateway
+    audit: Path
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def lines(self, event: str | None = None) -> list[dict[str, Any]]:
+        """The audit log's lines, each parsed; of one event, or all."""
+        found = [json.loads(line) for line in self.audit.read_text().splitlines()]
+        return [line for line in found if event is None or line["event"] == event]
+
+    def counts(self, name: str) -> int:
+        return self.gateway.counts[name]
+
+    def client(self) -> httpx.AsyncClient:
+        """Sends nothing of its own but what a test gives it: no default headers, no cookies kept apart."""
+        client = httpx.AsyncClient(base_url=self.url, trust_env=False, timeout=20)
+        client.headers.clear()
+        return client
+
+    def admin(self) -> httpx.AsyncClient:
+        transport = httpx.ASGITransport(app=self.gateway.admin)
+        return httpx.AsyncClient(transport=transport, base_url="http://admin")
+
+
+@asynccontextmanager
+async def gateway(upstream: str, /, audit: str | None = None, **changes: Any) -> AsyncIterator[Running]:
+    """
+    `changes` are those of `settings`, and the seams: app.build's clock, wall, store, wire and parts,
+    and the protocol's rate_window.
+    """
+    window = changes.pop("rate_window", None)
+    seams = {
+        name: changes.pop(name) for name in ("clock", "wall", "store", "wire", "parts") if name in changes
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        path = audit or f"{folder}/rewrites.jsonl"
+        chosen = settings(upstream, path, **changes)
+        built = app.build(chosen, **seams)
+        limits = app.downstream_limits(chosen, **({"rate_window": window} if window else {}))
+        try:
+            async with serve(built.app, limits, built.stats) as port:
+                yield Running(port, built, Path(path))
+        finally:
+            await built.close()

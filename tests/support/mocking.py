@@ -1,0 +1,52 @@
+"""The conversation API of `gateway.mock`, served on a free port in the test's own loop."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from gateway.mock.server import Conversations, Mock, MockSettings, server
+
+
+class RunningMock(Mock):
+    """A Mock (`ledger`, `conversations`, `faults`, `state`, `change`) that listens on `port`."""
+
+    port: int
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+
+@asynccontextmanager
+async def mock(
+    conversations: Conversations | None = None,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+    **settings: Any,
+) -> AsyncIterator[RunningMock]:
+    """`settings` are those of `gateway.mock.Settings`: profile, lag, rate_limit, etags."""
+    running = RunningMock(conversations or Conversations(), MockSettings(**settings), clock)
+    serving = server(running, port=0)
+    # Server.serve would take over the process's signals, and both it and Server.shutdown sleep.
+    serving.config.load()
+    serving.lifespan = serving.config.lifespan_class(serving.config)
+    await serving.on_tick(0)
+    await serving.startup()
+    listener = serving.servers[0]
+    running.port = listener.sockets[0].getsockname()[1]
+    try:
+        yield running
+    finally:
+        listener.close()
+        state = serving.server_state
+        for task in state.tasks:
+            task.cancel()
+        await asyncio.gather(*state.tasks, return_exceptions=True)
+        for connection in list(state.connections):
+            connection.shutdown()
+        await listener.wait_closed()
+        await asyncio.sleep(0)

@@ -1,0 +1,174 @@
+"""
+A real server for the tests: uvicorn with the gateway's protocol in the test's own loop, on a port of its own,
+and clients that send and receive bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import socket
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import pytest
+import uvicorn
+import uvloop
+
+from gateway.server.connection import App, ServerLimits, ServerStats, build
+
+LOOPS = pytest.mark.parametrize(
+    "loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"]
+)
+
+
+def on_both_loops(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """Runs the test twice: on asyncio's own event loop and on uvloop's."""
+
+    def run(loop: Callable[[], asyncio.AbstractEventLoop], **arguments: Any) -> None:
+        with asyncio.Runner(loop_factory=loop) as runner:
+            runner.run(test(**arguments))
+
+    own = inspect.signature(run).parameters["loop"]
+    signature = inspect.Signature([own, *inspect.signature(test).parameters.values()])
+    functools.update_wrapper(run, test)
+    vars(run)["__signature__"] = signature
+    result: Callable[..., None] = LOOPS(run)
+    return result
+
+
+@asynccontextmanager
+async def running(
+    app: App, limits: ServerLimits | None = None, stats: ServerStats | None = None
+) -> AsyncIterator[uvicorn.Server]:
+    """For the tests that stop the server themselves; `port_of` tells where it listens."""
+    config = uvicorn.Config(
+        app,
+        http=build(limits or ServerLimits(), stats or ServerStats()),
+        port=0,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=10,
+    )
+    config.load()
+    server = uvicorn.Server(config)
+    server.lifespan = config.lifespan_class(config)
+    await server.startup()
+    try:
+        yield server
+    finally:
+        for listener in server.servers:
+            listener.close()
+        for connection in list(server.server_state.connections):
+            connection.shutdown()
+        await quiet(server)
+
+
+async def quiet(server: uvicorn.Server) -> None:
+    """Until nobody is connected and nothing runs; uvicorn's own wait looks only ten times a second."""
+    state = server.server_state
+    async with asyncio.timeout(10):
+        while state.connections or state.tasks:  # noqa: ASYNC110
+            await asyncio.sleep(0.002)
+
+
+@asynccontextmanager
+async def serve(
+    app: App, limits: ServerLimits | None = None, stats: ServerStats | None = None
+) -> AsyncIterator[int]:
+    """The port at which `app` is served for as long as the block runs."""
+    async with running(app, limits, stats) as server:
+        yield port_of(server)
+
+
+def port_of(server: uvicorn.Server) -> int:
+    port: int = server.servers[0].sockets[0].getsockname()[1]
+    return port
+
+
+class Client:
+    """One connection, byte by byte. Everything it waits for must come within `patience` seconds."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, patience: float) -> None:
+        self.reader = reader
+        self.writer = writer
+        self._patience = patience
+
+    async def send(self, data: bytes) -> None:
+        self.writer.write(data)
+        async with asyncio.timeout(self._patience):
+            await self.writer.drain()
+
+    async def head(self) -> bytes:
+        async with asyncio.timeout(self._patience):
+            return await self.reader.readuntil(b"\r\n\r\n")
+
+    async def exactly(self, size: int) -> bytes:
+        async with asyncio.timeout(self._patience):
+            return await self.reader.readexactly(size)
+
+    async def until(self, end: bytes) -> bytes:
+        async with asyncio.timeout(self._patience):
+            return await self.reader.readuntil(end)
+
+    async def rest(self) -> bytes:
+        """All that comes until the server ends the connection."""
+        async with asyncio.timeout(self._patience):
+            return await self.reader.read()
+
+    async def reply(self) -> tuple[int, dict[bytes, bytes], bytes]:
+        """One reply that has a Content-Length or is chunked: status, last value of each field, body."""
+        head = await self.head()
+        line, *fields = head[:-4].split(b"\r\n")
+        headers = {name.lower(): value.strip() for name, _, value in (f.partition(b":") for f in fields)}
+        body = b""
+        if b"transfer-encoding" in headers:
+            while size := int(await self.until(b"\r\n"), 16):
+                body += (await self.exactly(size + 2))[:-2]
+            await self.exactly(2)
+        else:
+            body = await self.exactly(int(headers.get(b"content-length", b"0")))
+        return int(line.split(b" ")[1]), headers, body
+
+    def end(self) -> None:
+        self.writer.write_eof()
+
+    def reset(self) -> None:
+        """Gone without a word: the peer sees a RST."""
+        sock: Any = self.writer.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        self.writer.transport.abort()
+
+
+@asynccontextmanager
+async def connect(
+    port: int, *, patience: float = 5.0, buffer: int | None = None, limit: int = 1 << 20
+) -> AsyncIterator[Client]:
+    """
+    `buffer` makes the kernel's receive buffer that small, and `limit` our own, for a client that reads
+    little or nothing.
+    """
+    sock = socket.socket()
+    sock.setblocking(False)
+    if buffer is not None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+    await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", port))
+    reader, writer = await asyncio.open_connection(sock=sock, limit=limit)
+    try:
+        yield Client(reader, writer, patience)
+    finally:
+        writer.close()
+        with suppress(ConnectionError):  # it may be the server that ended it
+            await writer.wait_closed()
+
+
+async def exchange(port: int, data: bytes) -> bytes:
+    """What the server says to `data` until it ends the connection."""
+    async with connect(port) as client:
+        await client.send(data)
+        return await client.rest()
