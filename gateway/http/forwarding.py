@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from msgspec import Struct
 
 from gateway.http import headers as h
+from gateway.http.grammar import HOP_BY_HOP, METHOD_OVERRIDES
 from gateway.http.headers import Fields, Header, Headers
 
 # What a client says about the hops before it: believed only from a configured proxy.
@@ -25,14 +26,14 @@ FORWARDING = frozenset(
         b"x-real-ip",
     }
 )
-REPLACED = frozenset({b"host", b"x-request-id", b"via", b"expect", *h.HOP_BY_HOP})
+REPLACED = frozenset({b"host", b"x-request-id", b"via", b"expect", *HOP_BY_HOP})
 UNTRUSTED = REPLACED | FORWARDING
 TRUSTED = REPLACED | {b"forwarded", b"x-forwarded-for"}
-NOT_BACK = h.HOP_BY_HOP | {b"gateway-rewrite"}
+NOT_FOR_CLIENTS = HOP_BY_HOP | {b"gateway-rewrite"}
 
 # A look-up is a GET of the gateway's own: nothing of the PATCH's body (content-*), conditions or disguises
 # goes with it.
-NOT_LOOKED_UP_WITH = h.METHOD_OVERRIDES | frozenset(
+NOT_LOOKED_UP_WITH = METHOD_OVERRIDES | frozenset(
     {
         b"accept",
         b"accept-encoding",
@@ -132,32 +133,35 @@ def upstream_request_headers(headers: Headers, hop: Hop, address: str, version: 
     return Fields(result)
 
 
-class Back(Struct, frozen=True):
+class ClientResponseHeaders(Struct, frozen=True):
     """
-    A reply's fields for the client; whether the upstream gave an id, shares the reply with other origins, and
-    says that it is JSON.
+    The fields of an upstream's reply that go on to the client. `has_request_id`: the upstream gave one;
+    `has_cors`: it lets scripts of another origin read the reply; `is_json`: it says that the body is JSON.
     """
 
     headers: Fields
-    identified: bool
-    shared: bool
-    json: bool
+    has_request_id: bool
+    has_cors: bool
+    is_json: bool
 
-    def with_extra(self, ours: list[Header], request_id: Header) -> list[Header]:
-        """The gateway's own fields beside them: the id unless there is one, `ours`, who may read them."""
-        if ours and self.shared:
+    def extra_headers(self, ours: list[Header], request_id: Header) -> list[Header]:
+        """`ours` and what must go with them: scripts may read them, and there is an id."""
+        if ours and self.has_cors:
             ours.append((b"access-control-expose-headers", b"gateway-rewrite, server-timing, x-request-id"))
-        if not self.identified:
+        if not self.has_request_id:
             ours.append(request_id)
         return ours
 
 
-def back(headers: Headers) -> Back:
-    """Nobody but the gateway speaks in its name."""
+def client_response_headers(headers: Headers) -> ClientResponseHeaders:
+    """Drops hop-by-hop fields, and any Gateway-Rewrite that the upstream sent in the gateway's name."""
     names = h.by_name(headers)
-    left = h.without(headers, NOT_BACK | h.nominated(headers))
-    shared = b"access-control-allow-origin" in names
-    return Back(left, b"x-request-id" in names, shared, h.is_json(headers))
+    return ClientResponseHeaders(
+        h.without(headers, NOT_FOR_CLIENTS | h.nominated(headers)),
+        b"x-request-id" in names,
+        b"access-control-allow-origin" in names,
+        h.is_json(headers),
+    )
 
 
 def _escaped(value: bytes) -> bytes:

@@ -6,9 +6,10 @@ Names are lower-case, order and repeats are kept, values are never decoded. Pure
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias, TypeVar, TypeVarTuple
+
+from gateway.http.grammar import HOP_BY_HOP, METHOD_OVERRIDES
 
 Header: TypeAlias = tuple[bytes, bytes]
 Headers: TypeAlias = Sequence[Header]
@@ -18,89 +19,24 @@ Made = TypeVar("Made")
 
 class Fields(list[Header]):
     """
-    Header fields that nobody changes any more, so that what is made of them is made once. A connection
-    that says the same fields again gives the same object again.
+    Header fields that nobody changes any more, so that what follows from them is worked out once. Where
+    the same fields come again on a connection, they are the same object again.
     """
 
-    __slots__ = ("_made",)
+    __slots__ = ("_derived",)
 
     def __init__(self, fields: Iterable[Header] = ()) -> None:
         super().__init__(fields)
-        self._made: dict[Any, Any] = {}
+        self._derived: dict[Any, Any] = {}
 
     def derived(self, make: Callable[[Fields, *Given], Made], *given: *Given) -> Made:
-        """What `make` makes of the fields and of what else is `given`: a few values, always the same."""
+        """`make(fields, *given)`, remembered: for a few functions and a few values given, always the same."""
         key = (make, given)
-        found = self._made.get(key, self)  # itself: there is nothing yet
+        found = self._derived.get(key, self)  # itself: there is nothing yet
         made: Made = make(self, *given) if found is self else found
         if found is self:
-            self._made[key] = made
+            self._derived[key] = made
         return made
-
-
-# RFC 9110 section 7.6.1: these never cross an intermediary, named by Connection or not.
-HOP_BY_HOP = frozenset(
-    {
-        b"connection",
-        b"keep-alive",
-        b"proxy-connection",
-        b"te",
-        b"trailer",
-        b"transfer-encoding",
-        b"upgrade",
-        b"http2-settings",
-        b"proxy-authenticate",
-        b"proxy-authorization",
-        b"proxy-authentication-info",
-    }
-)
-
-# Fields that a Connection header has no business naming: dropping one of them would change
-# who the caller is or what the message means (RFC 9110 section 7.6.1, "MUST NOT").
-END_TO_END = frozenset(
-    {
-        b"authorization",
-        b"cache-control",
-        b"content-encoding",
-        b"content-length",
-        b"content-type",
-        b"cookie",
-        b"expect",
-        b"forwarded",
-        b"host",
-        b"via",
-        b"x-request-id",
-    }
-)
-
-
-# What some upstreams take for the method instead of the request line's.
-METHOD_OVERRIDES = frozenset({b"x-http-method", b"x-http-method-override", b"x-method-override"})
-
-_match_name = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,256}").fullmatch
-_TEXT = bytes([0x09, *range(0x20, 0x7F), *range(0x80, 0x100)])
-_KINDS_KEPT = 1024
-
-
-class FieldKinds(dict[bytes, int]):
-    """
-    What a field is to whoever frames a message, by its name in any case: 0 for most. Each name is looked
-    at once: raises ValueError for one that is no token.
-    """
-
-    def __missing__(self, name: bytes) -> int:
-        if _match_name(name) is None:
-            raise ValueError("a field name is not a token")
-        lower = name.lower()
-        kind = self[lower] if lower != name and lower in self else 0
-        if len(self) < _KINDS_KEPT:
-            self[name] = kind
-        return kind
-
-
-def is_sound(head: bytes, lines: int) -> bool:
-    """Whether it has just these line ends and no other control character: no value can add a line."""
-    return head.translate(None, _TEXT) == b"\r\n" * lines
 
 
 def without_length(headers: Headers) -> Fields:

@@ -403,9 +403,9 @@ class Lifecycle:
     async def _relay(self, matched: MatchedCall, reply: Reply) -> None:
         record, client = matched.record, matched.client
         record.status = reply.status
-        back = reply.headers.derived(forwarding.back)
-        extra_headers = back.with_extra(record.headers(), client.extra_headers[0])
-        keep = HELD if record.changes and back.json else 0
+        back = reply.headers.derived(forwarding.client_response_headers)
+        extra_headers = back.extra_headers(record.headers(), client.extra_headers[0])
+        keep = HELD if record.changes and back.is_json else 0
         body = await client.relay(reply.status, back.headers, extra_headers, reply, keep)
         if body and contradicted(matched, body):
             record.conflict = True
@@ -416,8 +416,8 @@ class Lifecycle:
         refusal = refused.refusal
         record.status = refusal.status
         record.rejects(self._audit, "lookup-refused")
-        back = forwarding.back(refusal.headers)
-        extra_headers = back.with_extra(record.headers(), record.client.extra_headers[0])
+        back = forwarding.client_response_headers(refusal.headers)
+        extra_headers = back.extra_headers(record.headers(), record.client.extra_headers[0])
         await record.client.answer(refusal.status, back.headers, refusal.body, extra_headers)
 
     async def _refuse(self, record: CallRecord, error: GatewayError) -> None:

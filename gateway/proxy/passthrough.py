@@ -131,8 +131,8 @@ class Passthrough:
             method, client.target, headers, extra_headers=extra_headers, upgrade=True
         ) as reply:
             if reply.status == 101:
-                back = forwarding.back(reply.headers)
-                down = client.switch([*back.headers, *back.with_extra([], client.extra_headers[0])])
+                back = forwarding.client_response_headers(reply.headers)
+                down = client.switch([*back.headers, *back.extra_headers([], client.extra_headers[0])])
                 await tunnel.join(down, reply, self.tunnel_idle)
             else:
                 await self._relay(client, reply)
@@ -176,9 +176,9 @@ class Passthrough:
         )
 
     async def _relay(self, client: Client, reply: Reply, keep: int = 0) -> bytes | None:
-        back = reply.headers.derived(forwarding.back)
+        back = reply.headers.derived(forwarding.client_response_headers)
         return await client.relay(
-            reply.status, back.headers, back.with_extra([], client.extra_headers[0]), reply, keep
+            reply.status, back.headers, back.extra_headers([], client.extra_headers[0]), reply, keep
         )
 
     async def _end_here(self, client: Client) -> None:

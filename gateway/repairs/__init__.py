@@ -13,7 +13,8 @@ from typing import Any, Protocol
 from msgspec import Struct
 
 from gateway.http import headers as h
-from gateway.http.headers import METHOD_OVERRIDES, Fields
+from gateway.http.grammar import METHOD_OVERRIDES
+from gateway.http.headers import Fields
 from gateway.repairs.call import Call, Change
 from gateway.repairs.content_type import ContentType, is_json_or_mistaken
 from gateway.repairs.encoding import Declared, Encoding

@@ -25,13 +25,14 @@ from gateway.errors import (
     BodyTimeout,
     GatewayError,
     HeadTimeout,
+    HeadTooLarge,
     Overloaded,
     RequestError,
 )
+from gateway.http.chunked import ChunkedDecoder, InvalidChunk, TrailersTooLarge
+from gateway.http.grammar import CHUNKED
 from gateway.http.request_parser import (
-    CHUNKED,
     MAX_BLANK_LINES,
-    ChunkedReader,
     HeadLimits,
     RequestHead,
     blank_lines,
@@ -166,7 +167,7 @@ class ClientConnection(asyncio.Protocol):
         self._last: RequestHead | None = None
         self._block = b""
         self._remaining = 0
-        self._chunks: ChunkedReader | None = None
+        self._chunks: ChunkedDecoder | None = None
         self._drained = 0
         self._tunnel: DuplexStream | None = None
         self._paused = False
@@ -424,7 +425,7 @@ class ClientConnection(asyncio.Protocol):
         if length:
             self._state = _BODY
             self._remaining = length
-            self._chunks = ChunkedReader() if length == CHUNKED else None
+            self._chunks = ChunkedDecoder() if length == CHUNKED else None
         else:
             self._state = _QUEUE
         # Whose body is still to come does nothing yet, but holds a part of it: of those there is a bound too.
@@ -484,8 +485,9 @@ class ClientConnection(asyncio.Protocol):
         else:
             try:
                 body, taken = chunks.feed(data)
-            except RequestError as error:
-                self._body_failed(exchange, error)
+            except InvalidChunk as error:
+                kind = HeadTooLarge if isinstance(error, TrailersTooLarge) else BadRequest
+                self._body_failed(exchange, kind(str(error)))
                 return
             ended = chunks.ended
         if ended:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import http
 import logging
-import re
 import secrets
 import time
 from collections.abc import Callable, Iterable
@@ -18,12 +17,13 @@ from email.utils import formatdate
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from msgspec import Struct
-
 from gateway.errors import GatewayError, MethodNotAllowed
-from gateway.http.headers import FieldKinds, Fields, Header, Headers, first, is_sound
+from gateway.http.chunked import LAST_CHUNK, chunk
+from gateway.http.grammar import BODILESS, CHUNKED, NO_BODY, UNTIL_CLOSE
+from gateway.http.headers import Fields, Header, Headers, first
 from gateway.http.problem import problem
-from gateway.http.request_parser import CHUNKED, RequestHead
+from gateway.http.request_parser import RequestHead
+from gateway.http.writer import OF_A_REPLY_WITHOUT_LENGTH, OF_THE_CONNECTION, checked, field_lines
 from gateway.server.byte_rate import ByteRate
 
 if TYPE_CHECKING:
@@ -33,19 +33,11 @@ Message: TypeAlias = dict[str, Any]
 
 HIGH_WATER: Final = 64 * 1024  # body bytes that may wait for the application
 
-_NO_BODY, _UNTIL_CLOSE = -2, -3  # framings of a reply, beside CHUNKED and a length
 _ALLOW: Final = (b"allow", b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS")
 STATUS_LINES: Final = {
     status.value: b"HTTP/1.1 %d %b\r\n" % (status, status.phrase.encode("ascii"))
     for status in http.HTTPStatus
 }
-_LENGTH, _CODING, _OPTIONS, _DATE = range(1, 5)
-_KINDS: Final = FieldKinds(
-    {b"content-length": _LENGTH, b"transfer-encoding": _CODING, b"connection": _OPTIONS, b"date": _DATE}
-)
-_match_length = re.compile(rb"[0-9]{1,18}").fullmatch
-_search_close = re.compile(rb"(?:^|,)[ \t]*close[ \t]*(?:,|\Z)", re.IGNORECASE).search
-
 logger = logging.getLogger("gateway")
 
 
@@ -84,7 +76,7 @@ class RequestCycle:
         self.expecting = head.expect_continue
         self._connection = connection
         self._bodiless = head.method == b"HEAD"
-        self._lengthless = CHUNKED if head.minor else _UNTIL_CLOSE
+        self._lengthless = CHUNKED if head.minor else UNTIL_CLOSE
         self._more = head.length != 0
         self._pieces: list[bytes] = []
 
@@ -159,11 +151,7 @@ class RequestCycle:
             fields.append((b"upgrade", self.upgrade))
         if first(fields, b"connection") is None:
             fields.append((b"connection", b"upgrade"))
-        lines = [STATUS_LINES[101]]
-        for name, value in fields:
-            _KINDS[name]
-            lines += (name, b": ", value, b"\r\n")
-        head = _checked(b"".join(lines), 1 + len(fields)) + b"\r\n"
+        head = STATUS_LINES[101] + field_lines(fields).text + b"\r\n"
         self.started = self._switched = True
         return self._connection.tunnel(self, head)
 
@@ -208,7 +196,7 @@ class RequestCycle:
         settled = self.complete or not self._has_client()
         if task.cancelled():
             if not settled:
-                connection.abort("cancelled", self._framing == _UNTIL_CLOSE)
+                connection.abort("cancelled", self._framing == UNTIL_CLOSE)
             return
         error = task.exception()
         if error is None:
@@ -225,7 +213,7 @@ class RequestCycle:
         if settled:
             return
         if self.started:
-            connection.abort("application-error", self._framing == _UNTIL_CLOSE)
+            connection.abort("application-error", self._framing == UNTIL_CLOSE)
         elif isinstance(error, GatewayError):
             self.answer(error)
         else:
@@ -255,25 +243,27 @@ class RequestCycle:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    def _start(self, status: int, headers: Iterable[Header], extra_headers: Headers = ()) -> None:
+    def _start(self, status: int, headers: Headers, extra_headers: Headers = ()) -> None:
         if self.started:
             raise RuntimeError("the reply has been started before")
         if not 200 <= status <= 999:
             raise ValueError(f"{status} is not the status of a final reply")
         # RFC 9110 section 8.6: a 204 has no length, and a 304's would be that of the reply it stands for.
-        sizeless = status == 204 or status == 304
-        lines = (
-            headers.derived(_lines, sizeless) if isinstance(headers, Fields) else _lines(headers, sizeless)
-        )
+        sizeless = status in BODILESS
+        unwritten = OF_A_REPLY_WITHOUT_LENGTH if sizeless else OF_THE_CONNECTION
+        if isinstance(headers, Fields):
+            lines = headers.derived(field_lines, unwritten)
+        else:
+            lines = field_lines(headers, unwritten)
         head = (STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status) + lines.text
         if extra_headers:
-            head += _checked(b"\r\n".join([*map(b": ".join, extra_headers), b""]), len(extra_headers))
+            head += checked(b"\r\n".join([*map(b": ".join, extra_headers), b""]), len(extra_headers))
         if lines.closes:
             self.keep_alive = False
         if not lines.dated:
             head += date_line(int(time.time()))
         if sizeless or self._bodiless:
-            self._framing = _NO_BODY
+            self._framing = NO_BODY
         elif lines.length is not None:
             self._framing = lines.length
         else:
@@ -293,11 +283,10 @@ class RequestCycle:
                 raise RuntimeError("the body is not as long as the reply's Content-Length")
             self._framing = framing
         elif framing == CHUNKED:
-            if body:
-                body = b"%x\r\n%b\r\n" % (len(body), body)
+            body = chunk(body)
             if not more:
-                body += b"0\r\n\r\n"
-        elif framing == _NO_BODY:
+                body += LAST_CHUNK
+        elif framing == NO_BODY:
             body = b""
         if self._head is not None:
             body = self._end_head(not more) + body
@@ -376,48 +365,6 @@ class DuplexStream:
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
-
-
-class _Lines(Struct, frozen=True):
-    """A reply's header fields as they are written, and what they say of it."""
-
-    text: bytes
-    length: int | None
-    dated: bool
-    closes: bool
-
-
-def _lines(headers: Iterable[Header], sizeless: bool) -> _Lines:
-    lines: list[bytes] = []
-    count = 0
-    length: int | None = None
-    dated = closes = False
-    for name, value in headers:
-        kind = _KINDS[name]
-        if kind:
-            if kind == _LENGTH:
-                if length is not None or _match_length(value) is None:
-                    raise ValueError("the reply's Content-Length is repeated or not a number")
-                length = int(value)
-                if sizeless:
-                    continue
-            elif kind == _CODING:
-                continue  # of this hop: the framing decides
-            elif kind == _DATE:
-                dated = True
-            elif _search_close(value):
-                closes = True
-                if value.lower() == b"close":
-                    continue
-        lines += (name, b": ", value, b"\r\n")
-        count += 1
-    return _Lines(_checked(b"".join(lines), count), length, dated, closes)
-
-
-def _checked(head: bytes, lines: int) -> bytes:
-    if not is_sound(head, lines):
-        raise ValueError("a field value of the reply has a control character")
-    return head
 
 
 @lru_cache(maxsize=2)

@@ -33,8 +33,11 @@ from typing import Any, cast
 import httpx
 from msgspec import Struct
 
-from gateway.http.headers import FieldKinds, Fields, Headers, is_sound, method_overrides, text
-from gateway.http.response_parser import CHUNKED, TOKEN, ReplyReader, options
+from gateway.errors import InvalidReply
+from gateway.http.grammar import CHUNKED, METHODS, SAFE_METHODS, match_token
+from gateway.http.headers import Fields, Headers, method_overrides, text
+from gateway.http.response_parser import ResponseParser
+from gateway.http.writer import Unwritable, field_lines
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,15 +62,9 @@ class PoolLimits:
     max_headers: int = 200
 
 
-SAFE_METHODS = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE"})
-METHODS = SAFE_METHODS | {b"POST", b"PUT", b"PATCH", b"DELETE"}  # the others are looked at
-
 BUFFERED_BODY = 131_072  # bytes of a reply nobody has read yet, past which the upstream has to wait
 SEPARATE_BODY = 16_384  # from this size on a body is not copied behind the head
 
-_LENGTH, _CODING, _OPTIONS = range(1, 4)
-KINDS = FieldKinds({b"content-length": _LENGTH, b"transfer-encoding": _CODING, b"connection": _OPTIONS})
-METHOD = re.compile(TOKEN)
 TARGET = re.compile(rb"[\x21-\x7e]+")
 
 
@@ -137,17 +134,20 @@ class Exchange:
 
         if TARGET.fullmatch(target) is None or method not in METHODS:
             _refuse_odd(method, target)
-        lines = headers.derived(_lines) if isinstance(headers, Fields) else _lines(headers)
+        try:
+            lines = headers.derived(field_lines) if isinstance(headers, Fields) else field_lines(headers)
+            more = field_lines(extra_headers)
+        except Unwritable as error:
+            raise httpx.LocalProtocolError(f"not a request to send: {error}") from error
         length = lines.length
-        self.keep = lines.keep
+        self.keep = not lines.closes
         said = lines.text
         if extra_headers:
-            more = _lines(extra_headers)
             if more.length is not None:
                 if length is not None:
                     raise httpx.LocalProtocolError("the request's framing is given twice")
                 length = more.length
-            self.keep = lines.keep and more.keep
+            self.keep = not (lines.closes or more.closes)
             said += more.text
         self.large = b""
         if body is None or isinstance(body, bytes):
@@ -202,46 +202,8 @@ class Exchange:
 
 
 def _refuse_odd(method: bytes, target: bytes) -> None:
-    if TARGET.fullmatch(target) is None or METHOD.fullmatch(method) is None or method == b"CONNECT":
+    if TARGET.fullmatch(target) is None or match_token(method) is None or method == b"CONNECT":
         raise httpx.LocalProtocolError(f"not a request to send: {text(method)} {text(target)}")
-
-
-class _Lines(Struct, frozen=True):
-    """
-    Header fields as they are written; the length of the request's body, or CHUNKED, where they say it; and
-    whether the connection may be kept.
-    """
-
-    text: bytes
-    length: int | None
-    keep: bool
-
-
-def _lines(headers: Headers) -> _Lines:
-    length: int | None = None
-    keep = True
-    said = b""
-    for name, value in headers:
-        said += b"%b: %b\r\n" % (name, value)
-        try:
-            kind = KINDS[name]
-        except ValueError as error:
-            raise httpx.LocalProtocolError(f"not a request to send: {error}") from error
-        if not kind:
-            continue
-        if kind == _LENGTH:
-            if length is not None or not value.isdigit():
-                raise httpx.LocalProtocolError("the request's Content-Length is no single number")
-            length = int(value)
-        elif kind == _CODING:
-            if length is not None or value.lower() != b"chunked":
-                raise httpx.LocalProtocolError("the request's framing is not chunked alone")
-            length = CHUNKED
-        else:
-            keep = keep and b"close" not in options(value)
-    if not is_sound(said, len(headers)):
-        raise httpx.LocalProtocolError("not a request to send: a control character in a header field")
-    return _Lines(said, length, keep)
 
 
 class Reply(Struct, eq=False):
@@ -333,7 +295,7 @@ class Connection(asyncio.Protocol):
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self.loop = asyncio.get_running_loop()
-        self._reader = ReplyReader(self, pool.limits.max_head, pool.limits.max_headers)
+        self._reader = ResponseParser(self, pool.limits.max_head, pool.limits.max_headers)
         self.exchange: Exchange | None = None
         self.counted = False  # as one of the pool's
         self.lost = False
@@ -471,8 +433,8 @@ class Connection(asyncio.Protocol):
         else:
             try:
                 self._reader.feed(data)
-            except httpx.RemoteProtocolError as error:
-                self.fail(error)
+            except InvalidReply as error:
+                self.fail(httpx.RemoteProtocolError(str(error)))
 
     def eof_received(self) -> bool:
         exchange = self.exchange
@@ -513,10 +475,10 @@ class Connection(asyncio.Protocol):
 
     # What the reader tells it.
 
-    def replied(self, status: int, reason: bytes, headers: Fields) -> None:
+    def replied(self, status: int, headers: Fields) -> None:
         exchange = self.exchange
         assert exchange is not None
-        exchange.answer = status, reason, headers
+        exchange.answer = status, b"", headers
         if self._reader.switched:
             exchange.deadline = inf
         self._read_deadline = exchange.deadline

@@ -20,7 +20,8 @@ from gateway.http.forwarding import (
     sane_id,
     upstream_request_headers,
 )
-from gateway.http.headers import END_TO_END, HOP_BY_HOP, Header, Headers
+from gateway.http.grammar import HOP_BY_HOP, NEVER_NOMINATED
+from gateway.http.headers import Header, Headers
 
 # On a busy machine an example may take its time.
 patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -47,10 +48,10 @@ def on(*headers: Header, hop: Hop = HOP, address: str = "192.0.2.7", version: st
     return upstream_request_headers([HOST, *headers], hop, address, version)
 
 
-def back(headers: Headers, mine: Headers, request_id: str) -> list[Header]:
+def response_headers(headers: Headers, mine: Headers, request_id: str) -> list[Header]:
     """All that the client is told."""
-    back = forwarding.back(headers)
-    return [*back.headers, *back.with_extra([*mine], (b"x-request-id", request_id.encode()))]
+    back = forwarding.client_response_headers(headers)
+    return [*back.headers, *back.extra_headers([*mine], (b"x-request-id", request_id.encode()))]
 
 
 def named(headers: Iterable[Header], name: bytes) -> list[bytes]:
@@ -64,7 +65,7 @@ def named(headers: Iterable[Header], name: bytes) -> list[bytes]:
 def test_a_hop_by_hop_field_never_goes_on_named_or_not(name: bytes) -> None:
     assert named(on((name, b"x"), (b"x-kept", b"1")), name) == []
     assert named(on((b"connection", name), (name, b"x")), name) == []
-    assert named(back([(name, b"x"), (b"x-kept", b"1")], (), "id-1"), name) == []
+    assert named(response_headers([(name, b"x"), (b"x-kept", b"1")], (), "id-1"), name) == []
 
 
 @pytest.mark.parametrize(
@@ -83,7 +84,7 @@ def test_a_field_that_connection_names_stays_on_this_hop(connection: list[bytes]
     lines = [(b"connection", value) for value in connection]
     rest: list[Header] = [(b"x-foo", b"1"), (b"x-bar", b"2"), (b"x-foo", b"3")]
 
-    for result in (on(*lines, *rest), on(*rest, *lines), back([*rest, *lines], (), "id-1")):
+    for result in (on(*lines, *rest), on(*rest, *lines), response_headers([*rest, *lines], (), "id-1")):
         assert named(result, b"x-foo") == []
         assert named(result, b"x-bar") == [b"2"]
         assert named(result, b"connection") == []
@@ -145,8 +146,8 @@ def test_all_pairs_of_a_reply_come_back_in_their_order_with_their_repeats(
 ) -> None:
     mine: list[Header] = [(b"gateway-rewrite", b"r; filled=state"), (b"server-timing", b"upstream;dur=1")]
 
-    assert back([*dropped, *kept], (), "id-1") == [*kept, (b"x-request-id", b"id-1")]
-    assert back([*kept, *dropped], mine, "id-1")[: len(kept) + 2] == [*kept, *mine]
+    assert response_headers([*dropped, *kept], (), "id-1") == [*kept, (b"x-request-id", b"id-1")]
+    assert response_headers([*kept, *dropped], mine, "id-1")[: len(kept) + 2] == [*kept, *mine]
 
 
 def test_nothing_is_added_that_the_client_did_not_say() -> None:
@@ -333,14 +334,14 @@ def test_a_reply_has_the_gateway_s_word_only_from_the_gateway() -> None:
     said: list[Header] = [(b"gateway-rewrite", b"forged"), (b"server-timing", b"db;dur=1")]
     mine: list[Header] = [(b"gateway-rewrite", b"r"), (b"server-timing", b"upstream;dur=2")]
 
-    assert named(back(said, (), "i"), b"gateway-rewrite") == []
-    assert named(back(said, mine, "i"), b"gateway-rewrite") == [b"r"]
-    assert named(back(said, mine, "i"), b"server-timing") == [b"db;dur=1", b"upstream;dur=2"]
+    assert named(response_headers(said, (), "i"), b"gateway-rewrite") == []
+    assert named(response_headers(said, mine, "i"), b"gateway-rewrite") == [b"r"]
+    assert named(response_headers(said, mine, "i"), b"server-timing") == [b"db;dur=1", b"upstream;dur=2"]
 
 
 def test_a_reply_keeps_the_upstream_s_request_id_and_gets_one_if_it_has_none() -> None:
-    assert named(back([(b"x-request-id", b"theirs")], (), "mine"), b"x-request-id") == [b"theirs"]
-    assert named(back([], (), "mine"), b"x-request-id") == [b"mine"]
+    assert named(response_headers([(b"x-request-id", b"theirs")], (), "mine"), b"x-request-id") == [b"theirs"]
+    assert named(response_headers([], (), "mine"), b"x-request-id") == [b"mine"]
 
 
 def test_a_reply_is_passed_on_with_its_cookies_limits_and_correlation() -> None:
@@ -354,17 +355,17 @@ def test_a_reply_is_passed_on_with_its_cookies_limits_and_correlation() -> None:
         (b"content-length", b"0"),
     ]
 
-    assert back(kept, (), "i")[: len(kept)] == kept
+    assert response_headers(kept, (), "i")[: len(kept)] == kept
 
 
 def test_a_page_of_another_origin_may_read_what_the_gateway_says() -> None:
     mine: list[Header] = [(b"gateway-rewrite", b"r")]
     allowed: Header = (b"access-control-allow-origin", b"*")
 
-    (exposed,) = named(back([allowed], mine, "i"), b"access-control-expose-headers")
+    (exposed,) = named(response_headers([allowed], mine, "i"), b"access-control-expose-headers")
     assert exposed.split(b", ")[0] == b"gateway-rewrite"
-    assert named(back([allowed], (), "i"), b"access-control-expose-headers") == []
-    assert named(back([], mine, "i"), b"access-control-expose-headers") == []
+    assert named(response_headers([allowed], (), "i"), b"access-control-expose-headers") == []
+    assert named(response_headers([], mine, "i"), b"access-control-expose-headers") == []
 
 
 @pytest.mark.parametrize(
@@ -476,4 +477,4 @@ def test_what_is_logged_of_a_value_is_printable_and_bounded() -> None:
 
 
 def test_no_hop_by_hop_field_is_one_of_those_that_connection_may_not_name() -> None:
-    assert not HOP_BY_HOP & END_TO_END
+    assert not HOP_BY_HOP & NEVER_NOMINATED

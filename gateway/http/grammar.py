@@ -1,0 +1,96 @@
+"""
+The grammar of HTTP/1.1 messages: token, field text, lengths, methods, the fields of one hop. Its only home.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+TCHAR: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"  # RFC 9110 section 5.6.2; a token is one or more
+FIELD_TEXT: Final = rb"[\t\x20-\x7e\x80-\xff]"  # RFC 9110 section 5.5: what a field value is made of
+MAX_NAME: Final = 256  # bytes of a field name
+FIELD_LINES: Final = rb"(?:%b{1,%d}+:%b*+\r\n)*+" % (TCHAR, MAX_NAME, FIELD_TEXT)
+
+HEAD_END: Final = b"\r\n\r\n"
+
+match_token = re.compile(rb"%b+" % TCHAR).fullmatch
+match_name = re.compile(rb"%b{1,%d}" % (TCHAR, MAX_NAME)).fullmatch
+match_field_text = re.compile(rb"%b*" % FIELD_TEXT).fullmatch
+match_field_lines = re.compile(FIELD_LINES).fullmatch
+match_length = re.compile(rb"[0-9]{1,18}").fullmatch  # below 2**63 in every implementation
+# What can stand in no head, whatever follows: control characters, a bare CR or LF (RFC 9112 section 2.2).
+search_unfit = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|(?<!\r)\n|\r(?!\n|\Z)").search
+
+_split_field_lines = re.compile(rb"([^:]++):([^\r]*+)\r\n").findall
+_NOT_FIELD_TEXT = bytes(sorted({*range(256)} - {0x09, *range(0x20, 0x7F), *range(0x80, 0x100)}))
+_FIELD_TEXT = bytes(sorted({*range(256)} - {*_NOT_FIELD_TEXT}))
+
+# Where a body's end is, if its length is no count of bytes (RFC 9112 section 6.3).
+CHUNKED: Final = -1
+UNTIL_CLOSE: Final = -2
+NO_BODY: Final = -3
+
+SAFE_METHODS: Final = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE"})  # RFC 9110 section 9.2.1
+METHODS: Final = SAFE_METHODS | {b"POST", b"PUT", b"PATCH", b"DELETE"}
+# What some upstreams take for the method instead of the request line's.
+METHOD_OVERRIDES: Final = frozenset({b"x-http-method", b"x-http-method-override", b"x-method-override"})
+BODILESS: Final = frozenset({204, 304})  # statuses of replies that never have a body (RFC 9110 section 6.4.1)
+
+# These never cross an intermediary, named by Connection or not (RFC 9110 section 7.6.1).
+HOP_BY_HOP: Final = frozenset(
+    {
+        b"connection",
+        b"keep-alive",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+        b"http2-settings",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"proxy-authentication-info",
+    }
+)
+# Fields that Connection must not name: without one of them the message says something else, or somebody else
+# says it (RFC 9110 section 7.6.1).
+NEVER_NOMINATED: Final = frozenset(
+    {
+        b"accept-encoding",
+        b"authorization",
+        b"cache-control",
+        b"cookie",
+        b"date",
+        b"digest",
+        b"expect",
+        b"forwarded",
+        b"host",
+        b"max-forwards",
+        b"origin",
+        b"range",
+        b"referer",
+        b"repr-digest",
+        b"signature",
+        b"signature-input",
+        b"via",
+        b"want-digest",
+        b"x-request-id",
+    }
+)
+NEVER_NOMINATED_PREFIXES: Final = (b"content-", b"gateway-", b"if-", b"x-forwarded-", b"x-real-")
+
+
+def parse_field_lines(lines: bytes, start: int, end: int) -> list[tuple[bytes, bytes]]:
+    """Names in lower case, and values. Only for what FIELD_LINES has matched: there a CR ends a line."""
+    return [(name.lower(), value.strip()) for name, value in _split_field_lines(lines, start, end)]
+
+
+def has_no_other_line_end(text: bytes, lines: int) -> bool:
+    """Whether it has just the ends of its `lines`, and no other control character: no value adds a line."""
+    return text.translate(None, _FIELD_TEXT) == b"\r\n" * lines
+
+
+def list_members(value: bytes) -> list[bytes]:
+    """The members of a comma-separated list, in lower case, empty ones too (RFC 9110 section 5.6.1)."""
+    return [member.strip(b" \t") for member in value.lower().split(b",")]
