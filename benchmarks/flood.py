@@ -29,7 +29,8 @@ from gateway import app
 from gateway.config import Settings
 from gateway.http.headers import Fields, Header, Headers
 from gateway.state.memory import MemoryStore
-from gateway.upstream.upstream import BeforeSend
+from gateway.upstream.reply import Reply
+from gateway.upstream.transport import BeforeSend
 
 JSON: list[Header] = [(b"content-type", b"application/json")]
 PEOPLE = json.dumps({"participants": [{"id": "p1", "state": "connected", "attributes": {}}]}).encode()
@@ -39,29 +40,29 @@ EXPLICIT = b'{"state": "connected", "attributes": {}}'
 FLAT = 10.0  # MiB that a table already full may still grow by
 
 
-class Answer:
-    def __init__(self, status: int, headers: list[Header], body: bytes) -> None:
-        self.status = status
-        self.headers = Fields(headers)
-        self._body = body
+class Whole:
+    """The source of a body that has all arrived."""
 
-    @property
-    def ended(self) -> bool:
-        return not self._body
+    async def more(self, reply: Reply) -> None:
+        raise AssertionError("nothing more is to come")
 
-    def whole(self) -> bytes | None:
-        return None
+    def taken(self) -> None:
+        """Nothing was held back."""
 
-    async def read(self) -> bytes:
-        body, self._body = self._body, b""
-        return body
+    def abandon(self, reply: Reply) -> None:
+        """Nothing is held."""
 
-    def close(self) -> None:
-        pass
+
+def answer(status: int, headers: list[Header], body: bytes) -> Reply:
+    reply = Reply()
+    reply.begin(Whole(), status, Fields(headers))
+    reply.arrived(body)
+    reply.finish()
+    return reply
 
 
 class Upstream:
-    """A gateway.upstream.Wire: GETs show one participant or are refused, all else is accepted."""
+    """A transport: GETs show one participant or are refused, all else is accepted."""
 
     limited = False
 
@@ -75,7 +76,7 @@ class Upstream:
         extra_headers: Headers = (),
         upgrade: bool = False,
         before_send: BeforeSend | None = None,
-    ) -> Answer:
+    ) -> Reply:
         if before_send is not None:
             commit = before_send()
             if commit is not None:
@@ -83,8 +84,8 @@ class Upstream:
         # Else each call would be over before the next begins.
         await asyncio.sleep(0)
         if method != b"GET":
-            return Answer(202, JSON, b"{}")
-        return Answer(429, WAIT, b"{}") if self.limited else Answer(200, JSON, PEOPLE)
+            return answer(202, JSON, b"{}")
+        return answer(429, WAIT, b"{}") if self.limited else answer(200, JSON, PEOPLE)
 
     def close(self) -> None:
         pass
@@ -188,7 +189,7 @@ async def measure(calls: int, at_once: int, max_entries: int) -> bool:
     settings = Settings.model_validate(chosen)
     upstream = Upstream()
     store = MemoryStore(settings.state_cache.max_entries, settings.state_cache.max_bytes)
-    flood = Flood(app.build(settings, wire=upstream, store=store), store, {})
+    flood = Flood(app.build(settings, transport=upstream, store=store), store, {})
     await flood.run("warm", 2000, at_once, UNFILLED)
     floods = {
         "ids": UNFILLED,

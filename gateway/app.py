@@ -20,7 +20,6 @@ from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-import httpx
 import uvicorn
 from starlette.applications import Starlette
 from starlette.middleware.cors import CORSMiddleware
@@ -39,9 +38,11 @@ from gateway.state.locks import ConversationLocks
 from gateway.state.lookup import Lookups
 from gateway.state.memory import MemoryStore
 from gateway.state.store import Store
-from gateway.upstream import pool as transport
-from gateway.upstream.http2 import HttpxWire
-from gateway.upstream.upstream import Upstream, Wire
+from gateway.upstream.connect import tls_context
+from gateway.upstream.connection import Timeouts
+from gateway.upstream.http2 import over_http2
+from gateway.upstream.pool import Pool, PoolLimits
+from gateway.upstream.transport import Transport
 
 log = logging.getLogger("gateway")
 
@@ -73,15 +74,15 @@ class Gateway:
     lookups: Lookups
     locks: ConversationLocks
     audit: Audit
-    wire: Wire
+    transport: Transport
     counts: Counter[str]
     stats: protocol.ServerStats
     draining: asyncio.Event
 
     async def close(self) -> None:
         await self.lookups.close()
-        self.wire.close()
-        await self.wire.wait_closed()
+        self.transport.close()
+        await self.transport.wait_closed()
         self.audit.close()
 
 
@@ -105,7 +106,7 @@ def _soon(call: Callable[[], None]) -> None:
 def build(
     settings: Settings,
     *,
-    wire: Wire | None = None,
+    transport: Transport | None = None,
     store: Store | None = None,
     clock: Callable[[], float] = time.monotonic,
     wall: Callable[[], float] = time.time,
@@ -122,13 +123,12 @@ def build(
     )
     counts: Counter[str] = Counter()
     audit = parts.audit(settings.audit.path, wall, _soon)
-    wire = wire or connect(to)
-    upstream = Upstream(wire, url.path.rstrip("/").encode())
+    transport = transport or connect(to)
     if store is None:
         store = MemoryStore(settings.state_cache.max_entries, settings.state_cache.max_bytes)
     lookups = parts.lookups(
         store,
-        upstream,
+        transport,
         clock=clock,
         wall=wall,
         counts=counts,
@@ -143,7 +143,7 @@ def build(
         rules=rules,
         lookups=lookups,
         locks=locks,
-        upstream=upstream,
+        upstream=transport,
         uploads=UploadSlots(max(1, to.max_connections // 2), to.pool_timeout),
         credentials=credentials,
         hop=hop,
@@ -155,7 +155,7 @@ def build(
         rules=rules,
         lookups=lookups,
         locks=locks,
-        upstream=upstream,
+        upstream=transport,
         passthrough=passthrough,
         audit=audit,
         credentials=credentials,
@@ -177,7 +177,7 @@ def build(
         lookups=lookups,
         locks=locks,
         audit=audit,
-        wire=wire,
+        transport=transport,
         counts=counts,
         stats=protocol.ServerStats(),
         draining=draining,
@@ -222,45 +222,31 @@ def with_cors(app: ASGIApp, cors: CorsSettings) -> protocol.App:
     )
 
 
-def connect(to: UpstreamSettings) -> Wire:
+def connect(to: UpstreamSettings) -> Transport:
     url = urlsplit(to.url)
-    tls = transport.tls_context(to.tls.ca, to.tls.certificate, to.tls.key) if url.scheme == "https" else None
+    prefix = url.path.rstrip("/").encode()
+    tls = tls_context(to.tls.ca, to.tls.certificate, to.tls.key) if url.scheme == "https" else None
+    timeouts = Timeouts(
+        connect=to.connect_timeout,
+        write=to.write_timeout,
+        read=to.read_timeout,
+        pool=to.pool_timeout,
+    )
+    limits = PoolLimits(
+        max_connections=to.max_connections,
+        idle_timeout=to.idle_timeout,
+        max_lifetime=to.max_lifetime,
+    )
     if to.http2:
-        return HttpxWire(
-            httpx.AsyncHTTPTransport(
-                verify=tls or True,
-                http2=True,
-                trust_env=False,
-                limits=httpx.Limits(
-                    max_connections=to.max_connections,
-                    max_keepalive_connections=to.max_connections,
-                    keepalive_expiry=to.idle_timeout,
-                ),
-            ),
-            f"{url.scheme}://{url.netloc}",
-            {
-                "connect": to.connect_timeout,
-                "read": to.read_timeout,
-                "write": to.write_timeout,
-                "pool": to.pool_timeout,
-            },
-        )
-    return transport.Pool(
+        return over_http2(f"{url.scheme}://{url.netloc}", prefix, tls=tls, timeouts=timeouts, limits=limits)
+    return Pool(
         url.scheme,
         url.hostname or "",
         url.port or (443 if url.scheme == "https" else 80),
+        prefix=prefix,
         tls=tls,
-        timeouts=transport.Timeouts(
-            connect=to.connect_timeout,
-            write=to.write_timeout,
-            read=to.read_timeout,
-            pool=to.pool_timeout,
-        ),
-        limits=transport.PoolLimits(
-            max_connections=to.max_connections,
-            idle_timeout=to.idle_timeout,
-            max_lifetime=to.max_lifetime,
-        ),
+        timeouts=timeouts,
+        limits=limits,
     )
 
 

@@ -1,11 +1,11 @@
 """
-This gateway with httpx's own HTTP/1.1 transport as its wire: what the transport alone costs.
+This gateway with httpx's own HTTP/1.1 transport as its transport: what the transport alone costs.
 
     ../shared/bench/compare -- $PWD/.venv/bin/python $PWD/benchmarks/peers/gateway_httpx.py \
         --config ../shared/bench/gateway.yaml
 
 Every other part is the gateway's, and so is the configuration. A body that a client sends chunked and that no
-rule matches can't pass here: `HttpxWire` leaves its framing to HTTP/2.
+rule matches can't pass here: `HttpxTransport` leaves its framing to HTTP/2.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import httpx
 import uvloop
 
 from gateway import app, config
-from gateway.upstream.http2 import HttpxWire
+from gateway.upstream.connection import Timeouts
+from gateway.upstream.http2 import HttpxTransport
 
 
 async def serve(settings: config.Settings) -> None:
@@ -30,17 +31,19 @@ async def serve(settings: config.Settings) -> None:
         keepalive_expiry=to.idle_timeout,
     )
     transport = httpx.AsyncHTTPTransport(http1=True, http2=False, trust_env=False, limits=limits)
-    timeouts = {
-        "connect": to.connect_timeout,
-        "read": to.read_timeout,
-        "write": to.write_timeout,
+    timeouts = Timeouts(
+        connect=to.connect_timeout,
+        read=to.read_timeout,
+        write=to.write_timeout,
         # The gateway's default of 1 s would turn the slowness of httpx's pool into errors.
-        "pool": to.read_timeout,
-    }
+        pool=to.read_timeout,
+    )
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-    async with app.running(settings, app.build(settings, wire=HttpxWire(transport, to.url, timeouts))):
+    async with app.running(
+        settings, app.build(settings, transport=HttpxTransport(transport, to.url, timeouts))
+    ):
         await stopped.wait()
 
 

@@ -24,7 +24,6 @@ _CHUNK_LINE: Final = rb"([0-9A-Fa-f]{1,15}+)((?:%b)*+)\r\n" % _EXTENSION
 _LINE_PREFIX: Final = rb"[0-9A-Fa-f]{1,15}+(?:;%b*+)?+\r?" % FIELD_TEXT
 _match_first = re.compile(_CHUNK_LINE).match
 _match_next = re.compile(rb"\r\n%b" % _CHUNK_LINE).match
-_search_framing = re.compile(rb"(?:\A|\n)(?:content-length|transfer-encoding):", re.IGNORECASE).search
 _prefix_of_first = re.compile(_LINE_PREFIX).fullmatch
 _prefix_of_next = re.compile(rb"\r(?:\n(?:%b)?)?" % _LINE_PREFIX).fullmatch
 
@@ -39,14 +38,24 @@ class TrailersTooLarge(InvalidChunk):
 
 class ChunkedDecoder:
     """
-    One body, in pieces as they come. Extensions are checked and ignored; trailers are checked and dropped,
-    never merged into the head (RFC 9110 section 6.5.1).
+    One body, in pieces as they come. Extensions are checked and ignored; trailers are checked and kept
+    apart, to be dropped: they are never merged into the head (RFC 9110 section 6.5.1).
     """
 
-    __slots__ = ("_extensions", "_held", "_in_trailers", "_match", "_max_extensions", "_remaining", "ended")
+    __slots__ = (
+        "_extensions",
+        "_held",
+        "_in_trailers",
+        "_match",
+        "_max_extensions",
+        "_remaining",
+        "ended",
+        "trailers",
+    )
 
     def __init__(self, max_extensions: float = MAX_EXTENSIONS) -> None:
         self.ended = False
+        self.trailers = b""  # the trailer section as it came
         self._max_extensions = max_extensions
         self._match = _match_first
         self._remaining = 0
@@ -116,8 +125,7 @@ class ChunkedDecoder:
             return len(data)
         if match_field_lines(data, position, end + 2) is None:
             raise InvalidChunk("the trailer section is not made of header fields")
-        if _search_framing(data[position:end]):
-            raise InvalidChunk("the trailer section frames a message")  # RFC 9110 section 6.5.1
+        self.trailers = data[position : end + 2]
         self.ended = True
         return end + 4
 

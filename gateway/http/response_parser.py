@@ -26,6 +26,8 @@ from gateway.http.headers import Fields, Header, text
 
 _HEAD_KEPT: Final = 4096  # bytes of a head that is compared with the next
 _match_status_line = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: (%b*))?\r\n" % FIELD_TEXT).match
+# What no trailer may say (RFC 9110 section 6.5.1); it would be dropped, but who says it is not to be trusted.
+_search_framing = re.compile(rb"(?:\A|\n)(?:content-length|transfer-encoding):", re.IGNORECASE).search
 _FRAMING: Final = frozenset({b"content-length", b"transfer-encoding", b"connection"})
 
 
@@ -164,6 +166,8 @@ class ResponseParser:
         if piece:
             self._sink.received(piece)
         if chunks.ended:
+            if _search_framing(chunks.trailers):
+                raise InvalidReply("the reply's trailers frame a message")
             self._sink.ended(self._keep and taken == len(data))
 
 

@@ -41,7 +41,8 @@ from gateway.state.credentials import CredentialFingerprints
 from gateway.state.locks import ConversationLock, ConversationLocks
 from gateway.state.lookup import LookupRefused, LookupRequest, LookupResults, Lookups, parsed
 from gateway.state.store import Key
-from gateway.upstream.upstream import BeforeSend, Reply, Upstream
+from gateway.upstream.reply import Reply
+from gateway.upstream.transport import BeforeSend, Transport
 
 # A PATCH refused with one of these changed nothing at the upstream, and a repair may cure it.
 CURABLE = frozenset({400, 415, 422})
@@ -81,7 +82,7 @@ class Lifecycle:
         rules: Rules,
         lookups: Lookups,
         locks: ConversationLocks,
-        upstream: Upstream,
+        upstream: Transport,
         passthrough: Passthrough,
         audit: Audit,
         credentials: CredentialFingerprints,

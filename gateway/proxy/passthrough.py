@@ -28,7 +28,8 @@ from gateway.state.credentials import CredentialFingerprints
 from gateway.state.locks import ConversationLocks
 from gateway.state.lookup import Lookups
 from gateway.state.store import Key, Reading
-from gateway.upstream.upstream import BeforeSend, Reply, Upstream
+from gateway.upstream.reply import Reply
+from gateway.upstream.transport import BeforeSend, Transport
 
 AHEAD = 64 * 1024  # bytes of a body that are read before it is sent …
 PATIENCE = 2.0  # … and seconds: then a client that waits for the reply's head before it goes on gets it
@@ -72,7 +73,7 @@ class Passthrough:
     rules: Rules
     lookups: Lookups
     locks: ConversationLocks
-    upstream: Upstream
+    upstream: Transport
     uploads: UploadSlots
     credentials: CredentialFingerprints
     hop: Hop

@@ -32,7 +32,8 @@ from gateway.repairs.encoding import Damaged, inflate
 from gateway.repairs.findings import Unfilled
 from gateway.rules import FillTarget
 from gateway.state.store import Key, Reading, Store
-from gateway.upstream.upstream import Reply, Upstream
+from gateway.upstream.reply import Reply
+from gateway.upstream.transport import Transport
 
 # Answers about the caller or the conversation: the client gets them as the upstream gave them (C5).
 REFUSALS = frozenset({401, 403, 404, 429})
@@ -150,7 +151,7 @@ class Lookups:
     def __init__(
         self,
         store: Store,
-        upstream: Upstream,
+        upstream: Transport,
         *,
         clock: Callable[[], float],
         wall: Callable[[], float],

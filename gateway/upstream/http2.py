@@ -1,59 +1,88 @@
 """
 The upstream over httpx's own transport: chosen by `upstream.http2`, and fit for any other httpx transport.
+
+The only file that knows httpx and its errors.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any, Final
 
 import httpx
 
+from gateway import errors
 from gateway.http.headers import Fields, Headers
+from gateway.upstream.connect import not_connected
+from gateway.upstream.connection import Timeouts
+from gateway.upstream.pool import PoolLimits
+from gateway.upstream.reply import Reply
+from gateway.upstream.transport import BeforeSend
 
 # Transfer-Encoding stays, for an upstream that speaks HTTP/1.1 after all: for the others httpcore drops it.
-CONNECTION = frozenset({b"connection", b"upgrade"})
-FRAMING = frozenset({b"content-length", b"transfer-encoding"})
+OF_THE_CONNECTION: Final = frozenset({b"connection", b"upgrade"})
+FRAMING: Final = frozenset({b"content-length", b"transfer-encoding"})
+
+TRANSLATIONS: Final[tuple[tuple[type[httpx.HTTPError], type[errors.UpstreamError]], ...]] = (
+    (httpx.PoolTimeout, errors.PoolExhausted),
+    (httpx.ConnectTimeout, errors.ConnectTimeout),
+    (httpx.TimeoutException, errors.ReadTimeout),
+    (httpx.ProtocolError, errors.InvalidReply),
+)
 
 
-class HttpxReply:
-    def __init__(self, response: httpx.Response, closing: set[asyncio.Task[None]]) -> None:
-        assert isinstance(response.stream, httpx.AsyncByteStream)
-        self.status = response.status_code
-        self.headers = Fields((name.lower(), value) for name, value in response.headers.raw)
-        self._stream = response.stream
-        self._pieces = aiter(response.stream)
-        self._closing = closing
-        self._closed = False
-        self.ended = False
-
-    def whole(self) -> None:
-        """httpx does not tell what has arrived."""
-
-    async def read(self) -> bytes:
-        try:
-            return await anext(self._pieces)
-        except StopAsyncIteration:
-            self.ended = True
-            return b""
-
-    def close(self) -> None:
-        if not self._closed:
-            self._closed = True
-            # httpx can only close in a coroutine: it is waited for when the wire itself is closed.
-            task = asyncio.ensure_future(self._stream.aclose())
-            self._closing.add(task)
-            task.add_done_callback(self._closing.discard)
+@contextmanager
+def our_errors() -> Iterator[None]:
+    try:
+        yield
+    except httpx.HTTPError as error:
+        raise translated(error) from error
 
 
-class HttpxWire:
-    """`origin` as scheme://host:port. The transport, never a client: a client has cookies (C4)."""
+def translated(error: httpx.HTTPError) -> errors.UpstreamError:
+    detail = str(error) or type(error).__name__
+    if isinstance(error, httpx.ConnectError):
+        return not_connected(error, detail)
+    kinds = [ours for theirs, ours in TRANSLATIONS if isinstance(error, theirs)]
+    return (kinds[0] if kinds else errors.ConnectionTerminated)(detail)
 
-    def __init__(self, transport: httpx.AsyncBaseTransport, origin: str, timeouts: dict[str, float]) -> None:
+
+def over_http2(
+    origin: str, prefix: bytes, *, tls: ssl.SSLContext | None, timeouts: Timeouts, limits: PoolLimits
+) -> HttpxTransport:
+    """`origin` as scheme://host:port."""
+    transport = httpx.AsyncHTTPTransport(
+        verify=tls or True,
+        http2=True,
+        trust_env=False,
+        limits=httpx.Limits(
+            max_connections=limits.max_connections,
+            max_keepalive_connections=limits.max_connections,
+            keepalive_expiry=limits.idle_timeout,
+        ),
+    )
+    return HttpxTransport(transport, origin, timeouts, prefix)
+
+
+class HttpxTransport:
+    """A Transport (transport.py) over one of httpx's. Never a client: a client has cookies (C4)."""
+
+    def __init__(
+        self,
+        transport: httpx.AsyncBaseTransport,
+        origin: str,
+        timeouts: Timeouts,
+        prefix: bytes = b"",
+    ) -> None:
+        """`origin` as scheme://host:port; `prefix` goes before each target but `*`."""
         self._transport = transport
         self._origin = httpx.URL(origin)
-        self._timeouts = timeouts
+        self._timeouts = asdict(timeouts)
+        self._prefix = prefix
         self._closing: set[asyncio.Task[None]] = set()
 
     async def send(
@@ -65,24 +94,31 @@ class HttpxWire:
         *,
         extra_headers: Headers = (),
         upgrade: bool = False,
-        before_send: Callable[[], Callable[[], None] | None] | None = None,
-    ) -> HttpxReply:
+        before_send: BeforeSend | None = None,
+    ) -> Reply:
         """Never upgrades: HTTP/2 has none (RFC 9113 section 8.6), so what was offered is left out."""
+        if self._prefix and target != b"*":
+            target = self._prefix + target
         extensions: dict[str, Any] = {"target": target, "timeout": self._timeouts}
         if before_send is not None:
             extensions["trace"] = _at_the_head(before_send)
-        fields = [pair for pair in (*headers, *extra_headers) if pair[0] not in CONNECTION]
+        fields = [pair for pair in (*headers, *extra_headers) if pair[0] not in OF_THE_CONNECTION]
         if isinstance(body, bytes) and FRAMING.isdisjoint(name for name, _ in fields):
             fields.append((b"content-length", b"%d" % len(body)))
         request = httpx.Request(
             method.decode(),
             self._origin,
             headers=fields,
-            stream=_Stream(body),
+            stream=_RequestStream(body),
             # With the target as it came: httpx would normalise a URL's path.
             extensions=extensions,
         )
-        return HttpxReply(await self._transport.handle_async_request(request), self._closing)
+        with our_errors():
+            response = await self._transport.handle_async_request(request)
+        reply = Reply()
+        names = Fields((name.lower(), value) for name, value in response.headers.raw)
+        reply.begin(_ReplyStream(response, self._closing), response.status_code, names)
+        return reply
 
     def close(self) -> None:
         """Nothing can be closed at once: wait_closed does it."""
@@ -92,9 +128,43 @@ class HttpxWire:
         await self._transport.aclose()
 
 
-def _at_the_head(
-    before_send: Callable[[], Callable[[], None] | None],
-) -> Callable[[str, object], Awaitable[None]]:
+class _ReplyStream:
+    """
+    The source of a reply's body: httpx's stream, which does not tell what has arrived until it is asked.
+    """
+
+    def __init__(self, response: httpx.Response, closing: set[asyncio.Task[None]]) -> None:
+        assert isinstance(response.stream, httpx.AsyncByteStream)
+        self._stream = response.stream
+        self._pieces = aiter(response.stream)
+        self._closing = closing
+
+    async def more(self, reply: Reply) -> None:
+        try:
+            with our_errors():
+                reply.arrived(await anext(self._pieces))
+        except StopAsyncIteration:
+            reply.finish()
+            self._close()
+        except errors.UpstreamError as error:
+            reply.finish(error)
+            self._close()
+
+    def taken(self) -> None:
+        """Nothing more is read until it is asked for."""
+
+    def abandon(self, reply: Reply) -> None:
+        reply.finish()
+        self._close()
+
+    def _close(self) -> None:
+        # httpx can only close in a coroutine: it is waited for when the transport itself is closed.
+        task = asyncio.ensure_future(self._stream.aclose())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+
+def _at_the_head(before_send: BeforeSend) -> Callable[[str, object], Awaitable[None]]:
     """httpcore tells of each step before it takes it: the first bytes of a request are its head's."""
 
     async def trace(step: str, _: object) -> None:
@@ -106,7 +176,7 @@ def _at_the_head(
     return trace
 
 
-class _Stream(httpx.AsyncByteStream):
+class _RequestStream(httpx.AsyncByteStream):
     def __init__(self, body: bytes | AsyncIterator[bytes] | None) -> None:
         self._body = body
 

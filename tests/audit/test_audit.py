@@ -195,8 +195,11 @@ async def test_on_a_full_disk_rewrites_are_503_and_the_rest_passes() -> None:
 @FULL
 async def test_a_call_that_cannot_be_recorded_keeps_no_connection_and_no_turn() -> None:
     async with mock() as upstream:
-        wire = app.connect(UpstreamSettings(url=upstream.url, max_connections=1))
-        async with gateway(upstream.url, audit="/dev/full", wire=wire) as running, running.client() as client:
+        one = app.connect(UpstreamSettings(url=upstream.url, max_connections=1))
+        async with (
+            gateway(upstream.url, audit="/dev/full", transport=one) as running,
+            running.client() as client,
+        ):
             for _ in range(5):
                 refused = await client.patch(PARTICIPANT, content=BODY, headers=TOKEN)
                 assert refused.status_code == 503

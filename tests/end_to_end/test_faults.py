@@ -61,7 +61,7 @@ async def in_front_of(url: str, **to: Any) -> AsyncIterator[Running]:
     settings = UpstreamSettings.model_validate(
         {"url": url, "connect_timeout": "600ms", "read_timeout": "300ms", "write_timeout": "300ms", **to}
     )
-    async with gateway(url, wire=app.connect(settings)) as running:
+    async with gateway(url, transport=app.connect(settings)) as running:
         yield running
 
 

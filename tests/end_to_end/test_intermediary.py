@@ -72,9 +72,9 @@ async def pair(*scripts: Script, **changes: Any) -> AsyncIterator[Pair]:
 
 
 def pool(running: Running) -> Pool:
-    wire = running.gateway.wire
-    assert isinstance(wire, Pool)
-    return wire
+    transport = running.gateway.transport
+    assert isinstance(transport, Pool)
+    return transport
 
 
 def anonymous(raw: bytes) -> bytes:

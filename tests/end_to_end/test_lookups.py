@@ -398,8 +398,8 @@ async def test_a_look_up_that_takes_too_long_is_504(pieces: tuple[bytes, ...], l
         url = f"http://127.0.0.1:{upstream.port}"
         changes: dict[str, Any] = {"fill": {"max_age": "150ms"}}
         if limit == "read_timeout":
-            wire = app.connect(UpstreamSettings(url=url, read_timeout="150ms"))  # type: ignore[arg-type]
-            changes = {"fill": {"max_age": 0}, "wire": wire}
+            transport = app.connect(UpstreamSettings(url=url, read_timeout="150ms"))  # type: ignore[arg-type]
+            changes = {"fill": {"max_age": 0}, "transport": transport}
         async with gateway(url, **changes) as running, running.client() as client:
             answer = await client.patch(PARTICIPANT, content=BODY, headers=TOKEN)
 

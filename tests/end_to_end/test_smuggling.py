@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from gateway import app
 from gateway.config import UpstreamSettings
-from gateway.upstream.upstream import Wire
+from gateway.upstream.transport import Transport
 from tests.support.gateways import Running, gateway
 from tests.support.raw_upstream import OK, Peer, RawUpstream, Script, answering
 from tests.support.serving import Client, connect
@@ -277,7 +277,7 @@ def reduced(message: Message) -> Message:
 # Towards the client.
 
 
-def impatient(port: int) -> Wire:
+def impatient(port: int) -> Transport:
     return app.connect(
         UpstreamSettings.model_validate({"url": f"http://127.0.0.1:{port}", "read_timeout": "30ms"})
     )
@@ -388,7 +388,7 @@ async def test_no_mangled_reply_is_read_otherwise_or_answers_another_request(
     data = edited(data, edits)
     async with (
         RawUpstream(saying(data, cuts)) as upstream,
-        gateway(f"http://127.0.0.1:{upstream.port}", wire=impatient(upstream.port)) as running,
+        gateway(f"http://127.0.0.1:{upstream.port}", transport=impatient(upstream.port)) as running,
         connect(running.port) as client,
     ):
         await client.send(b"GET /first HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")

@@ -310,9 +310,9 @@ async def test_a_refusal_of_any_size_is_relayed_whole_and_holds_no_connection(si
     """With one connection to the upstream: a refusal that is held on to must not be in the look-up's way."""
     said = json.dumps({"message": "x" * size}).encode()
     async with mock() as upstream:
-        wire = app.connect(UpstreamSettings(url=upstream.url, max_connections=1))
+        transport = app.connect(UpstreamSettings(url=upstream.url, max_connections=1))
         async with (
-            gateway(upstream.url, rule={"mode": "on_reject"}, wire=wire) as running,
+            gateway(upstream.url, rule={"mode": "on_reject"}, transport=transport) as running,
             running.client() as client,
         ):
             upstream.faults += [

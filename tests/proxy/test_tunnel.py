@@ -53,7 +53,7 @@ async def websocket(
 
 async def nobody_holds(running: Running) -> None:
     """Until the pool has no connection left: the tunnel is gone at both ends."""
-    pool = running.gateway.wire
+    pool = running.gateway.transport
     assert isinstance(pool, Pool)
     await until(lambda: not pool.size)
 

@@ -10,18 +10,18 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import httpx
-
 from gateway.app import PARTS, Parts
+from gateway.errors import ReadTimeout
 from gateway.http.headers import Headers
 from gateway.state.credentials import CredentialFingerprints
 from gateway.state.locks import ConversationLock, ConversationLocks
 from gateway.state.lookup import LookupRequest, Lookups
 from gateway.state.memory import MemoryStore
 from gateway.state.store import Key, Reading, Store
-from gateway.upstream.upstream import BeforeSend, Wire
+from gateway.upstream.reply import Reply
+from gateway.upstream.transport import BeforeSend, Transport
 from tests.simulation.schedule import Schedule, Terms
-from tests.simulation.upstream import SimulatedReply, SimulatedUpstream
+from tests.simulation.upstream import SimulatedUpstream
 from tests.simulation.world import World
 
 
@@ -120,7 +120,7 @@ def _delete(store: MemoryStore, conversation: str | None) -> None:
 class Retrying:
     """A call that was not answered in time is sent once more."""
 
-    wire: SimulatedUpstream
+    transport: SimulatedUpstream
 
     async def send(
         self,
@@ -132,21 +132,21 @@ class Retrying:
         extra_headers: Headers = (),
         upgrade: bool = False,
         before_send: BeforeSend | None = None,
-    ) -> SimulatedReply:
+    ) -> Reply:
         try:
-            return await self.wire.send(
+            return await self.transport.send(
                 method, target, headers, body, extra_headers=extra_headers, before_send=before_send
             )
-        except httpx.ReadTimeout:
+        except ReadTimeout:
             if isinstance(body, AsyncIterator):
                 raise
-            return await self.wire.send(method, target, headers, body, extra_headers=extra_headers)
+            return await self.transport.send(method, target, headers, body, extra_headers=extra_headers)
 
     def close(self) -> None:
-        self.wire.close()
+        self.transport.close()
 
     async def wait_closed(self) -> None:
-        await self.wire.wait_closed()
+        await self.transport.wait_closed()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,10 +156,10 @@ class Mutant:
     promise: str
     parts: Parts = PARTS
     store: Callable[[Terms], Store] | None = None
-    wire: Callable[[SimulatedUpstream], Wire] | None = None
+    transport: Callable[[SimulatedUpstream], Transport] | None = None
 
     def world(self, schedule: Schedule) -> World:
-        return World(schedule, self.parts, self.store, self.wire)
+        return World(schedule, self.parts, self.store, self.transport)
 
 
 def _store(kind: type[MemoryStore]) -> Callable[[Terms], Store]:
@@ -174,7 +174,7 @@ MUTANTS: dict[str, Mutant] = {
     "key without credential": Mutant(promise="S6", parts=Parts(credentials=NoCredential)),
     "age from the end of the GET": Mutant(promise="S2", parts=Parts(lookups=AgeFromTheEnd)),
     "check and store in two steps": Mutant(promise="S5", store=_store(TwoSteps)),
-    "retry after a timeout": Mutant(promise="C2", wire=Retrying),
+    "retry after a timeout": Mutant(promise="C2", transport=Retrying),
 }
 # Not the gateway's store, but one that is as right, and that the two steps would be taken in.
 SOUND = Mutant(promise="none", store=_store(Trusting))

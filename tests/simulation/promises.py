@@ -405,8 +405,8 @@ def traces(evidence: Evidence) -> Iterator[Violation]:
     history = evidence.history
     if history.lines:
         yield Violation("traces", f"{history.lines} lines of the order are left")
-    for reply in history.open_replies if not history.schedule.climate.store else ():
-        yield Violation("traces", f"the reply to #{reply.sent.number} was never closed")
+    for unread in history.open_replies if not history.schedule.climate.store else ():
+        yield Violation("traces", f"the reply to #{unread.number} was never closed")
     for failure in history.failures:
         yield Violation("traces", f"nobody caught {failure!r}")
     first = {sent.id: sent for sent in reversed(evidence.ledger) if sent.about.kind not in {"read", "other"}}

@@ -1,7 +1,7 @@
 """
 The upstream, simulated: eventually consistent, with a ledger of all that it was sent.
 
-It implements `gateway.upstream.Wire`. The truth is a history of values; a GET shows it as a replica
+It is a `gateway.upstream.transport.Transport`. The truth is a history of values; a GET shows it as a replica
 that lags has it, a write is applied at a moment of its own, before or after its answer, or though the
 answer is lost. The gateway giving up changes nothing of what has left already.
 """
@@ -18,11 +18,11 @@ from email.utils import formatdate
 from random import Random
 from typing import Any
 
-import httpx
-
+from gateway.errors import ConnectionRefused, ConnectionTerminated, InvalidReply, ReadTimeout
 from gateway.http import headers as h
 from gateway.http.headers import Fields, Header, Headers
-from gateway.upstream.upstream import BeforeSend
+from gateway.upstream.reply import Reply
+from gateway.upstream.transport import BeforeSend
 from tests.simulation.loop import Loop
 from tests.simulation.schedule import (
     FAULTS,
@@ -88,42 +88,35 @@ class Sent:
 
 
 @dataclass(slots=True)
-class SimulatedReply:
-    status: int
-    headers: Fields
+class SimulatedBody:
+    """Where a reply's body comes from (gateway.upstream.reply.Source)."""
+
     pieces: list[bytes]
     sent: Sent
     loop: Loop
     rest: float = 0.0
     breaks: bool = False
-    closed: bool = False
 
-    @property
-    def ended(self) -> bool:
-        return not self.pieces and not self.breaks
-
-    def whole(self) -> bytes | None:
-        if self.rest or not self.ended:
-            return None
-        return b""
-
-    async def read(self) -> bytes:
+    async def more(self, reply: Reply) -> None:
         if not self.pieces:
-            if self.breaks:
-                raise httpx.RemoteProtocolError("the reply broke off")
-            return b""
+            reply.finish(InvalidReply("the reply broke off"))
+            return
         if self.rest:
             await asyncio.sleep(self.rest / 2)
-        piece = self.pieces.pop(0)
-        self.read_to_its_end()
-        return piece
+        reply.arrived(self.pieces.pop(0))
+        self.end(reply)
 
-    def read_to_its_end(self) -> None:
-        if self.ended:
+    def end(self, reply: Reply) -> None:
+        """If nothing is left to come."""
+        if not self.pieces and not self.breaks:
             self.sent.complete = self.loop.clock()
+            reply.finish()
 
-    def close(self) -> None:
-        self.closed = True
+    def taken(self) -> None:
+        """Nothing more comes until it is asked for."""
+
+    def abandon(self, reply: Reply) -> None:
+        reply.finish()
 
 
 class SimulatedUpstream:
@@ -136,7 +129,7 @@ class SimulatedUpstream:
         self._told: dict[str, int] = {}
         self._writes = 0
         self.ledger: list[Sent] = []
-        self.replies: list[SimulatedReply] = []
+        self.replies: list[tuple[Sent, Reply]] = []
         self.truth: dict[str, dict[str, dict[str, list[tuple[float, str]]]]] = {
             conversation: {
                 participant: {name: [(0.0, value)] for name, value in fields.items()}
@@ -153,7 +146,7 @@ class SimulatedUpstream:
         history.append((self._loop.clock(), value))
         return True
 
-    # --- the wire
+    # --- the transport
 
     async def send(
         self,
@@ -165,7 +158,7 @@ class SimulatedUpstream:
         extra_headers: Headers = (),
         upgrade: bool = False,
         before_send: BeforeSend | None = None,
-    ) -> SimulatedReply:
+    ) -> Reply:
         sent = self._received(method.decode().upper(), target.decode(), [*headers, *extra_headers])
         try:
             if isinstance(body, AsyncIterator):
@@ -213,23 +206,23 @@ class SimulatedUpstream:
         self.ledger.append(sent)
         return sent
 
-    async def _answered(self, sent: Sent) -> SimulatedReply:
+    async def _answered(self, sent: Sent) -> Reply:
         fate, loop = sent.fate, self._loop
         if fate.loss == "refused":
             await asyncio.sleep(fate.out)
-            raise httpx.ConnectError("nobody listens")
-        answer: asyncio.Future[SimulatedReply] = loop.create_future()
+            raise ConnectionRefused("nobody listens")
+        answer: asyncio.Future[Reply] = loop.create_future()
         if fate.loss != "request":
             loop.call_later(fate.out, self._serve, sent, answer)
         try:
             async with asyncio.timeout(READ_TIMEOUT):
                 reply = await answer
         except TimeoutError as error:
-            raise httpx.ReadTimeout("no answer") from error
-        self.replies.append(reply)
+            raise ReadTimeout("no answer") from error
+        self.replies.append((sent, reply))
         return reply
 
-    def _serve(self, sent: Sent, answer: asyncio.Future[SimulatedReply]) -> None:
+    def _serve(self, sent: Sent, answer: asyncio.Future[Reply]) -> None:
         """The upstream has the whole request. What happens now happens, whoever still waits."""
         fate = sent.fate
         status, headers, body = self._done(sent)
@@ -237,15 +230,17 @@ class SimulatedUpstream:
             return
         pieces = [piece for piece in (body[: len(body) // 2], body[len(body) // 2 :]) if piece]
         breaks = fate.fault == "cut" and status == 200
-        reply = SimulatedReply(status, Fields(headers), pieces, sent, self._loop, fate.rest, breaks)
+        source = SimulatedBody(pieces, sent, self._loop, fate.rest, breaks)
+        reply = Reply()
+        reply.begin(source, status, Fields(headers))
 
         def arrives() -> None:
             if answer.done():
                 return
             if fate.loss == "reply":
-                answer.set_exception(httpx.ReadError("reset"))
+                answer.set_exception(ConnectionTerminated("reset"))
                 return
-            reply.read_to_its_end()
+            source.end(reply)
             answer.set_result(reply)
 
         self._loop.call_later(fate.back, arrives)

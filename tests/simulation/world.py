@@ -27,10 +27,10 @@ from gateway.errors import GatewayError
 from gateway.http.headers import Fields, Header, Headers
 from gateway.state.memory import MemoryStore
 from gateway.state.store import Key, Reading, Store
-from gateway.upstream.upstream import Wire
+from gateway.upstream.transport import Transport
 from tests.simulation.loop import Loop
 from tests.simulation.schedule import ALLOWED, BULK, PREFIX, Change, Climate, Jump, Request, Schedule, Terms
-from tests.simulation.upstream import LARGE, Sent, SimulatedReply, SimulatedUpstream
+from tests.simulation.upstream import LARGE, Sent, SimulatedUpstream
 
 NOON = 1_800_000_000.0  # Unix seconds
 QUIET = 30.0  # seconds that are waited for what the last call left behind
@@ -78,7 +78,7 @@ class History:
     told: dict[str, Told]
     log: list[Recorded]
     counts: Counter[str]
-    open_replies: list[SimulatedReply]
+    open_replies: list[Sent]
     lines: int  # of the order, that nobody stands in any more
     failures: list[BaseException | str]
 
@@ -199,12 +199,12 @@ def settings(terms: Terms) -> Settings:
 
 @dataclass(slots=True)
 class World:
-    """`parts`, `store` and `wire` replace the gateway's own, which is how a mutant is made."""
+    """`parts`, `store` and `transport` replace the gateway's own, which is how a mutant is made."""
 
     schedule: Schedule
     parts: Parts = field(default_factory=Parts)
     store: Callable[[Terms], Store] | None = None
-    wire: Callable[[SimulatedUpstream], Wire] | None = None
+    transport: Callable[[SimulatedUpstream], Transport] | None = None
     offset: float = 0.0
 
     def run(self) -> History:
@@ -215,7 +215,7 @@ class World:
         told: dict[str, Told] = {}
         gateway = app.build(
             settings(schedule.terms),
-            wire=self.wire(upstream) if self.wire else upstream,
+            transport=self.transport(upstream) if self.transport else upstream,
             store=self._store(schedule.terms, schedule.climate),
             clock=loop.clock,
             wall=lambda: NOON + loop.time() + self.offset,
@@ -236,7 +236,7 @@ class World:
             told,
             log,
             gateway.counts,
-            [reply for reply in upstream.replies if not reply.closed],
+            [sent for sent, reply in upstream.replies if not reply.over],
             len(gateway.locks),
             loop.failures,
         )

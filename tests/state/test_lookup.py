@@ -35,7 +35,7 @@ from gateway.state.lookup import (
 )
 from gateway.state.memory import OVERHEAD, MemoryStore
 from gateway.state.store import Key, Reading
-from gateway.upstream.upstream import Upstream
+from gateway.upstream.reply import Reply
 from tests.simulation.plays import kept, legacy, look_ups, read, sends
 from tests.simulation.schedule import Fate
 
@@ -48,36 +48,37 @@ def document(state: str = "connected") -> bytes:
     return json.dumps({"id": "c1", "participants": [{"id": "p1", "state": state}]}).encode()
 
 
-@dataclass(slots=True)
-class Replied:
-    status: int
-    headers: Fields
-    body: bytes
+class Whole:
+    """The source of a body that has all arrived."""
 
-    @property
-    def ended(self) -> bool:
-        return not self.body
+    async def more(self, reply: Reply) -> None:
+        raise AssertionError("nothing more is to come")
 
-    def whole(self) -> bytes | None:
-        return None
+    def taken(self) -> None:
+        """Nothing was held back."""
 
-    async def read(self) -> bytes:
-        body, self.body = self.body, b""
-        return body
-
-    def close(self) -> None:
+    def abandon(self, reply: Reply) -> None:
         """Nothing is held."""
+
+
+def replied(status: int, headers: Fields, body: bytes) -> Reply:
+    reply = Reply()
+    reply.begin(Whole(), status, headers)
+    if body:
+        reply.arrived(body)
+    reply.finish()
+    return reply
 
 
 @dataclass(slots=True)
 class Scripted:
-    """A wire whose replies are given beforehand; `asked` are the headers of each GET."""
+    """A transport whose replies are given beforehand; `asked` are the headers of each GET."""
 
-    replies: list[Replied] = field(default_factory=list)
+    replies: list[Reply] = field(default_factory=list)
     asked: list[dict[bytes, bytes]] = field(default_factory=list)
 
     def will(self, status: int, body: bytes = b"", *headers: Header) -> None:
-        self.replies.append(Replied(status, Fields(headers), body))
+        self.replies.append(replied(status, Fields(headers), body))
 
     async def send(
         self,
@@ -88,7 +89,7 @@ class Scripted:
         *,
         extra_headers: Headers = (),
         **rest: object,
-    ) -> Replied:
+    ) -> Reply:
         assert (method, target, body) == (b"GET", TARGET, None)
         self.asked.append(dict([*headers, *extra_headers]))
         return self.replies.pop(0)
@@ -102,9 +103,9 @@ class Scripted:
 
 @dataclass(slots=True)
 class Bench:
-    """States over a scripted wire, with a clock that is wound by hand."""
+    """States over a scripted transport, with a clock that is wound by hand."""
 
-    wire: Scripted = field(default_factory=Scripted)
+    transport: Scripted = field(default_factory=Scripted)
     now: float = 100.0
     counts: Counter[str] = field(default_factory=Counter)
     store: MemoryStore = field(default_factory=lambda: MemoryStore(100, 2**20))
@@ -114,7 +115,7 @@ class Bench:
     def __post_init__(self) -> None:
         self.states = Lookups(
             self.store,
-            Upstream(self.wire),
+            self.transport,
             clock=lambda: self.now,
             wall=lambda: NOW + self.now,
             counts=self.counts,
@@ -160,7 +161,7 @@ class Bench:
 @pytest.mark.parametrize("status", [401, 403, 404, 429])
 async def test_a_refusal_is_the_callers_to_see_as_the_upstream_said_it(status: int) -> None:
     bench = Bench()
-    bench.wire.will(status, b'{"code": "no"}', JSON, (b"x-correlation", b"7"), (b"connection", b"close"))
+    bench.transport.will(status, b'{"code": "no"}', JSON, (b"x-correlation", b"7"), (b"connection", b"close"))
 
     with pytest.raises(LookupRefused) as raised:
         await bench.states.look_up(bench.ask())
@@ -192,7 +193,7 @@ async def test_what_is_no_whole_json_document_is_no_answer(
     status: int, body: bytes, headers: list[Header]
 ) -> None:
     bench = Bench()
-    bench.wire.will(status, body, *headers)
+    bench.transport.will(status, body, *headers)
 
     with pytest.raises(LookupFailed):
         await bench.states.look_up(bench.ask())
@@ -213,15 +214,15 @@ async def test_a_429_holds_back_look_ups_until_retry_after_and_never_longer_than
     value: bytes, seconds: int
 ) -> None:
     bench = Bench()
-    bench.wire.will(429, b"slow down", (b"retry-after", value))
-    bench.wire.will(200, document(), JSON)
+    bench.transport.will(429, b"slow down", (b"retry-after", value))
+    bench.transport.will(200, document(), JSON)
 
     with pytest.raises(LookupRefused):
         await bench.states.look_up(bench.ask())
     bench.now += seconds - 1.5
     with pytest.raises(LookupRefused) as raised:
         await bench.states.look_up(bench.ask())
-    assert len(bench.wire.asked) == 1
+    assert len(bench.transport.asked) == 1
     assert raised.value.refusal.body == b"slow down"
     assert raised.value.refusal.headers == [(b"retry-after", b"2")]
     assert bench.counts["lookups_held_back"] == 1
@@ -232,9 +233,9 @@ async def test_a_429_holds_back_look_ups_until_retry_after_and_never_longer_than
 
 async def test_a_pause_is_that_callers_alone_and_not_for_what_is_in_the_cache() -> None:
     bench = Bench()
-    bench.wire.will(200, document(), JSON)
-    bench.wire.will(429, b"", (b"retry-after", b"9"))
-    bench.wire.will(200, document(), JSON)
+    bench.transport.will(200, document(), JSON)
+    bench.transport.will(429, b"", (b"retry-after", b"9"))
+    bench.transport.will(200, document(), JSON)
 
     await bench.found(caller="A")
     bench.now += 0.5
@@ -247,8 +248,8 @@ async def test_a_pause_is_that_callers_alone_and_not_for_what_is_in_the_cache() 
 @pytest.mark.parametrize("value", [None, b"0", b"soon", b"-5", b"", b"Sun, 99 Nov 1994 08:49:37 GMT"])
 async def test_a_429_that_does_not_say_until_when_holds_nothing_back(value: bytes | None) -> None:
     bench = Bench()
-    bench.wire.will(429, b"", *([(b"retry-after", value)] if value is not None else []))
-    bench.wire.will(200, document(), JSON)
+    bench.transport.will(429, b"", *([(b"retry-after", value)] if value is not None else []))
+    bench.transport.will(200, document(), JSON)
 
     with pytest.raises(LookupRefused):
         await bench.states.look_up(bench.ask())
@@ -288,14 +289,14 @@ def test_no_retry_after_is_too_odd(value: bytes) -> None:
 
 async def test_an_expired_reading_with_an_etag_is_revalidated_and_renewed_from_that_moment() -> None:
     bench = Bench()
-    bench.wire.will(200, document(), JSON, (b"etag", b'"one"'))
-    bench.wire.will(304)
+    bench.transport.will(200, document(), JSON, (b"etag", b'"one"'))
+    bench.transport.will(304)
 
     await bench.found()
     bench.now += 1.5
     renewed = await bench.found()
-    assert bench.wire.asked[0].get(b"if-none-match") is None
-    assert bench.wire.asked[1][b"if-none-match"] == b'"one"'
+    assert bench.transport.asked[0].get(b"if-none-match") is None
+    assert bench.transport.asked[1][b"if-none-match"] == b'"one"'
     assert (renewed.value, renewed.source) == ("connected", "lookup")
     assert renewed.reading.started == bench.now
     assert bench.counts["lookups_revalidated"] == 1
@@ -306,22 +307,22 @@ async def test_an_expired_reading_with_an_etag_is_revalidated_and_renewed_from_t
 
 async def test_what_changed_meanwhile_replaces_the_reading_and_its_etag() -> None:
     bench = Bench()
-    bench.wire.will(200, document(), JSON, (b"etag", b'"one"'))
-    bench.wire.will(200, document("active"), JSON, (b"etag", b'"two"'))
-    bench.wire.will(304)
+    bench.transport.will(200, document(), JSON, (b"etag", b'"one"'))
+    bench.transport.will(200, document("active"), JSON, (b"etag", b'"two"'))
+    bench.transport.will(304)
 
     await bench.found()
     bench.now += 1.5
     assert (await bench.found()).value == "active"
     bench.now += 1.5
     assert (await bench.found()).value == "active"
-    assert bench.wire.asked[2][b"if-none-match"] == b'"two"'
+    assert bench.transport.asked[2][b"if-none-match"] == b'"two"'
 
 
 async def test_a_304_that_nobody_asked_for_is_no_answer() -> None:
     bench = Bench()
-    bench.wire.will(200, document(), JSON)
-    bench.wire.will(304)
+    bench.transport.will(200, document(), JSON)
+    bench.transport.will(304)
 
     await bench.found()
     bench.now += 1.5
@@ -331,8 +332,8 @@ async def test_a_304_that_nobody_asked_for_is_no_answer() -> None:
 
 async def test_a_reading_that_a_write_overtook_is_revalidated_too() -> None:
     bench = Bench()
-    bench.wire.will(200, document(), JSON, (b"etag", b'W/"one"'))
-    bench.wire.will(304)
+    bench.transport.will(200, document(), JSON, (b"etag", b'W/"one"'))
+    bench.transport.will(304)
 
     old = await bench.found()
     await bench.states.invalidate("c1")
@@ -356,7 +357,7 @@ async def test_only_a_strong_etag_guards_and_only_where_it_is_wanted(
     etag: bytes | None, guarded: bool, guard: bytes | None
 ) -> None:
     bench = Bench()
-    bench.wire.will(200, document(), JSON, *([(b"etag", etag)] if etag else []))
+    bench.transport.will(200, document(), JSON, *([(b"etag", etag)] if etag else []))
 
     assert LookupResults({"state": await bench.found(guarded=guarded)}).guard == guard
 
@@ -417,7 +418,7 @@ async def test_what_a_client_read_is_kept_as_if_it_had_been_looked_up(
     assert await learned(bench, body, coding)
     assert (await bench.found()).source == "cache"
     bench.now += 1.1
-    bench.wire.will(200, document("active"), JSON)
+    bench.transport.will(200, document("active"), JSON)
     assert (await bench.found()).value == "active"
 
 
@@ -443,7 +444,7 @@ async def test_what_is_no_whole_document_or_too_large_is_not_learned(
 
 async def test_what_was_read_later_is_not_replaced_by_what_a_client_read_before() -> None:
     bench = Bench()
-    bench.wire.will(200, document("active"), JSON)
+    bench.transport.will(200, document("active"), JSON)
     early = Reading(document(), bench.now, await bench.states.generation("c1"), learned=True)
     bench.now += 0.1
     await bench.found()
@@ -467,7 +468,7 @@ async def test_what_a_client_began_to_read_before_a_write_is_not_learned() -> No
 async def test_with_max_age_0_nothing_learned_is_used() -> None:
     bench = Bench()
     await learned(bench, document())
-    bench.wire.will(200, document("active"), JSON)
+    bench.transport.will(200, document("active"), JSON)
 
     assert (await bench.found(max_age=0.0)).value == "active"
 
@@ -486,20 +487,20 @@ def test_the_etag_of_a_compressed_reply_is_not_taken_for_the_plain_ones() -> Non
 
 async def test_all_who_share_a_look_up_share_its_failure_and_the_next_call_asks_again() -> None:
     bench = Bench()
-    bench.wire.will(500)
-    bench.wire.will(200, document(), JSON)
+    bench.transport.will(500)
+    bench.transport.will(200, document(), JSON)
 
     shared = [bench.states.look_up(bench.ask()) for _ in range(3)]
     failures = await asyncio.gather(*shared, return_exceptions=True)
     assert [type(failure) for failure in failures] == [LookupFailed] * 3
-    assert len(bench.wire.asked) == 1
+    assert len(bench.transport.asked) == 1
     assert (await bench.found()).value == "connected"
 
 
 async def test_nothing_that_expired_stands_in_for_a_look_up_that_failed() -> None:
     bench = Bench()
-    bench.wire.will(200, document(), JSON, (b"etag", b'"one"'))
-    bench.wire.will(500)
+    bench.transport.will(200, document(), JSON, (b"etag", b'"one"'))
+    bench.transport.will(500)
 
     await bench.found()
     bench.now += 1.5
@@ -559,20 +560,20 @@ async def test_a_generation_never_comes_back_however_many_conversations_there_ar
 
 async def test_participants_that_are_not_there_leave_nothing_in_a_reading() -> None:
     bench = Bench()
-    bench.wire.will(200, document(), JSON)
+    bench.transport.will(200, document(), JSON)
     reading = (await bench.found()).reading
 
     for number in range(1_000):
         absent = bench.ask(participant=f"p1{number}")
         assert isinstance(await bench.states.look_up(absent), Unfilled)
 
-    assert len(bench.wire.asked) == len(reading.chosen) == 1
+    assert len(bench.transport.asked) == len(reading.chosen) == 1
 
 
 async def test_pauses_and_witnesses_are_bounded_under_a_flood_of_callers() -> None:
     bench = Bench(max_entries=50)
     for number in range(2_000):
-        bench.wire.will(429, b"", (b"retry-after", b"9"))
+        bench.transport.will(429, b"", (b"retry-after", b"9"))
         with pytest.raises(LookupRefused):
             await bench.states.look_up(bench.ask(caller=f"caller{number}"))
         bench.states.witness(bench.ask(participant=f"p{number}"), "connected")

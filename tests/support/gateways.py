@@ -95,12 +95,14 @@ class Running:
 @asynccontextmanager
 async def gateway(upstream: str, /, audit: str | None = None, **changes: Any) -> AsyncIterator[Running]:
     """
-    `changes` are those of `settings`, and the seams: app.build's clock, wall, store, wire and parts,
+    `changes` are those of `settings`, and the seams: app.build's clock, wall, store, transport and parts,
     and the protocol's rate_window.
     """
     window = changes.pop("rate_window", None)
     seams = {
-        name: changes.pop(name) for name in ("clock", "wall", "store", "wire", "parts") if name in changes
+        name: changes.pop(name)
+        for name in ("clock", "wall", "store", "transport", "parts")
+        if name in changes
     }
     with tempfile.TemporaryDirectory() as folder:
         path = audit or f"{folder}/rewrites.jsonl"

@@ -152,8 +152,11 @@ def behind(authority: trustme.CA, tmp_path: Path) -> Start:
         async with listener:
             url = f"https://localhost:{listener.sockets[0].getsockname()[1]}"
             to = {"url": url, "http2": True, "tls": {"ca": str(tmp_path / "ca.pem")}, "read_timeout": "300ms"}
-            wire = app.connect(UpstreamSettings.model_validate(to))
-            async with gateway(url, wire=wire, **changes) as running, connect(running.port) as client:
+            transport = app.connect(UpstreamSettings.model_validate(to))
+            async with (
+                gateway(url, transport=transport, **changes) as running,
+                connect(running.port) as client,
+            ):
                 yield requests, running, client
 
     return started
@@ -360,9 +363,9 @@ async def test_a_rewrite_that_finds_no_connection_is_not_recorded() -> None:
     async with RawUpstream(upstream) as served:
         url = f"http://127.0.0.1:{served.port}"
         to = {"url": url, "http2": True, "max_connections": 1, "pool_timeout": "100ms"}
-        wire = app.connect(UpstreamSettings.model_validate(to))
+        transport = app.connect(UpstreamSettings.model_validate(to))
         async with (
-            gateway(url, wire=wire, fill={"max_age": "60s"}) as running,
+            gateway(url, transport=transport, fill={"max_age": "60s"}) as running,
             connect(running.port) as client,
             connect(running.port) as holding,
         ):
@@ -383,8 +386,8 @@ CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"
 async def test_an_upstream_that_speaks_http_1_after_all_is_served(framing: bytes) -> None:
     async with RawUpstream(answering(OK)) as upstream:
         url = f"http://127.0.0.1:{upstream.port}"
-        wire = app.connect(UpstreamSettings.model_validate({"url": url, "http2": True}))
-        async with gateway(url, wire=wire) as running, connect(running.port) as client:
+        transport = app.connect(UpstreamSettings.model_validate({"url": url, "http2": True}))
+        async with gateway(url, transport=transport) as running, connect(running.port) as client:
             await client.send(b"POST /x HTTP/1.1\r\nHost: h\r\n" + framing)
             assert (await client.reply())[0] == 200
             assert [request.body for request in upstream.requests] == [b"abc"]

@@ -1,0 +1,151 @@
+"""
+One reply of the upstream: its head, its body piece by piece as it arrives, and how it ends. The only reply
+there is.
+
+Law: a reply ends as its framing says, or reading it raises (C3).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from types import TracebackType
+from typing import Protocol, cast
+
+from gateway.http.headers import Fields
+
+_NO_FIELDS = Fields()
+
+
+class Source(Protocol):
+    """
+    Where the body comes from. It calls `arrived` and `finish`, and needs to be told what is wanted of it.
+    """
+
+    async def more(self, reply: Reply) -> None:
+        """Waits until there is another piece, the end, or an error."""
+
+    def taken(self) -> None:
+        """All that had arrived was handed out: the upstream may go on sending."""
+
+    def abandon(self, reply: Reply) -> None:
+        """Nobody wants the rest. Of no effect once the body has arrived or broken off."""
+
+
+class Tunnel(Source, Protocol):
+    """The connection of a 101: raw bytes both ways."""
+
+    async def write(self, reply: Reply, data: bytes) -> None: ...
+
+    def write_eof(self, reply: Reply) -> None: ...
+
+
+class Reply:
+    """
+    `status` and `headers` (names in lower case; order and repeats are the upstream's) are there once send()
+    has returned it. Its connection is free for another request from the moment the body's last byte has
+    arrived; whoever stops before that calls close(), which closes the connection.
+    """
+
+    # The transport knows a reply weakly: one that nobody holds any more is closed, with a warning.
+    __slots__ = ("__weakref__", "_pieces", "_source", "error", "headers", "over", "status")
+
+    def __init__(self) -> None:
+        self.status = 0
+        self.headers = _NO_FIELDS
+        self.over = False  # nothing more will arrive
+        self.error: BaseException | None = None  # why it broke off
+        self._pieces: list[bytes] = []
+        self._source: Source | None = None
+
+    # What its source tells it.
+
+    def begin(self, source: Source, status: int, headers: Fields) -> None:
+        self._source = source
+        self.status = status
+        self.headers = headers
+
+    def arrived(self, piece: bytes) -> None:
+        self._pieces.append(piece)
+
+    def finish(self, error: BaseException | None = None) -> None:
+        self.over = True
+        self.error = error
+
+    # What its reader asks.
+
+    @property
+    def ended(self) -> bool:
+        """Whether the whole body was handed out, or there is none. False when it broke off."""
+        return self.over and not self._pieces and self.error is None
+
+    def whole(self) -> bytes | None:
+        """The rest of the body once it has all arrived; None before, and when it broke off."""
+        if not self.over or self.error is not None:
+            return None
+        pieces, self._pieces = self._pieces, []
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    async def read(self) -> bytes:
+        """
+        What has arrived of the body, waiting if that is nothing yet; empty at its end. Raises an
+        UpstreamError where it breaks off, or what the request's own body raised.
+        """
+        if not self._pieces and not self.over:
+            await self._begun.more(self)
+        if self._pieces:
+            pieces, self._pieces = self._pieces, []
+            if not self.over:
+                self._begun.taken()
+            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        if self.error is not None:
+            raise self.error
+        return b""
+
+    async def hold(self, limit: int) -> bool:
+        """
+        Waits for the body's end, or for more than `limit` bytes. True at its end: then the connection is free
+        for another request while this reply waits to be relayed, if it ever is. Raises as read() does.
+        """
+        try:
+            while not self.over and sum(map(len, self._pieces)) <= limit:
+                await self._begun.more(self)
+        except asyncio.CancelledError:
+            self.close()
+            raise
+        if self.error is not None:
+            raise self.error
+        return self.over
+
+    async def write(self, data: bytes) -> None:
+        """Into the tunnel that a 101 opened; returns when the upstream keeps up. Raises an UpstreamError."""
+        await self._tunnel.write(self, data)
+
+    def write_eof(self) -> None:
+        """Ends our side of the tunnel (TLS cannot: there it is of no effect)."""
+        self._tunnel.write_eof(self)
+
+    def close(self) -> None:
+        """
+        Of no effect once the body has arrived or broken off. Into a tunnel, what was written still goes.
+        """
+        # A tunnel whose other side has ended is still open to ours.
+        if self._source is not None and (not self.over or self.status == 101):
+            self._source.abandon(self)
+
+    def __enter__(self) -> Reply:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def _begun(self) -> Source:
+        assert self._source is not None
+        return self._source
+
+    @property
+    def _tunnel(self) -> Tunnel:
+        assert self.status == 101
+        return cast("Tunnel", self._source)
