@@ -10,7 +10,6 @@ from __future__ import annotations
 import codecs
 import json
 import re
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from encodings import normalize_encoding
@@ -21,6 +20,7 @@ from msgspec import Struct
 
 from gateway.errors import BodyTooLarge
 from gateway.http import headers as h
+from gateway.http.content_coding import WINDOW_BITS, Damaged, inflate
 from gateway.http.headers import Headers
 from gateway.repairs import json_text
 from gateway.repairs.call import Call, Change
@@ -43,35 +43,6 @@ CHARSETS = re.compile(
 )
 ALIASES = aliases | {"windows_31j": "cp932", "windows_874": "cp874"}  # IANA's names
 UTF_8 = frozenset({None, "utf-8", "ascii", "unknown"})  # for a body that reads as UTF-8
-WBITS = {b"gzip": 16 + zlib.MAX_WBITS, b"x-gzip": 16 + zlib.MAX_WBITS, b"deflate": zlib.MAX_WBITS}
-
-
-class Damaged(ValueError):
-    """The body is not what its Content-Encoding says."""
-
-
-def inflate(body: bytes, coding: bytes, limit: int) -> bytes:
-    """Raises Damaged, or BodyTooLarge as soon as `limit` bytes are passed: no more than that is ever held."""
-    try:
-        return _inflate(body, WBITS[coding], limit)
-    except Damaged:
-        if coding != b"deflate":
-            raise
-        # Some clients send raw deflate where RFC 9110 section 8.4.1.2 wants the zlib format.
-        return _inflate(body, -zlib.MAX_WBITS, limit)
-
-
-def _inflate(body: bytes, wbits: int, limit: int) -> bytes:
-    stream = zlib.decompressobj(wbits)
-    try:
-        plain = stream.decompress(body, limit + 1)
-    except zlib.error as error:
-        raise Damaged(str(error)) from error
-    if len(plain) > limit:
-        raise BodyTooLarge(f"decoded, the body is larger than limits.max_body ({limit} bytes)")
-    if not stream.eof or stream.unused_data:
-        raise Damaged("the compressed body is cut off, or something follows it")
-    return plain
 
 
 class Declared(Struct, frozen=True):
@@ -136,7 +107,7 @@ class Encoding:
         if draft.document is not None and declared.plain:
             return None
         codings, charset = declared.codings, declared.charset
-        if len(codings) > 1 or (codings and codings[0] not in WBITS):
+        if len(codings) > 1 or (codings and codings[0] not in WINDOW_BITS):
             return NotApplicable("content-encoding")
         body = call.body
         if codings:
