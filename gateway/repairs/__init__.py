@@ -72,7 +72,7 @@ class Diagnosis(Struct, frozen=True):
     @property
     def needs(self) -> list[str]:
         return [change.repair for change in self.changes] + [
-            f"fill {want.fill.field}" for want in self.missing
+            f"fill {missing.field}" for missing in self.missing
         ]
 
     @property
@@ -180,10 +180,10 @@ def rewrite(
     call, document, changes = found.call, found.document, list(found.changes)
     headers, body = call.headers, call.body
     if values and document is not None:
-        for want in found.missing:
-            if want.fill.field in values:
-                value, change = values[want.fill.field]
-                document = want.filled(document, value)
+        for missing in found.missing:
+            if missing.field in values:
+                value, change = values[missing.field]
+                document = missing.filled(document, value)
                 changes.append(change)
         body = document.text.encode("utf-8")
         if guard is not None and h.first(headers, b"if-match") is None:

@@ -62,12 +62,12 @@ class Fill:
             return NotApplicable(draft.reason)
         explicit = draft.document.named(self.field)
         if not explicit:
-            return Missing(self)
+            return Missing(self.field)
         if len(explicit) > 1:
             return Unfilled("duplicate-member")
         if explicit[0] is None and self.null_is_missing:
-            return Missing(self, there=True)
-        return Explicit(self, explicit[0])
+            return Missing(self.field, there=True)
+        return Explicit(self.field, explicit[0])
 
     def chosen(self, document: Any, data: Mapping[str, str]) -> str | Unfilled:
         """The one value that is found, or why there is none. `data`: the path's parameters, decoded."""

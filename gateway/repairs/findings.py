@@ -4,15 +4,12 @@ What a repair says it found in a call. Pure values; diagnose() in this package a
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from msgspec import Struct
 
 from gateway.repairs.call import Call, Change
 from gateway.repairs.json_text import NotAnObject, ObjectText, read
-
-if TYPE_CHECKING:
-    from gateway.repairs.fill import Fill
 
 
 class Draft(Struct, frozen=True):
@@ -48,20 +45,21 @@ class NotApplicable(Struct, frozen=True):
 
 
 class Missing(Struct, frozen=True):
-    """A member is missing, or null (`there`) where that counts as missing: its value is to be looked up."""
+    """The member `field` is missing, or null (`there`) where that counts as missing: to be looked up."""
 
-    fill: Fill
+    field: str
     there: bool = False
 
     def filled(self, document: ObjectText, value: str) -> ObjectText:
-        field = self.fill.field
-        return document.with_value(field, value) if self.there else document.with_member(field, value)
+        if self.there:
+            return document.with_value(self.field, value)
+        return document.with_member(self.field, value)
 
 
 class Explicit(Struct, frozen=True):
-    """The client gave the value itself: never altered (S1), and a witness once it is accepted (S5)."""
+    """The client gave the value of `field` itself: never altered (S1), a witness once it is accepted (S5)."""
 
-    fill: Fill
+    field: str
     value: Any
 
 

@@ -78,7 +78,7 @@ def filled(diagnosis: Diagnosis, **values: str) -> tuple[Call, list[str]]:
 def sent(body: bytes, *headers: Header) -> Call:
     """What leaves when the look-up finds `connected`."""
     diagnosis = found(body, *headers)
-    return filled(diagnosis, **{want.fill.field: "connected" for want in diagnosis.missing})[0]
+    return filled(diagnosis, **{missing.field: "connected" for missing in diagnosis.missing})[0]
 
 
 def untouched(body: bytes, *headers: Header) -> str:
