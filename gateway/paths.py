@@ -88,6 +88,14 @@ def parse(path: str) -> Template:
     return template
 
 
+def parse_whole(path: str) -> Template:
+    """A template that stands for no rest. Raises ValueError."""
+    template = parse(path)
+    if template.rest:
+        raise ValueError('"**" may only stand in writes')
+    return template
+
+
 @dataclass(frozen=True, slots=True)
 class WriteTemplate:
     """`method` None is every unsafe one; `excepted` says that these calls are no writes after all."""

@@ -1,26 +1,95 @@
 """
-The rules, compiled: which calls are repaired, and which others write or read what a fill looks up.
+The rules, as config.yaml has them and compiled: which calls are repaired, and which others write or read what
+a fill looks up.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import Annotated, Literal
 
 from msgspec import Struct
+from pydantic import AfterValidator, Field, model_validator
 
 from gateway import paths as templates
 from gateway import repairs
 from gateway.paths import PathMatch, Routes, decoded
-from gateway.repairs import Fill, Repair
-
-if TYPE_CHECKING:
-    from gateway.config import RuleSettings
+from gateway.repairs import AnyRepairSettings, Fill, Repair
+from gateway.repairs.fill import FillSettings
+from gateway.units import Section, at_least_one, checked
 
 PATHS_KEPT = 8192  # at about 1.5 KiB each
-PATH_KEPT = 256  # bytes: a longer one is read each time
+PATH_KEPT = 256  # bytes: a longer one is matched anew each time
+
+Mode = Literal["observe", "shadow", "enforce", "on_reject"]
+
+
+def _method_with_a_body(value: str) -> None:
+    if value in {"GET", "HEAD", "OPTIONS", "TRACE", "CONNECT"}:
+        raise ValueError("expected a method that carries a body, such as PATCH")
+
+
+class MatchSettings(Section):
+    method: Annotated[str, Field(pattern=r"^[A-Z]+$"), checked(_method_with_a_body)] = "PATCH"
+    path: Annotated[str, checked(templates.parse_whole)]
+
+
+class RuleSettings(Section):
+    # The name is written as a token into Gateway-Rewrite (RFC 9651 section 3.3.4).
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_.-]*$")]
+    match: MatchSettings
+    mode: Mode = "enforce"
+    on_lookup_failure: Literal["reject", "forward"] = "reject"
+    # None: every unsafe call on what the fills look up, and below it.
+    writes: tuple[Annotated[str, checked(templates.parse_write)], ...] | None = None
+    repairs: Annotated[tuple[AnyRepairSettings, ...], AfterValidator(at_least_one)]
+
+    @model_validator(mode="after")
+    def _parts_that_fit(self) -> RuleSettings:
+        errors: list[str] = []
+        problem = repairs.out_of_order(self.repairs)
+        if problem is not None:
+            errors.append(f"repairs: {problem}")
+        errors += [
+            f"repairs[{i}].{key}: {problem}"
+            for i, repair in enumerate(self.repairs)
+            for key, problem in repair.errors(self.parameters)
+        ]
+        if len({fill.field for fill in self.fills}) < len(self.fills):
+            errors.append("repairs: expected one fill for a field")
+        if len({fill.conversation for fill in self.fills}) > 1:
+            errors.append("repairs: expected fills that look up the same conversation")
+        if errors:
+            raise ValueError("\n".join(errors))
+        return self
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """The names in the path, in order."""
+        return templates.parse(self.match.path).names
+
+    @property
+    def fills(self) -> tuple[FillSettings, ...]:
+        return tuple(repair for repair in self.repairs if isinstance(repair, FillSettings))
+
+    @property
+    def written_by(self) -> tuple[str, ...]:
+        """The calls that may change what the fills look up."""
+        if self.writes is not None:
+            return self.writes
+        return tuple(f"{fill.source}/**" for fill in self.fills)
+
+    def describe(self) -> Iterator[str]:
+        """The lines that `gateway check` prints."""
+        yield f"{self.name} ({self.mode}, a failed look-up: {self.on_lookup_failure})"
+        yield f"  {self.match.method} {self.match.path}"
+        for repair in self.repairs:
+            for line in repair.describe(self.parameters):
+                yield f"  {line}"
+        for write in self.written_by:
+            yield f"  written by {write}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +104,7 @@ class Rule:
     @classmethod
     def of(cls, settings: RuleSettings, limit: int, filled: frozenset[str]) -> Rule:
         """`filled`: the fields that any rule fills. Whoever names one of them may change it (S4)."""
-        built = repairs.build(settings.repairs, limit, templates.parse(settings.match.path).names)
+        built = repairs.build(settings.repairs, limit, settings.parameters)
         fills = tuple(repair for repair in built if isinstance(repair, Fill))
         return cls(
             settings.name,
@@ -121,9 +190,7 @@ class Rules:
         self._writes: Routes[Write] = Routes()
         self._reads: Routes[Fill] = Routes()
         writes: list[tuple[templates.WriteTemplate, Write]] = []
-        filled = frozenset(
-            repair.field for one in settings for repair in one.repairs if repair.type == "fill"
-        )
+        filled = frozenset(fill.field for one in settings for fill in one.fills)
         for one in settings:
             rule = Rule.of(one, limit, filled)
             self._rules.add(one.match.method, templates.parse(one.match.path), rule)

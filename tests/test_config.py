@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from gateway import config
 from gateway.config import ConfigError, Settings
+from gateway.repairs.fill import FillSettings
 from tests.support.gateways import SHIPPED
 
 # On a busy machine an example may take its time.
@@ -80,7 +81,7 @@ def test_the_contract_s_example_is_understood_as_written() -> None:
     assert web.mode == "enforce"
     assert web.on_lookup_failure == "reject"
     assert [repair.type for repair in web.repairs] == ["encoding", "content_type", "fill"]
-    (the_fill,) = [repair for repair in web.repairs if isinstance(repair, config.FillSettings)]
+    (the_fill,) = [repair for repair in web.repairs if isinstance(repair, FillSettings)]
     assert the_fill.source == "/api/v2/conversations/web/instances/{conversationId}"
     assert the_fill.select.startswith("$.participants[?@.id == _.participantId")
     assert (the_fill.max_age, the_fill.settle, the_fill.refill_on) == (1.0, 2.0, (409, 412))
@@ -109,7 +110,7 @@ def test_a_duration_has_a_unit(text: str, seconds: float) -> None:
     found = understood(yaml.safe_dump(with_rule(fill(max_age="AGE"))).replace("AGE", text))
 
     (the_fill,) = found.rules[0].repairs
-    assert isinstance(the_fill, config.FillSettings)
+    assert isinstance(the_fill, FillSettings)
     assert the_fill.max_age == pytest.approx(seconds)
 
 
@@ -180,7 +181,7 @@ def test_a_state_that_may_be_older_than_a_minute_is_refused(age: str) -> None:
 def test_a_refusal_that_proves_that_nothing_was_applied_may_be_refilled(statuses: list[int]) -> None:
     (the_fill,) = understood(with_rule(fill(refill_on=statuses))).rules[0].repairs
 
-    assert isinstance(the_fill, config.FillSettings)
+    assert isinstance(the_fill, FillSettings)
     assert the_fill.refill_on == tuple(statuses)
 
 

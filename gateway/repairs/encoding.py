@@ -12,19 +12,16 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from encodings import normalize_encoding
-from encodings.aliases import aliases
-from functools import lru_cache
-
-from msgspec import Struct
+from typing import Literal
 
 from gateway.errors import BodyTooLarge
 from gateway.http import headers as h
 from gateway.http.content_coding import WINDOW_BITS, Damaged, inflate
-from gateway.http.headers import Headers
 from gateway.repairs import json_text
 from gateway.repairs.call import Call, Change
+from gateway.repairs.declared import Declared
 from gateway.repairs.findings import Draft, Finding, NotApplicable, Repaired
+from gateway.repairs.repair import Repair, RepairSettings, Stage
 
 # The longer BOMs first: UTF-32's begins with UTF-16's.
 BOMS = (
@@ -34,71 +31,27 @@ BOMS = (
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
-# The codecs that are charsets (rot13, zip or unicode_escape are none) and have JSON's own characters
-# where ASCII has them (shift_jisx0213 has a yen sign for the backslash).
-CHARSETS = re.compile(
-    r"utf_(8|(16|32)(_[lb]e)?)|ascii|latin_1|iso8859_([1-9]|1[013-6])|koi8_[ru]"
-    r"|cp(125[0-8]|437|85[02578]|86[0-3569]|874|932|949|950)"
-    r"|shift_jis|euc_(jp|kr)|iso2022_jp|gb2312|gbk|gb18030|big5(hkscs)?"
-)
-ALIASES = aliases | {"windows_31j": "cp932", "windows_874": "cp874"}  # IANA's names
-UTF_8 = frozenset({None, "utf-8", "ascii", "unknown"})  # for a body that reads as UTF-8
 
 
-class Declared(Struct, frozen=True):
-    """
-    What the head says of a body: its content codings, in lower case, and the codec's name for the charset
-    parameter, `unknown` for one that is none.
-    """
+class EncodingSettings(RepairSettings):
+    type: Literal["encoding"]
 
-    codings: tuple[bytes, ...]
-    charset: str | None
-
-    @classmethod
-    def of(cls, headers: Headers) -> Declared:
-        codings = [coding.lower() for coding in h.members(headers, b"content-encoding")]
-        return cls(
-            tuple(coding for coding in codings if coding != b"identity"),
-            _charset(h.by_name(headers).get(b"content-type")),
-        )
-
-    @property
-    def plain(self) -> bool:
-        """Whether a body that reads as UTF-8 is what it is said to be."""
-        return not self.codings and self.charset in UTF_8
-
-
-@lru_cache(maxsize=256)
-def _charset(kind: bytes | None) -> str | None:
-    name = h.media_type(kind)[1].get(b"charset") if kind else None
-    if name is None:
-        return None
-    if len(name) > 64:
-        return "unknown"
-    # Looked up only if it is known: Python keeps every name that it was ever asked for.
-    text = normalize_encoding(name.decode("ascii", "replace")).lower()
-    codec = ALIASES.get(text, text)
-    return codecs.lookup(codec).name if CHARSETS.fullmatch(codec) else "unknown"
-
-
-def _readings(body: bytes, charset: str | None) -> Iterator[tuple[str, str, bytes]]:
-    """What the body may be: the name for the record, the codec, and the bytes without a BOM."""
-    for bom, codec in BOMS:
-        if body.startswith(bom):
-            yield f"{codec}-bom", codec, body[len(bom) :]
-    if charset not in {None, "unknown"}:
-        assert charset is not None
-        # Declared without an order and without a BOM: little-endian is what .NET sends.
-        yield charset, {"utf-16": "utf-16-le", "utf-32": "utf-32-le"}.get(charset, charset), body
-    detected = json.detect_encoding(body)
-    if detected.startswith(("utf-16-", "utf-32-")):
-        yield detected, detected, body
-    yield "utf-8", "utf-8", body
+    def describe(self, parameters: tuple[str, ...]) -> Iterator[str]:
+        yield "encoding becomes UTF-8, uncompressed"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Encoding:
+class Encoding(Repair):
+    settings = EncodingSettings
+    stage = Stage.ENCODING
+    once = True
+    reads_body = False
+
     limit: int
+
+    @classmethod
+    def of(cls, settings: EncodingSettings, limit: int, parameters: tuple[str, ...]) -> Encoding:
+        return cls(limit)
 
     def diagnose(self, draft: Draft) -> Finding:
         """Raises BodyTooLarge for a body that is over the limit once it is inflated."""
@@ -139,6 +92,21 @@ class Encoding:
         return NotApplicable(
             next((why for why in reasons if why != "not-json"), reasons[0] if reasons else "not-utf-8")
         )
+
+
+def _readings(body: bytes, charset: str | None) -> Iterator[tuple[str, str, bytes]]:
+    """What the body may be: the name for the record, the codec, and the bytes without a BOM."""
+    for bom, codec in BOMS:
+        if body.startswith(bom):
+            yield f"{codec}-bom", codec, body[len(bom) :]
+    if charset not in {None, "unknown"}:
+        assert charset is not None
+        # Declared without an order and without a BOM: little-endian is what .NET sends.
+        yield charset, {"utf-16": "utf-16-le", "utf-32": "utf-32-le"}.get(charset, charset), body
+    detected = json.detect_encoding(body)
+    if detected.startswith(("utf-16-", "utf-32-")):
+        yield detected, detected, body
+    yield "utf-8", "utf-8", body
 
 
 def _as_utf8(call: Call, body: bytes, charset: str | None) -> Call:

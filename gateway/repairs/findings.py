@@ -1,5 +1,5 @@
 """
-What a repair says it found in a call. Pure values; diagnose() in this package acts on them.
+What a repair is shown of a call, and what it may find in it. Values; `diagnosis.py` acts on them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from gateway.repairs.json_text import NotAnObject, ObjectText, read
 
 class Draft(Struct, frozen=True):
     """
-    The call with the repairs so far; `document` is None where the body is no JSON object (`reason`).
+    `original` is the call as it came, `call` as the repairs so far have made it. `document` is the body of
+    `call`, None where that is no JSON object in UTF-8, for the `reason` given.
     """
 
     original: Call
@@ -33,13 +34,15 @@ class Draft(Struct, frozen=True):
 
 
 class Repaired(Struct, frozen=True):
+    """The call repaired, its body as text, and what was changed."""
+
     call: Call
     document: ObjectText
     change: Change
 
 
 class NotApplicable(Struct, frozen=True):
-    """The whole call must go on as it came."""
+    """No repair may be made: the whole call goes on as it came."""
 
     reason: str
 
@@ -64,7 +67,7 @@ class Explicit(Struct, frozen=True):
 
 
 class Unfilled(Struct, frozen=True):
-    """The member is neither there to be trusted nor missing: the other repairs still apply."""
+    """A member is not to be filled; the other repairs are made all the same."""
 
     reason: str
 

@@ -20,8 +20,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "units": set(),
     "http": {"http/grammar", "errors"},
     "repairs": {"http", "errors", "paths", "units"},
-    "config": {"repairs", "paths", "units"},
-    "rules": {"repairs", "paths"},
+    "rules": {"repairs", "paths", "units"},
+    "config": {"repairs", "paths", "units", "rules"},
     "explain": {"rules", "repairs", "http", "errors"},
     "server": {"http", "errors"},
     "upstream": {"http", "errors"},
@@ -35,7 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "config", "rules", "repairs", "paths", "units", "http", "errors", "server", "upstream", "state",
         "audit", "proxy", "admin",
     },
-    "cli": {"app", "config", "explain", "mock", "mock/demo", "rules", "repairs", "paths", "http", "units"},
+    "cli": {"app", "config", "explain", "mock", "mock/demo", "rules", "http"},
     "__main__": {"cli"},
 }  # fmt: skip
 
