@@ -15,12 +15,15 @@ from hypothesis import strategies as st
 
 from gateway import config
 from gateway.config import ConfigError, Settings
+from gateway.repairs import REPAIRS, name_of
 from gateway.repairs.fill import FillSettings
 from tests.support.gateways import SHIPPED
 
 # On a busy machine an example may take its time.
 patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
+NAMES = [name_of(repair) if repair.once else f"{name_of(repair)}s" for repair in REPAIRS]
+IN_ORDER = f"{', '.join(NAMES[:-1])} and {NAMES[-1]}"
 UPSTREAM = "upstream: {url: http://u:9000}\n"
 FILL: dict[str, Any] = {
     "type": "fill",
@@ -293,9 +296,9 @@ def test_an_error_names_its_place_and_what_was_expected(document: str, expected:
         (with_rule({"type": "content_type", "value": "text/plain"}),
          "rules[0].repairs[0].value: expected a JSON media type such as application/json, got 'text/plain'"),
         (with_rule({"type": "content_type"}, {"type": "encoding"}),
-         "rules[0].repairs: expected encoding, content_type and fills, in this order"),
+         f"rules[0].repairs: expected {IN_ORDER}, in this order"),
         (with_rule({"type": "encoding"}, {"type": "encoding"}),
-         "rules[0].repairs: expected encoding, content_type and fills, in this order"),
+         f"rules[0].repairs: expected {IN_ORDER}, in this order"),
         (with_rule(fill(field="")), "rules[0].repairs[0].field: String should have at least 1 character"),
         (with_rule(fill(**{"from": "/c"})),
          "rules[0].repairs[0].from: expected a path with at least one {parameter}, got '/c'"),
