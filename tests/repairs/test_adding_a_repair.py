@@ -15,7 +15,7 @@ from tests.support.serving import connect
 
 FILE = '''\
 """
-The `default` repair: a member that is missing is inserted with the value that the rule names.
+The `synonym` repair: text that a client gives under a member's old name is given under its new one too.
 """
 
 from __future__ import annotations
@@ -31,69 +31,71 @@ from gateway.repairs.findings import Draft, Finding, NotApplicable, Repaired
 from gateway.repairs.repair import Repair, RepairSettings, Stage
 
 
-class DefaultSettings(RepairSettings):
-    type: Literal["default"]
-    member: Annotated[str, Field(min_length=1, examples=["source"])]
-    value: Annotated[str, Field(examples=["legacy"])]
+class SynonymSettings(RepairSettings):
+    type: Literal["synonym"]
+    old: Annotated[str, Field(min_length=1, examples=["note"])]
+    new: Annotated[str, Field(min_length=1, examples=["comment"])]
 
     def describe(self, parameters: tuple[str, ...]) -> Iterator[str]:
-        yield f"default {self.member} is {self.value}"
+        yield f"synonym {self.new} of {self.old}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Default(Repair):
-    settings = DefaultSettings
+class Synonym(Repair):
+    settings = SynonymSettings
     stage = Stage.MEMBERS
 
-    member: str
-    value: str
+    old: str
+    new: str
 
     @classmethod
-    def of(cls, settings: DefaultSettings, limit: int, parameters: tuple[str, ...]) -> Default:
-        return cls(settings.member, settings.value)
+    def of(cls, settings: SynonymSettings, limit: int, parameters: tuple[str, ...]) -> Synonym:
+        return cls(settings.old, settings.new)
 
     def diagnose(self, draft: Draft) -> Finding:
         if draft.document is None:
             return NotApplicable(draft.reason)
-        if draft.document.named(self.member):
-            return None
-        document = draft.document.with_member(self.member, self.value)
+        match draft.document.named(self.old), draft.document.named(self.new):
+            case [str(value)], []:
+                document = draft.document.with_member(self.new, value)
+            case _:
+                return None
         call = draft.call
         repaired = Call(call.method, call.target, call.headers, document.text.encode())
-        return Repaired(repaired, document, Change.of("default", member=self.member))
+        return Repaired(repaired, document, Change.of("synonym", old=self.old, new=self.new))
 '''
-IMPORT = "from gateway.repairs.default import Default\n"
-LINE = "            Default,\n"
+IMPORT = "from gateway.repairs.synonym import Synonym\n"
+LINE = "            Synonym,\n"
 CONFIG = """\
 listen: {{port: {port}}}
 admin: {{port: {admin}}}
 upstream: {{url: "http://127.0.0.1:{upstream}"}}
 rules:
-  - name: legacy-source
+  - name: comments
     match: {{path: "/calls/{{id}}"}}
     repairs:
       - {{type: content_type}}
-      - {{type: default, member: source, value: legacy}}
+      - {{type: synonym, old: note, new: comment}}
 """
 TYPE = {"repair": "content_type", "before": "text/plain", "after": "application/json"}
-DEFAULT = {"repair": "default", "member": "source"}
+SYNONYM = {"repair": "synonym", "old": "note", "new": "comment"}
 # Of one length, so that all of the calls' header fields are the same.
 CALLS = [
-    (b'{"note": "first call"}', b'{"source":"legacy","note": "first call"}', [TYPE, DEFAULT]),
-    (b'{"note": "other call"}', b'{"source":"legacy","note": "other call"}', [TYPE, DEFAULT]),
-    (b'{"source": "explicit"}', b'{"source": "explicit"}', [TYPE]),
-    (b'{"note": "a 4th one."}', b'{"source":"legacy","note": "a 4th one."}', [TYPE, DEFAULT]),
+    (b'{"note": "first call"}', b'{"comment":"first call","note": "first call"}', [TYPE, SYNONYM]),
+    (b'{"note": "other call"}', b'{"comment":"other call","note": "other call"}', [TYPE, SYNONYM]),
+    (b'{"comment": "is here"}', b'{"comment": "is here"}', [TYPE]),
+    (b'{"note": "a 4th one."}', b'{"comment":"a 4th one.","note": "a 4th one."}', [TYPE, SYNONYM]),
 ]
 
 
 def add_the_repair(folder: Path) -> None:
     package = folder / "gateway"
     shutil.copytree(Path(gateway.__file__).parent, package)
-    (package / "repairs" / "default.py").write_text(FILE)
+    (package / "repairs" / "synonym.py").write_text(FILE)
     table = package / "repairs" / "__init__.py"
     text = table.read_text()
     for after, line in (
-        ("from gateway.repairs.content_type import ContentType\n", IMPORT),
+        ("from gateway.repairs.repair import Repair, RepairSettings\n", IMPORT),
         ("            Fill,\n", LINE),  # in any place: its stage says in which order a rule has it
     ):
         assert text.count(after) == 1
@@ -112,7 +114,7 @@ async def test_a_repair_is_added_with_one_file_and_its_line_in_the_table(tmp_pat
     async with RawUpstream(answering(OK)) as upstream:
         right = CONFIG.format(port=port, admin=admin, upstream=upstream.port)
         (tmp_path / "config.yaml").write_text(right)
-        (tmp_path / "wrong.yaml").write_text(right.replace("value:", "valeu:"))
+        (tmp_path / "wrong.yaml").write_text(right.replace("new:", "newer:"))
         async with process("run", folder=tmp_path) as running, asyncio.TaskGroup() as together:
             check = together.create_task(said(tmp_path, "check"))
             wrong = together.create_task(said(tmp_path, "check", "-c", "wrong.yaml"))
@@ -135,25 +137,25 @@ async def test_a_repair_is_added_with_one_file_and_its_line_in_the_table(tmp_pat
         [
             f"config.yaml: 1 rules, forwarding to http://127.0.0.1:{upstream.port}",
             "",
-            "legacy-source (enforce, a failed look-up: reject)",
+            "comments (enforce, a failed look-up: reject)",
             "  PATCH /calls/{id}",
             "  content_type becomes application/json",
-            "  default source is legacy",
+            "  synonym comment of note",
         ],
     )
     assert wrong.result() == (
         1,
         [
-            "wrong.yaml: rules[0].repairs[1].value: required, but not given",
-            "wrong.yaml: rules[0].repairs[1].valeu: unknown key",
+            "wrong.yaml: rules[0].repairs[1].new: required, but not given",
+            "wrong.yaml: rules[0].repairs[1].newer: unknown key",
         ],
     )
     assert explain.result() == (
         0,
         [
-            "rule:     legacy-source (enforce)",
+            "rule:     comments (enforce)",
             "repair:   content_type: before 'text/plain', after 'application/json'",
-            "repair:   default: member 'source'",
+            "repair:   synonym: old 'note', new 'comment'",
             "before:   Content-Type: text/plain",
             f"          {CALLS[0][0].decode()}",
             "after:    Content-Type: application/json",
@@ -167,7 +169,7 @@ async def test_its_stage_says_where_a_rule_has_it(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(
         CONFIG.format(port=1, admin=2, upstream=3).replace(
             "      - {type: content_type}\n",
-            "      - {type: default, member: a, value: b}\n      - {type: content_type}\n",
+            "      - {type: synonym, old: a, new: b}\n      - {type: content_type}\n",
         )
     )
 
@@ -175,4 +177,4 @@ async def test_its_stage_says_where_a_rule_has_it(tmp_path: Path) -> None:
 
     assert status == 1
     assert line.startswith("config.yaml: rules[0].repairs: expected ")
-    assert line.index("content_type") < line.index("defaults") < line.index("fills")
+    assert line.index("content_type") < line.index("synonyms") < line.index("fills")
