@@ -1,8 +1,8 @@
 """
-config.yaml into frozen values: read once, checked at the door, every error at once with its place.
+config.yaml into frozen values: read once, and every error told at once, with its place.
 
-Nothing here knows how a setting is used. What needs more than a shape (templates, JSONPath) is
-checked by the module that owns it, through the validators below, so that all errors come together.
+Nothing here knows how a setting is used. Rules own their settings and so do repairs: they say how these are
+checked, and all is checked here, so that all errors come together.
 """
 
 from __future__ import annotations

@@ -89,7 +89,7 @@ def parse(path: str) -> Template:
 
 
 def parse_whole(path: str) -> Template:
-    """A template that stands for no rest. Raises ValueError."""
+    """A template without `**`, which fits whole paths only. Raises ValueError."""
     template = parse(path)
     if template.rest:
         raise ValueError('"**" may only stand in writes')

@@ -94,6 +94,11 @@ class RuleSettings(Section):
 
 @dataclass(frozen=True, slots=True)
 class Rule:
+    """
+    `forwards_unfilled`: whether a call goes on when its look-up failed. `watched`: the members that only
+    other rules fill. A call that names one of them may change what those look up (S4).
+    """
+
     name: str
     mode: str
     forwards_unfilled: bool
@@ -103,7 +108,7 @@ class Rule:
 
     @classmethod
     def of(cls, settings: RuleSettings, limit: int, filled: frozenset[str]) -> Rule:
-        """`filled`: the fields that any rule fills. Whoever names one of them may change it (S4)."""
+        """`limit`: bytes that a decoded body may have; `filled`: the members that any rule fills."""
         built = repairs.build(settings.repairs, limit, settings.parameters)
         fills = tuple(repair for repair in built if isinstance(repair, Fill))
         return cls(
@@ -118,16 +123,18 @@ class Rule:
 
 def identity(name: str) -> str:
     """
-    One name for a conversation however its id is spelled in the path. Two that only an exact upstream
-    tells apart share their order and are forgotten together, which costs a look-up and harms nothing.
+    One name for a conversation in whatever case its id is written, since some upstreams ignore the case. With
+    those that do not, two conversations may share a lock and be invalidated together: that costs a look-up
+    and does no harm.
     """
     return name.casefold()
 
 
 class FillTarget(Struct, frozen=True):
     """
-    A fill at one path: the GET that it needs, and whose value it is, for all callers and by whichever path.
-    `which` tells one value of a reply from another, and `data` has the path's parameters, decoded.
+    A fill at one path. `target` is that of the GET that it needs, `data` has the path's parameters, decoded.
+    `subject` says whose value it is, by whichever path and for all callers; `which` tells the values that are
+    selected from one reply from each other.
     """
 
     fill: Fill
@@ -146,7 +153,7 @@ class FillTarget(Struct, frozen=True):
 class RouteMatch(Struct, frozen=True):
     """
     A rule at one path: all that the path says, read once. `conversation` is what a call to it is about, None
-    where the rule fills nothing; `spots` has the rule's fills by their fields.
+    where the rule fills nothing; `targets` has the rule's fills by their fields.
     """
 
     rule: Rule
@@ -155,8 +162,8 @@ class RouteMatch(Struct, frozen=True):
     targets: dict[str, FillTarget]
 
     @classmethod
-    def of(cls, fit: PathMatch[Rule]) -> RouteMatch:
-        rule, parameters = fit.value, fit.parameters
+    def of(cls, found: PathMatch[Rule]) -> RouteMatch:
+        rule, parameters = found.value, found.parameters
         data = {name: decoded(segment) for name, segment in parameters.items()}
         conversation = identity(data[rule.fills[0].conversation]) if rule.fills else None
         return cls(
@@ -169,7 +176,10 @@ class RouteMatch(Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """A call that may change a conversation's state, or with no parameter any conversation's."""
+    """
+    A call that may change the state of the conversation that `parameter` of its path names, or where that is
+    None, of any. `excepted`: it does not, although another template says so.
+    """
 
     parameter: str | None
     excepted: bool
@@ -185,8 +195,8 @@ class Rules:
     def __init__(self, settings: Sequence[RuleSettings], limit: int) -> None:
         """`limit`: bytes that a decoded body may have. The settings have been checked."""
         self._rules: Routes[Rule] = Routes()
-        # Whoever calls for a participant calls again.
-        self._known = lru_cache(PATHS_KEPT)(self._found)
+        # The same participants are called for again and again.
+        self._match_cached = lru_cache(PATHS_KEPT)(self._match)
         self._writes: Routes[Write] = Routes()
         self._reads: Routes[Fill] = Routes()
         writes: list[tuple[templates.WriteTemplate, Write]] = []
@@ -202,23 +212,25 @@ class Rules:
             for fill in rule.fills:
                 if fill.learn:
                     self._reads.add("GET", fill.source, fill)
-        # Where two rules give one template, the one that knows the conversation in it has the say.
+        # Where two rules have the same template, the one that knows which parameter is the conversation wins.
         for template, write in sorted(writes, key=lambda one: one[1].parameter is None):
             self._writes.add(template.method, template.template, write)
 
     def match(self, method: str, path: bytes) -> RouteMatch | None:
-        # Some clients write `patch`: the token goes on as sent, but is taken for what it means.
+        # Methods are case-sensitive (RFC 9110 section 9.1), but some clients write `patch` and mean PATCH: it
+        # is matched as that, and goes on as sent.
         method = method.upper()
-        return self._known(method, path) if len(path) <= PATH_KEPT else self._found(method, path)
+        return self._match_cached(method, path) if len(path) <= PATH_KEPT else self._match(method, path)
 
-    def _found(self, method: str, path: bytes) -> RouteMatch | None:
-        fit = self._rules.match(method, path)
-        return None if fit is None else RouteMatch.of(fit)
+    def _match(self, method: str, path: bytes) -> RouteMatch | None:
+        found = self._rules.match(method, path)
+        return None if found is None else RouteMatch.of(found)
 
     def writes(self, path: bytes, *methods: str) -> PathMatch[Write] | None:
         """
-        Unsafe calls that no rule fills, however their path is spelled: where an upstream may read
-        another path in it, the write may be about any conversation. Of several methods any may be meant.
+        What a call that no rule fills writes, None for one that is no write. An upstream may read an
+        ambiguous path as any other: then the write may be about any conversation. `methods` are all that the
+        call may mean: its own, and those that its fields claim.
         """
         plain = templates.plain(path)
         for method in map(str.upper, methods):
@@ -232,4 +244,5 @@ class Rules:
         return None
 
     def reads(self, method: str, path: bytes) -> PathMatch[Fill] | None:
+        """The fill that can learn from the reply: the call is the GET that it would look up itself."""
         return self._reads.match("GET", path) if method == "GET" else None

@@ -45,7 +45,7 @@ class Encoding(Repair):
     settings = EncodingSettings
     stage = Stage.ENCODING
     once = True
-    reads_body = False
+    reads_body = False  # what is UTF-8, and declared as nothing else, stays as it is
 
     limit: int
 
@@ -88,14 +88,14 @@ class Encoding(Repair):
                 document,
                 Change.of("encoding", before=before, after="utf-8"),
             )
-        # An array that is read as another charset is no JSON at all: what says more is the reason.
+        # In a wrong charset any text is `not-json`: the reason that another reading gave says more.
         return NotApplicable(
             next((why for why in reasons if why != "not-json"), reasons[0] if reasons else "not-utf-8")
         )
 
 
 def _readings(body: bytes, charset: str | None) -> Iterator[tuple[str, str, bytes]]:
-    """What the body may be: the name for the record, the codec, and the bytes without a BOM."""
+    """Each way to read the body: its name for the record, the codec, and the bytes without a BOM."""
     for bom, codec in BOMS:
         if body.startswith(bom):
             yield f"{codec}-bom", codec, body[len(bom) :]

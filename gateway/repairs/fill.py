@@ -71,7 +71,7 @@ class FillSettings(RepairSettings):
         return templates.parse(self.source).names[-1]
 
     def subject(self, parameters: tuple[str, ...]) -> tuple[str, ...]:
-        """Those that name whose value it is within the conversation (the participant)."""
+        """The path parameters that name whose value it is within the conversation (the participant)."""
         names = templates.parse(self.source).names
         return tuple(name for name in parameters if name not in names)
 
@@ -137,14 +137,14 @@ class Fill(Repair):
     def diagnose(self, draft: Draft) -> Finding:
         if draft.document is None:
             return NotApplicable(draft.reason)
-        explicit = draft.document.named(self.field)
-        if not explicit:
+        values = draft.document.named(self.field)
+        if not values:
             return Missing(self.field)
-        if len(explicit) > 1:
+        if len(values) > 1:  # RFC 8259 section 4: which of them counts is not known
             return Unfilled("duplicate-member")
-        if explicit[0] is None and self.null_is_missing:
+        if values[0] is None and self.null_is_missing:
             return Missing(self.field, there=True)
-        return Explicit(self.field, explicit[0])
+        return Explicit(self.field, values[0])
 
     def explicit(self, draft: Draft) -> Explicit | None:
         found = self.diagnose(draft)
@@ -166,11 +166,14 @@ class Fill(Repair):
         return value in self.allow
 
     def agrees(self, body: bytes, value: str) -> bool:
-        """Whether a glance at the reply shows that nothing contradicts it: no such member says another."""
+        """
+        Whether the text of the reply alone shows that it does not contradict `value`: every member that could
+        has that value. False where the reply has to be parsed to tell.
+        """
         if self.named is None or b"\\" in body:
             return False
-        name, said = self.named, quoted(value)
-        return body.count(name) == body.count(name + b":" + said) + body.count(name + b": " + said)
+        name, expected = self.named, quoted(value)
+        return body.count(name) == body.count(name + b":" + expected) + body.count(name + b": " + expected)
 
     def contradicted(self, reply: Any, value: str, data: Mapping[str, str]) -> bool:
         """Whether the reply to the call names another value than the one that was filled."""

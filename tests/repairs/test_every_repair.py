@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -33,6 +34,8 @@ def example(repair: type[Repair]) -> dict[str, Any]:
 
 def test_each_has_a_name_of_its_own() -> None:
     assert len(set(NAMES)) == len(NAMES)
+    # It is a key of Gateway-Rewrite too (RFC 9651 section 3.1.2), with hyphens for underscores.
+    assert all(re.fullmatch("[a-z][a-z0-9_]*", name) for name in NAMES)
 
 
 @EVERY
