@@ -40,7 +40,7 @@ REPAIRS: tuple[type[Repair], ...] = tuple(
 )
 _BY_SETTINGS = {repair.settings: repair for repair in REPAIRS}
 
-# One of the repairs' settings, told apart by `type`. To the type checker they are what they have in common.
+# The settings of any repair, told apart by `type`. The type checker sees what all have in common.
 _settings: Any = reduce(or_, _BY_SETTINGS)
 AnyRepairSettings = Annotated[
     RepairSettings,

@@ -22,7 +22,7 @@ class Stage(IntEnum):
     ENCODING = 1  # makes the body a JSON object in plain UTF-8, which is what all others read
     FIELDS = 2  # changes header fields
     MEMBERS = 3  # changes members, knowing nothing but the call
-    LOOK_UP = 4  # says what to look up: it has to see the members as they will be sent
+    LOOK_UP = 4  # says what to look up: it has to see the members as they will be sent. Only fills do
 
 
 class RepairSettings(Section, ABC):
@@ -69,9 +69,9 @@ class Repair(ABC):
         """`draft`: the call as the repairs before this one have made it."""
 
     def explicit(self, draft: Draft) -> Explicit | None:
-        """The value that a call gives itself though none of the repairs is applicable to it."""
+        """The value that the client gave itself, in a call that may not be touched."""
         return None
 
     def accepts(self, media_type: bytes) -> bool:
-        """Whether a body of that type, in lower case, is JSON to this rule, whose name does not tell it."""
+        """Whether a body of that type (in lower case) is JSON; for those that not every rule takes for it."""
         return False

@@ -186,6 +186,20 @@ def test_what_is_no_json_object_is_left_with_the_reason(body: bytes, was: str | 
     assert untouched(body, *([kind(was)] if was else [])) == NO_OBJECTS[body]
 
 
+@pytest.mark.parametrize(
+    ("body", "fields", "named"),
+    [
+        (b'{"a": 1}', {"a"}, True),
+        (rb'{"\u0061": null}', {"b", "a"}, True),
+        (b'{"a": 1}', {"b"}, False),
+        (b'{"a": 1}', set(), False),
+        (b'["a"]', {"a"}, False),
+    ],
+)
+def test_it_is_known_whether_a_call_names_a_member(body: bytes, fields: set[str], named: bool) -> None:
+    assert found(body).names(fields) is named
+
+
 # --- what is remembered of the header fields
 
 

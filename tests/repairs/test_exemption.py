@@ -22,10 +22,13 @@ from tests.support.repairing import JSON, OTHERS, kind, sent, untouched
         ((b"content-md5", b"x"), "signed-body"),
         ((b"signature", b"sig=:AAAA:"), "signed-body"),
         ((b"signature-input", b'sig=("@method")'), "signed-body"),
+        ((b"x-http-method", b"DELETE"), "method-override"),
+        ((b"x-http-method-override", b"PATCH"), "method-override"),
+        ((b"x-method-override", b"put"), "method-override"),
     ],
 )
 @pytest.mark.parametrize("body", [BODY, gzip.compress(BODY, mtime=0), BODY.decode().encode("utf-16"), b"[]"])
-def test_a_signed_body_or_one_not_to_be_transformed_is_left_as_it_is(
+def test_a_call_that_is_signed_not_to_be_transformed_or_under_another_method_is_left_as_it_is(
     header: Header, reason: str, body: bytes
 ) -> None:
     assert untouched(body, kind("text/plain"), (b"cache-control", b"no-store"), header) == reason
