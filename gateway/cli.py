@@ -20,8 +20,6 @@ from gateway.explain import Explanation, explain
 from gateway.http.headers import Header, text
 from gateway.mock import demo
 from gateway.mock import server as mock
-from gateway.paths import parse
-from gateway.repairs import Fill
 from gateway.rules import Rules
 
 cli = typer.Typer(
@@ -89,21 +87,9 @@ def check(
     for warning in settings.warnings():
         typer.echo(f"warning: {warning}")
     for rule in settings.rules:
-        typer.echo(f"\n{rule.name} ({rule.mode}, a failed look-up: {rule.on_lookup_failure})")
-        typer.echo(f"  {rule.match.method} {rule.match.path}")
-        for repair in rule.repairs:
-            if isinstance(repair, config.FillSettings):
-                fill = Fill.of(repair, parse(rule.match.path).names)
-                typer.echo(f"  fill {fill.field} of {', '.join(fill.subject)} from GET {repair.source}")
-                typer.echo(f"    {fill.select}")
-                typer.echo(f"    only {', '.join(repair.allow)}; at most {fill.max_age:g}s old")
-                typer.echo(f"    settles {fill.settle:g}s; refilled on {sorted(fill.refill_on)}")
-            elif isinstance(repair, config.ContentTypeSettings):
-                typer.echo(f"  content_type becomes {repair.value}")
-            else:
-                typer.echo("  encoding becomes UTF-8, uncompressed")
-        for write in rule.written_by:
-            typer.echo(f"  written by {write}")
+        typer.echo()
+        for line in rule.describe():
+            typer.echo(line)
 
 
 @cli.command(name="explain")

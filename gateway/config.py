@@ -1,8 +1,8 @@
 """
-config.yaml into frozen values: read once, checked at the door, every error at once with its place.
+config.yaml into frozen values: read once, and every error told at once, with its place.
 
-Nothing here knows how a setting is used. What needs more than a shape (templates, JSONPath) is
-checked by the module that owns it, through the validators below, so that all errors come together.
+Nothing here knows how a setting is used. Rules own their settings and so do repairs: they say how these are
+checked, and all is checked here, so that all errors come together.
 """
 
 from __future__ import annotations
@@ -12,39 +12,16 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, NamedTuple
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    WithJsonSchema,
-    model_validator,
-)
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from gateway import paths as templates
-from gateway.repairs import select
-
-UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
-SIZES = {
-    "B": 1,
-    "kB": 10**3,
-    "MB": 10**6,
-    "GB": 10**9,
-    "KiB": 2**10,
-    "MiB": 2**20,
-    "GiB": 2**30,
-}
-MAX_AGE_REFUSED = 60.0
-MAX_AGE_WARNED = 5.0
-
-# A refusal that says nothing about whether the PATCH was applied, or that a second PATCH cannot cure.
-NEVER_REFILLED = frozenset({401, 403, 404, 429})
+from gateway.http.grammar import TCHAR
+from gateway.rules import RuleSettings
+from gateway.units import Duration, Section, Size, Timeout, at_least_one, checked
 
 
 class ConfigError(Exception):
@@ -55,86 +32,11 @@ class ConfigError(Exception):
         self.errors = errors
 
 
-def _duration(value: object) -> float:
-    if value == 0 and not isinstance(value, bool):
-        return 0.0
-    text = value.strip() if isinstance(value, str) else ""
-    found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(ms|s|m|h)", text)
-    if found is None:
-        raise ValueError('expected a duration such as "250ms", "2s" or "1m"')
-    return float(found[1]) * UNITS[found[2]]
-
-
-def _size(value: object) -> int:
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-        return value
-    text = value.strip() if isinstance(value, str) else ""
-    found = re.fullmatch(r"([0-9]{1,15}) ?([kKMG]?i?B)", text)
-    if found is None or found[2] not in SIZES:
-        raise ValueError('expected a size such as "64KiB" or "1MiB"')
-    return int(found[1]) * SIZES[found[2]]
-
-
-def _some(value: tuple[Any, ...]) -> tuple[Any, ...]:
-    if not value:
-        raise ValueError("expected at least one")
-    return value
-
-
-def _positive(value: float) -> float:
-    if value <= 0:
-        raise ValueError("expected more than nothing")
-    return value
-
-
-def _path(value: str) -> None:
-    if templates.parse(value).rest:
-        raise ValueError('"**" may only stand in writes')
-
-
-def _path_of_a_conversation(value: str) -> None:
-    _path(value)
-    if not templates.parse(value).names:
-        raise ValueError("expected a path with at least one {parameter}")
-
-
-def _method_with_a_body(value: str) -> None:
-    if value in {"GET", "HEAD", "OPTIONS", "TRACE", "CONNECT"}:
-        raise ValueError("expected a method that carries a body, such as PATCH")
-
-
-def _fresh(value: float) -> float:
-    if value > MAX_AGE_REFUSED:
-        raise ValueError(f"expected at most {MAX_AGE_REFUSED:g}s: an older state answers or hangs up calls")
-    return value
-
-
-def _proof(status: int) -> int:
-    if status in NEVER_REFILLED or not 400 <= status < 500:
-        raise ValueError("expected a status that proves that the PATCH was not applied, such as 409")
-    return status
-
-
-def _checked(check: Any) -> AfterValidator:
-    """`check` raises ValueError for a text it refuses; the text itself is kept."""
-
-    def validate(value: str) -> str:
-        check(value)
-        return value
-
-    return AfterValidator(validate)
-
-
 def _network(value: str) -> None:
     try:
         ipaddress.ip_network(value)
     except ValueError as error:
         raise ValueError('expected an address or network such as "10.0.0.0/8"') from error
-
-
-def _json_type(value: str) -> None:
-    if not re.fullmatch(r"application/([a-z0-9.-]+\+)?json", value):
-        raise ValueError("expected a JSON media type such as application/json")
 
 
 def _upstream_url(value: str) -> None:
@@ -153,46 +55,31 @@ def _upstream_url(value: str) -> None:
         raise ValueError("expected a plain path prefix")
 
 
-Duration = Annotated[
-    float,
-    BeforeValidator(_duration),
-    WithJsonSchema({"type": ["string", "integer"], "pattern": r"^\d+(\.\d+)?(ms|s|m|h)$", "maximum": 0}),
-]
-Timeout = Annotated[Duration, AfterValidator(_positive)]
-Size = Annotated[
-    int,
-    BeforeValidator(_size),
-    WithJsonSchema({"type": ["string", "integer"], "pattern": r"^\d+ ?(B|kB|MB|GB|KiB|MiB|GiB)$"}),
-]
 Count = Annotated[int, Field(gt=0)]
 Port = Annotated[int, Field(ge=0, le=65535)]
-FieldName = Annotated[str, Field(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")]
+FieldName = Annotated[str, Field(pattern=f"^{TCHAR.decode()}+$")]
 Origin = Annotated[str, Field(pattern=r"^(\*|https?://[^/\s]+)$")]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ListenSettings(_Section):
+class ListenSettings(Section):
     host: str = "127.0.0.1"
     port: Port = 8080
-    trusted_proxies: tuple[Annotated[str, _checked(_network)], ...] = ()
+    trusted_proxies: tuple[Annotated[str, checked(_network)], ...] = ()
 
 
-class AdminSettings(_Section):
+class AdminSettings(Section):
     host: str = "127.0.0.1"
     port: Port = 9901
 
 
-class TlsSettings(_Section):
+class TlsSettings(Section):
     ca: str | None = None
     certificate: str | None = None
     key: str | None = None
 
 
-class UpstreamSettings(_Section):
-    url: Annotated[str, _checked(_upstream_url)]
+class UpstreamSettings(Section):
+    url: Annotated[str, checked(_upstream_url)]
     connect_timeout: Timeout = 2.0
     read_timeout: Timeout = 15.0
     write_timeout: Timeout = 15.0
@@ -206,20 +93,20 @@ class UpstreamSettings(_Section):
     tls: TlsSettings = TlsSettings()
 
 
-class StateCacheSettings(_Section):
+class StateCacheSettings(Section):
     max_entries: Count = 10_000
     max_bytes: Size = 64 * 2**20
 
 
-class CredentialSettings(_Section):
+class CredentialSettings(Section):
     headers: tuple[FieldName, ...] = ()
 
 
-class AuditSettings(_Section):
+class AuditSettings(Section):
     path: Annotated[str, Field(min_length=1)] = "rewrites.jsonl"
 
 
-class LimitSettings(_Section):
+class LimitSettings(Section):
     max_body: Size = 2**20
     max_head: Size = 32 * 2**10
     max_headers: Count = 100
@@ -237,8 +124,8 @@ class LimitSettings(_Section):
     tunnel_idle: Timeout = 300.0
 
 
-class CorsSettings(_Section):
-    origins: Annotated[tuple[Origin, ...], AfterValidator(_some)]
+class CorsSettings(Section):
+    origins: Annotated[tuple[Origin, ...], AfterValidator(at_least_one)]
     methods: tuple[str, ...] = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
     headers: tuple[str, ...] = ("*",)
     credentials: bool = False
@@ -251,85 +138,7 @@ class CorsSettings(_Section):
         return self
 
 
-class MatchSettings(_Section):
-    method: Annotated[str, Field(pattern=r"^[A-Z]+$"), _checked(_method_with_a_body)] = "PATCH"
-    path: Annotated[str, _checked(_path)]
-
-
-class EncodingSettings(_Section):
-    type: Literal["encoding"]
-
-
-class ContentTypeSettings(_Section):
-    type: Literal["content_type"]
-    value: Annotated[str, _checked(_json_type)] = "application/json"
-
-
-class FillSettings(_Section):
-    type: Literal["fill"]
-    field: Annotated[str, Field(min_length=1)]
-    source: Annotated[str, _checked(_path_of_a_conversation), Field(alias="from")]
-    select: Annotated[str, _checked(select.compiled)]
-    allow: Annotated[tuple[str, ...], AfterValidator(_some)]
-    max_age: Annotated[Duration, AfterValidator(_fresh)] = 1.0
-    settle: Duration = 2.0
-    refill_on: tuple[Annotated[int, AfterValidator(_proof)], ...] = (409, 412)
-    null_is_missing: bool = False
-    learn: bool = True
-    guard: Literal["none", "etag"] = "none"
-
-
-RepairSettings = Annotated[EncodingSettings | ContentTypeSettings | FillSettings, Field(discriminator="type")]
-Mode = Literal["observe", "shadow", "enforce", "on_reject"]
-ORDER = ("encoding", "content_type", "fill")
-
-
-class RuleSettings(_Section):
-    # The name is written as a token into Gateway-Rewrite (RFC 9651).
-    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_.-]*$")]
-    match: MatchSettings
-    mode: Mode = "enforce"
-    on_lookup_failure: Literal["reject", "forward"] = "reject"
-    # None: every unsafe call on what the fills look up, and below it.
-    writes: tuple[Annotated[str, _checked(templates.parse_write)], ...] | None = None
-    repairs: Annotated[tuple[RepairSettings, ...], AfterValidator(_some)]
-
-    @model_validator(mode="after")
-    def _parts_that_fit(self) -> RuleSettings:
-        errors: list[str] = []
-        order = [ORDER.index(repair.type) for repair in self.repairs]
-        if order != sorted(order) or len({kind for kind in order if kind < 2}) < sum(k < 2 for k in order):
-            errors.append("repairs: expected encoding, content_type and fills, in this order")
-        known = set(templates.parse(self.match.path).names)
-        fills = [repair for repair in self.repairs if isinstance(repair, FillSettings)]
-        errors += [
-            f"repairs[{i}].{key}: no parameter {name!r} in match.path"
-            for i, fill in enumerate(self.repairs)
-            if isinstance(fill, FillSettings)
-            for key, names in (
-                ("from", templates.parse(fill.source).names),
-                ("select", select.parameters(fill.select)),
-            )
-            for name in names
-            if name not in known
-        ]
-        if len({fill.field for fill in fills}) < len(fills):
-            errors.append("repairs: expected one fill for a field")
-        conversations = {templates.parse(fill.source).names[-1] for fill in fills}
-        if len(conversations) > 1:
-            errors.append("repairs: expected fills that look up the same conversation")
-        if errors:
-            raise ValueError("\n".join(errors))
-        return self
-
-    @property
-    def written_by(self) -> tuple[str, ...]:
-        if self.writes is not None:
-            return self.writes
-        return tuple(f"{one.source}/**" for one in self.repairs if isinstance(one, FillSettings))
-
-
-class Settings(_Section):
+class Settings(Section):
     listen: ListenSettings = ListenSettings()
     admin: AdminSettings = AdminSettings()
     upstream: UpstreamSettings
@@ -358,10 +167,10 @@ class Settings(_Section):
     def warnings(self) -> list[str]:
         """What is allowed but should be known: said by `gateway check` and at start-up."""
         return [
-            f"rules.{rule.name}: max_age {fill.max_age:g}s: a state this old may already be wrong"
+            f"rules.{rule.name}: {warning}"
             for rule in self.rules
-            for fill in rule.repairs
-            if isinstance(fill, FillSettings) and fill.max_age > MAX_AGE_WARNED
+            for repair in rule.repairs
+            for warning in repair.warnings()
         ]
 
 
@@ -448,12 +257,13 @@ _INNER = re.compile(r"([a-z_]+(?:\[\d+\])?(?:\.[a-z_]+)*): ")
 
 
 def _places(error: Any) -> list[_Place]:
-    """pydantic's location as `rules[0].repairs[2].max_age`; the tags of the repair union are no place."""
+    """pydantic's location as `rules[0].repairs[2].max_age`."""
     path, before = "", ""
     for part in error["loc"]:
         if isinstance(part, int):
             path += f"[{part}]"
-        elif not (before == "repairs" and path.endswith("]") and part in ORDER):
+        # Right after `repairs[2]` pydantic names the type of the repair, which is no place in the file.
+        elif not (before == "repairs" and path.endswith("]")):
             path += f".{part}" if path else part
         before = part if isinstance(part, str) else before
     message = error["msg"].removeprefix("Value error, ")

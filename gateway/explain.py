@@ -52,14 +52,14 @@ def explain(
         return Explanation(rule.name, rule.mode, call, refused=error)
     if found.nothing_to_repair:
         return Explanation(rule.name, rule.mode, call, reason=found.reason)
-    looks_up = tuple(route.targets[want.fill.field].target.decode() for want in found.missing)
+    looks_up = tuple(route.targets[missing.field].target.decode() for missing in found.missing)
     values: dict[str, tuple[str, Change]] = {}
     reason = found.unfilled
-    for want in found.missing:
-        name = want.fill.field
+    for missing in found.missing:
+        name = missing.field
         if state is None:
             reason = f"{name} would be looked up: say --state to see it filled"
-        elif not want.fill.allowed(state):
+        elif not route.targets[name].fill.allowed(state):
             reason = f"{name}-not-allowed"
         else:
             values[name] = (state, Change.of("fill", field=name, after=state))

@@ -18,9 +18,9 @@ from urllib.parse import unquote_to_bytes
 
 from msgspec import Struct
 
-Value = TypeVar("Value")
+from gateway.http.grammar import SAFE_METHODS
 
-SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})  # RFC 9110 section 9.2.1
+Value = TypeVar("Value")
 
 _LITERAL = re.compile(r"[!$&'()*+,=:@\w.~-]+", re.ASCII)
 _PARAMETER = re.compile(r"\{([A-Za-z_]\w*)(?::([^{}]+))?\}", re.ASCII)
@@ -88,6 +88,14 @@ def parse(path: str) -> Template:
     return template
 
 
+def parse_whole(path: str) -> Template:
+    """A template without `**`, which fits whole paths only. Raises ValueError."""
+    template = parse(path)
+    if template.rest:
+        raise ValueError('"**" may only stand in writes')
+    return template
+
+
 @dataclass(frozen=True, slots=True)
 class WriteTemplate:
     """`method` None is every unsafe one; `excepted` says that these calls are no writes after all."""
@@ -104,7 +112,7 @@ _WRITE = re.compile(r"(except )?(?:([A-Z]+) )?(\S+)")
 def parse_write(text: str) -> WriteTemplate:
     """`[except ][METHOD ]/path`. Raises ValueError."""
     found = _WRITE.fullmatch(text)
-    if found is None or found[2] in SAFE_METHODS:
+    if found is None or (found[2] or "").encode() in SAFE_METHODS:
         raise ValueError("expected '[except ][METHOD ]/path' with an unsafe method")
     return WriteTemplate(found[2], parse(found[3]), bool(found[1]))
 

@@ -1,30 +1,105 @@
 """
-The rules, compiled: which calls are repaired, and which others write or read what a fill looks up.
+The rules, as config.yaml has them and compiled: which calls are repaired, and which others write or read what
+a fill looks up.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import Annotated, Literal
 
 from msgspec import Struct
+from pydantic import AfterValidator, Field, model_validator
 
 from gateway import paths as templates
 from gateway import repairs
+from gateway.http.grammar import SAFE_METHODS
 from gateway.paths import PathMatch, Routes, decoded
-from gateway.repairs import Fill, Repair
-
-if TYPE_CHECKING:
-    from gateway.config import RuleSettings
+from gateway.repairs import AnyRepairSettings, Fill, Repair
+from gateway.repairs.fill import FillSettings
+from gateway.units import Section, at_least_one, checked
 
 PATHS_KEPT = 8192  # at about 1.5 KiB each
-PATH_KEPT = 256  # bytes: a longer one is read each time
+PATH_KEPT = 256  # bytes: a longer one is matched anew each time
+
+Mode = Literal["observe", "shadow", "enforce", "on_reject"]
+
+
+def _method_with_a_body(value: str) -> None:
+    if value.encode() in SAFE_METHODS or value == "CONNECT":
+        raise ValueError("expected a method that carries a body, such as PATCH")
+
+
+class MatchSettings(Section):
+    method: Annotated[str, Field(pattern=r"^[A-Z]+$"), checked(_method_with_a_body)] = "PATCH"
+    path: Annotated[str, checked(templates.parse_whole)]
+
+
+class RuleSettings(Section):
+    # The name is written as a token into Gateway-Rewrite (RFC 9651 section 3.3.4).
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_.-]*$")]
+    match: MatchSettings
+    mode: Mode = "enforce"
+    on_lookup_failure: Literal["reject", "forward"] = "reject"
+    # None: every unsafe call on what the fills look up, and below it.
+    writes: tuple[Annotated[str, checked(templates.parse_write)], ...] | None = None
+    repairs: Annotated[tuple[AnyRepairSettings, ...], AfterValidator(at_least_one)]
+
+    @model_validator(mode="after")
+    def _parts_that_fit(self) -> RuleSettings:
+        errors: list[str] = []
+        problem = repairs.out_of_order(self.repairs)
+        if problem is not None:
+            errors.append(f"repairs: {problem}")
+        errors += [
+            f"repairs[{i}].{key}: {problem}"
+            for i, repair in enumerate(self.repairs)
+            for key, problem in repair.errors(self.parameters)
+        ]
+        if len({fill.field for fill in self.fills}) < len(self.fills):
+            errors.append("repairs: expected one fill for a field")
+        if len({fill.conversation for fill in self.fills}) > 1:
+            errors.append("repairs: expected fills that look up the same conversation")
+        if errors:
+            raise ValueError("\n".join(errors))
+        return self
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """The names in the path, in order."""
+        return templates.parse(self.match.path).names
+
+    @property
+    def fills(self) -> tuple[FillSettings, ...]:
+        return tuple(repair for repair in self.repairs if isinstance(repair, FillSettings))
+
+    @property
+    def written_by(self) -> tuple[str, ...]:
+        """The calls that may change what the fills look up."""
+        if self.writes is not None:
+            return self.writes
+        return tuple(f"{fill.source}/**" for fill in self.fills)
+
+    def describe(self) -> Iterator[str]:
+        """The lines that `gateway check` prints."""
+        yield f"{self.name} ({self.mode}, a failed look-up: {self.on_lookup_failure})"
+        yield f"  {self.match.method} {self.match.path}"
+        for repair in self.repairs:
+            for line in repair.describe(self.parameters):
+                yield f"  {line}"
+        for write in self.written_by:
+            yield f"  written by {write}"
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
+    """
+    `forwards_unfilled`: whether a call goes on when its look-up failed. `watched`: the members that only
+    other rules fill. A call that names one of them may change what those look up (S4).
+    """
+
     name: str
     mode: str
     forwards_unfilled: bool
@@ -34,8 +109,8 @@ class Rule:
 
     @classmethod
     def of(cls, settings: RuleSettings, limit: int, filled: frozenset[str]) -> Rule:
-        """`filled`: the fields that any rule fills. Whoever names one of them may change it (S4)."""
-        built = repairs.build(settings.repairs, limit, templates.parse(settings.match.path).names)
+        """`limit`: bytes that a decoded body may have; `filled`: the members that any rule fills."""
+        built = repairs.build(settings.repairs, limit, settings.parameters)
         fills = tuple(repair for repair in built if isinstance(repair, Fill))
         return cls(
             settings.name,
@@ -49,16 +124,18 @@ class Rule:
 
 def identity(name: str) -> str:
     """
-    One name for a conversation however its id is spelled in the path. Two that only an exact upstream
-    tells apart share their order and are forgotten together, which costs a look-up and harms nothing.
+    One name for a conversation in whatever case its id is written, since some upstreams ignore the case. With
+    those that do not, two conversations may share a lock and be invalidated together: that costs a look-up
+    and does no harm.
     """
     return name.casefold()
 
 
 class FillTarget(Struct, frozen=True):
     """
-    A fill at one path: the GET that it needs, and whose value it is, for all callers and by whichever path.
-    `which` tells one value of a reply from another, and `data` has the path's parameters, decoded.
+    A fill at one path. `target` is that of the GET that it needs, `data` has the path's parameters, decoded.
+    `subject` says whose value it is, by whichever path and for all callers; `which` tells the values that are
+    selected from one reply from each other.
     """
 
     fill: Fill
@@ -77,7 +154,7 @@ class FillTarget(Struct, frozen=True):
 class RouteMatch(Struct, frozen=True):
     """
     A rule at one path: all that the path says, read once. `conversation` is what a call to it is about, None
-    where the rule fills nothing; `spots` has the rule's fills by their fields.
+    where the rule fills nothing; `targets` has the rule's fills by their fields.
     """
 
     rule: Rule
@@ -86,8 +163,8 @@ class RouteMatch(Struct, frozen=True):
     targets: dict[str, FillTarget]
 
     @classmethod
-    def of(cls, fit: PathMatch[Rule]) -> RouteMatch:
-        rule, parameters = fit.value, fit.parameters
+    def of(cls, found: PathMatch[Rule]) -> RouteMatch:
+        rule, parameters = found.value, found.parameters
         data = {name: decoded(segment) for name, segment in parameters.items()}
         conversation = identity(data[rule.fills[0].conversation]) if rule.fills else None
         return cls(
@@ -100,7 +177,10 @@ class RouteMatch(Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """A call that may change a conversation's state, or with no parameter any conversation's."""
+    """
+    A call that may change the state of the conversation that `parameter` of its path names, or where that is
+    None, of any. `excepted`: it does not, although another template says so.
+    """
 
     parameter: str | None
     excepted: bool
@@ -116,14 +196,12 @@ class Rules:
     def __init__(self, settings: Sequence[RuleSettings], limit: int) -> None:
         """`limit`: bytes that a decoded body may have. The settings have been checked."""
         self._rules: Routes[Rule] = Routes()
-        # Whoever calls for a participant calls again.
-        self._known = lru_cache(PATHS_KEPT)(self._found)
+        # The same participants are called for again and again.
+        self._match_cached = lru_cache(PATHS_KEPT)(self._match)
         self._writes: Routes[Write] = Routes()
         self._reads: Routes[Fill] = Routes()
         writes: list[tuple[templates.WriteTemplate, Write]] = []
-        filled = frozenset(
-            repair.field for one in settings for repair in one.repairs if repair.type == "fill"
-        )
+        filled = frozenset(fill.field for one in settings for fill in one.fills)
         for one in settings:
             rule = Rule.of(one, limit, filled)
             self._rules.add(one.match.method, templates.parse(one.match.path), rule)
@@ -135,27 +213,29 @@ class Rules:
             for fill in rule.fills:
                 if fill.learn:
                     self._reads.add("GET", fill.source, fill)
-        # Where two rules give one template, the one that knows the conversation in it has the say.
+        # Where two rules have the same template, the one that knows which parameter is the conversation wins.
         for template, write in sorted(writes, key=lambda one: one[1].parameter is None):
             self._writes.add(template.method, template.template, write)
 
     def match(self, method: str, path: bytes) -> RouteMatch | None:
-        # Some clients write `patch`: the token goes on as sent, but is taken for what it means.
+        # Methods are case-sensitive (RFC 9110 section 9.1), but some clients write `patch` and mean PATCH: it
+        # is matched as that, and goes on as sent.
         method = method.upper()
-        return self._known(method, path) if len(path) <= PATH_KEPT else self._found(method, path)
+        return self._match_cached(method, path) if len(path) <= PATH_KEPT else self._match(method, path)
 
-    def _found(self, method: str, path: bytes) -> RouteMatch | None:
-        fit = self._rules.match(method, path)
-        return None if fit is None else RouteMatch.of(fit)
+    def _match(self, method: str, path: bytes) -> RouteMatch | None:
+        found = self._rules.match(method, path)
+        return None if found is None else RouteMatch.of(found)
 
     def writes(self, path: bytes, *methods: str) -> PathMatch[Write] | None:
         """
-        Unsafe calls that no rule fills, however their path is spelled: where an upstream may read
-        another path in it, the write may be about any conversation. Of several methods any may be meant.
+        What a call that no rule fills writes, None for one that is no write. An upstream may read an
+        ambiguous path as any other: then the write may be about any conversation. `methods` are all that the
+        call may mean: its own, and those that its fields claim.
         """
         plain = templates.plain(path)
         for method in map(str.upper, methods):
-            if method in templates.SAFE_METHODS:
+            if method.encode() in SAFE_METHODS:
                 continue
             if templates.is_ambiguous(plain):
                 return ANYWHERE
@@ -165,4 +245,5 @@ class Rules:
         return None
 
     def reads(self, method: str, path: bytes) -> PathMatch[Fill] | None:
+        """The fill that can learn from the reply: the call is the GET that it would look up itself."""
         return self._reads.match("GET", path) if method == "GET" else None

@@ -15,11 +15,15 @@ from hypothesis import strategies as st
 
 from gateway import config
 from gateway.config import ConfigError, Settings
+from gateway.repairs import REPAIRS, name_of
+from gateway.repairs.fill import FillSettings
 from tests.support.gateways import SHIPPED
 
 # On a busy machine an example may take its time.
 patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
+NAMES = [name_of(repair) if repair.once else f"{name_of(repair)}s" for repair in REPAIRS]
+IN_ORDER = f"{', '.join(NAMES[:-1])} and {NAMES[-1]}"
 UPSTREAM = "upstream: {url: http://u:9000}\n"
 FILL: dict[str, Any] = {
     "type": "fill",
@@ -80,7 +84,7 @@ def test_the_contract_s_example_is_understood_as_written() -> None:
     assert web.mode == "enforce"
     assert web.on_lookup_failure == "reject"
     assert [repair.type for repair in web.repairs] == ["encoding", "content_type", "fill"]
-    (the_fill,) = [repair for repair in web.repairs if isinstance(repair, config.FillSettings)]
+    (the_fill,) = [repair for repair in web.repairs if isinstance(repair, FillSettings)]
     assert the_fill.source == "/api/v2/conversations/web/instances/{conversationId}"
     assert the_fill.select.startswith("$.participants[?@.id == _.participantId")
     assert (the_fill.max_age, the_fill.settle, the_fill.refill_on) == (1.0, 2.0, (409, 412))
@@ -109,7 +113,7 @@ def test_a_duration_has_a_unit(text: str, seconds: float) -> None:
     found = understood(yaml.safe_dump(with_rule(fill(max_age="AGE"))).replace("AGE", text))
 
     (the_fill,) = found.rules[0].repairs
-    assert isinstance(the_fill, config.FillSettings)
+    assert isinstance(the_fill, FillSettings)
     assert the_fill.max_age == pytest.approx(seconds)
 
 
@@ -180,7 +184,7 @@ def test_a_state_that_may_be_older_than_a_minute_is_refused(age: str) -> None:
 def test_a_refusal_that_proves_that_nothing_was_applied_may_be_refilled(statuses: list[int]) -> None:
     (the_fill,) = understood(with_rule(fill(refill_on=statuses))).rules[0].repairs
 
-    assert isinstance(the_fill, config.FillSettings)
+    assert isinstance(the_fill, FillSettings)
     assert the_fill.refill_on == tuple(statuses)
 
 
@@ -292,9 +296,9 @@ def test_an_error_names_its_place_and_what_was_expected(document: str, expected:
         (with_rule({"type": "content_type", "value": "text/plain"}),
          "rules[0].repairs[0].value: expected a JSON media type such as application/json, got 'text/plain'"),
         (with_rule({"type": "content_type"}, {"type": "encoding"}),
-         "rules[0].repairs: expected encoding, content_type and fills, in this order"),
+         f"rules[0].repairs: expected {IN_ORDER}, in this order"),
         (with_rule({"type": "encoding"}, {"type": "encoding"}),
-         "rules[0].repairs: expected encoding, content_type and fills, in this order"),
+         f"rules[0].repairs: expected {IN_ORDER}, in this order"),
         (with_rule(fill(field="")), "rules[0].repairs[0].field: String should have at least 1 character"),
         (with_rule(fill(**{"from": "/c"})),
          "rules[0].repairs[0].from: expected a path with at least one {parameter}, got '/c'"),

@@ -179,7 +179,7 @@ def plainly(path: bytes) -> bool:
 @example([(None, "/a/**"), (None, "/{p0}/c"), (None, "/a/b/c")], "POST", ["a", "b", "d"])
 @example([("PATCH", "/a/b"), ("POST", "/a/{p1}"), (None, "/**")], "POST", ["a", "b"])
 @given(listed, st.sampled_from(["PATCH", "POST", "PUT"]), requests)
-def test_the_most_specific_template_that_fits_wins_and_what_is_crooked_fits_none(
+def test_the_most_specific_template_that_fits_wins_and_what_is_ambiguous_fits_none(
     routes: list[tuple[str | None, str]], method: str, parts: list[str]
 ) -> None:
     table: Routes[int] = Routes()
@@ -252,7 +252,7 @@ def test_a_match_costs_the_same_for_five_rules_and_five_hundred(path: bytes) -> 
     assert costs[0] == costs[1] > 0
 
 
-# --- what is crooked
+# --- ambiguous paths
 
 PATCH_PATH = f"{API}/web/instances/c1/participants/p1"
 

@@ -34,7 +34,7 @@ from gateway.proxy.call_record import CallRecord, changes_recorded
 from gateway.proxy.client import Client, ClientGone, ClientRequest
 from gateway.proxy.deadline import Deadline
 from gateway.proxy.passthrough import Passthrough
-from gateway.repairs import Diagnosis, Fill, diagnose, rewrite
+from gateway.repairs import Diagnosis, diagnose, rewrite
 from gateway.repairs.call import Call, Change
 from gateway.rules import RouteMatch, Rules
 from gateway.state.credentials import CredentialFingerprints
@@ -65,8 +65,8 @@ class MatchedCall(Struct, frozen=True):
     changing: bool
     record: CallRecord
 
-    def ask(self, fill: Fill, since: float) -> LookupRequest:
-        target = self.route.targets[fill.field]
+    def ask(self, field: str, since: float) -> LookupRequest:
+        target = self.route.targets[field]
         key = Key(self.conversation or "", target.target, self.record.credential)
         return LookupRequest(target, key, self.call.headers, self.client.extra_headers, since)
 
@@ -242,7 +242,7 @@ class Lifecycle:
 
     def _asks(self, matched: MatchedCall) -> list[LookupRequest]:
         now = self._clock()
-        return [matched.ask(want.fill, now) for want in matched.found.missing]
+        return [matched.ask(missing.field, now) for missing in matched.found.missing]
 
     async def _look_up(self, matched: MatchedCall) -> LookupResults:
         if not matched.found.missing:
@@ -270,7 +270,7 @@ class Lifecycle:
             return turn, LookupResults({}, matched.found.unfilled)
         answers = None
         try:
-            answers = self._lookups.try_cached([matched.ask(want.fill, began) for want in missing])
+            answers = self._lookups.try_cached([matched.ask(one.field, began) for one in missing])
         finally:
             if answers is None:
                 turn.release()
@@ -375,7 +375,7 @@ class Lifecycle:
         """Before what was read is forgotten: whoever reads from then on is to know of it."""
         for explicit in matched.found.explicit:
             if isinstance(explicit.value, str):
-                self._lookups.witness(matched.ask(explicit.fill, began), explicit.value)
+                self._lookups.witness(matched.ask(explicit.field, began), explicit.value)
 
     async def _refilled(self, matched: MatchedCall, sent: LookupResults, refusal: Reply) -> Reply:
         """The refusal proves that nothing was applied: once more, if the state is another by now (C2)."""

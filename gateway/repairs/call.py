@@ -1,5 +1,5 @@
 """
-A call as it moves through its life, and what was changed in it: the values the phases pass on. Pure.
+A matched call, and a change that was made in it: the values that the phases hand on.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from gateway.http.headers import Fields
 
 
 class Call(Struct, frozen=True):
-    """A matched call with its whole body, the headers those that go on to the next hop, but its id."""
+    """A matched call with its whole body. `headers` go to the next hop, and its request id beside them."""
 
     method: bytes
     target: bytes

@@ -4,37 +4,48 @@ The `content_type` repair: a JSON object that is called something else, or nothi
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from typing import Annotated, Literal
 
 from gateway.http import headers as h
 from gateway.http.headers import Fields, Headers
 from gateway.repairs.call import Call, Change
 from gateway.repairs.findings import Draft, Finding, NotApplicable, Repaired
-
-MISTAKEN = frozenset({b"", b"application/x-www-form-urlencoded", b"application/octet-stream"})
-
-
-def is_json_or_mistaken(headers: Headers, wanted: bytes) -> bool:
-    """False for types that say something of their own: multipart, JSON Patch and other +json, XML …"""
-    values = h.every(headers, b"content-type")
-    return not values or (len(values) == 1 and _is_json_or_mistaken(values[0], wanted))
+from gateway.repairs.repair import Repair, RepairSettings, Stage
+from gateway.units import checked
 
 
-@lru_cache(maxsize=256)
-def _is_json_or_mistaken(value: bytes, wanted: bytes) -> bool:
-    kind = h.media_type(value)[0]
-    return kind in {b"application/json", wanted} or kind in MISTAKEN or kind.startswith(b"text/")
+def _json_type(value: str) -> None:
+    if not re.fullmatch(r"application/([a-z0-9.-]+\+)?json", value):
+        raise ValueError("expected a JSON media type such as application/json")
+
+
+class ContentTypeSettings(RepairSettings):
+    type: Literal["content_type"]
+    value: Annotated[str, checked(_json_type)] = "application/json"
+
+    def describe(self, parameters: tuple[str, ...]) -> Iterator[str]:
+        yield f"content_type becomes {self.value}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class ContentType:
+class ContentType(Repair):
+    settings = ContentTypeSettings
+    stage = Stage.FIELDS
+    once = True
+    reads_body = False
+
     value: bytes
     text: str
 
     @classmethod
-    def of(cls, value: str) -> ContentType:
-        return cls(value.encode(), value)
+    def of(cls, settings: ContentTypeSettings, limit: int, parameters: tuple[str, ...]) -> ContentType:
+        return cls(settings.value.encode(), settings.value)
+
+    def accepts(self, media_type: bytes) -> bool:
+        return media_type == self.value
 
     def diagnose(self, draft: Draft) -> Finding:
         if draft.document is None:
@@ -47,6 +58,7 @@ class ContentType:
         return Repaired(Call(call.method, call.target, headers, call.body), draft.document, change)
 
     def _retyped(self, headers: Headers) -> Fields | None:
+        """None where they say the type already, and nothing more (RFC 8259 section 11: no parameters)."""
         current = h.first(headers, b"content-type")
         if current is not None and current.lower() == self.value:
             return None

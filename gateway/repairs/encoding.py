@@ -10,21 +10,18 @@ from __future__ import annotations
 import codecs
 import json
 import re
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from encodings import normalize_encoding
-from encodings.aliases import aliases
-from functools import lru_cache
-
-from msgspec import Struct
+from typing import Literal
 
 from gateway.errors import BodyTooLarge
 from gateway.http import headers as h
-from gateway.http.headers import Headers
+from gateway.http.content_coding import WINDOW_BITS, Damaged, inflate
 from gateway.repairs import json_text
 from gateway.repairs.call import Call, Change
+from gateway.repairs.declared import Declared
 from gateway.repairs.findings import Draft, Finding, NotApplicable, Repaired
+from gateway.repairs.repair import Repair, RepairSettings, Stage
 
 # The longer BOMs first: UTF-32's begins with UTF-16's.
 BOMS = (
@@ -34,100 +31,27 @@ BOMS = (
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
-# The codecs that are charsets (rot13, zip or unicode_escape are none) and have JSON's own characters
-# where ASCII has them (shift_jisx0213 has a yen sign for the backslash).
-CHARSETS = re.compile(
-    r"utf_(8|(16|32)(_[lb]e)?)|ascii|latin_1|iso8859_([1-9]|1[013-6])|koi8_[ru]"
-    r"|cp(125[0-8]|437|85[02578]|86[0-3569]|874|932|949|950)"
-    r"|shift_jis|euc_(jp|kr)|iso2022_jp|gb2312|gbk|gb18030|big5(hkscs)?"
-)
-ALIASES = aliases | {"windows_31j": "cp932", "windows_874": "cp874"}  # IANA's names
-UTF_8 = frozenset({None, "utf-8", "ascii", "unknown"})  # for a body that reads as UTF-8
-WBITS = {b"gzip": 16 + zlib.MAX_WBITS, b"x-gzip": 16 + zlib.MAX_WBITS, b"deflate": zlib.MAX_WBITS}
 
 
-class Damaged(ValueError):
-    """The body is not what its Content-Encoding says."""
+class EncodingSettings(RepairSettings):
+    type: Literal["encoding"]
 
-
-def inflate(body: bytes, coding: bytes, limit: int) -> bytes:
-    """Raises Damaged, or BodyTooLarge as soon as `limit` bytes are passed: no more than that is ever held."""
-    try:
-        return _inflate(body, WBITS[coding], limit)
-    except Damaged:
-        if coding != b"deflate":
-            raise
-        # Some clients send raw deflate where RFC 9110 section 8.4.1.2 wants the zlib format.
-        return _inflate(body, -zlib.MAX_WBITS, limit)
-
-
-def _inflate(body: bytes, wbits: int, limit: int) -> bytes:
-    stream = zlib.decompressobj(wbits)
-    try:
-        plain = stream.decompress(body, limit + 1)
-    except zlib.error as error:
-        raise Damaged(str(error)) from error
-    if len(plain) > limit:
-        raise BodyTooLarge(f"decoded, the body is larger than limits.max_body ({limit} bytes)")
-    if not stream.eof or stream.unused_data:
-        raise Damaged("the compressed body is cut off, or something follows it")
-    return plain
-
-
-class Declared(Struct, frozen=True):
-    """
-    What the head says of a body: its content codings, in lower case, and the codec's name for the charset
-    parameter, `unknown` for one that is none.
-    """
-
-    codings: tuple[bytes, ...]
-    charset: str | None
-
-    @classmethod
-    def of(cls, headers: Headers) -> Declared:
-        codings = [coding.lower() for coding in h.members(headers, b"content-encoding")]
-        return cls(
-            tuple(coding for coding in codings if coding != b"identity"),
-            _charset(h.by_name(headers).get(b"content-type")),
-        )
-
-    @property
-    def plain(self) -> bool:
-        """Whether a body that reads as UTF-8 is what it is said to be."""
-        return not self.codings and self.charset in UTF_8
-
-
-@lru_cache(maxsize=256)
-def _charset(kind: bytes | None) -> str | None:
-    name = h.media_type(kind)[1].get(b"charset") if kind else None
-    if name is None:
-        return None
-    if len(name) > 64:
-        return "unknown"
-    # Looked up only if it is known: Python keeps every name that it was ever asked for.
-    text = normalize_encoding(name.decode("ascii", "replace")).lower()
-    codec = ALIASES.get(text, text)
-    return codecs.lookup(codec).name if CHARSETS.fullmatch(codec) else "unknown"
-
-
-def _readings(body: bytes, charset: str | None) -> Iterator[tuple[str, str, bytes]]:
-    """What the body may be: the name for the record, the codec, and the bytes without a BOM."""
-    for bom, codec in BOMS:
-        if body.startswith(bom):
-            yield f"{codec}-bom", codec, body[len(bom) :]
-    if charset not in {None, "unknown"}:
-        assert charset is not None
-        # Declared without an order and without a BOM: little-endian is what .NET sends.
-        yield charset, {"utf-16": "utf-16-le", "utf-32": "utf-32-le"}.get(charset, charset), body
-    detected = json.detect_encoding(body)
-    if detected.startswith(("utf-16-", "utf-32-")):
-        yield detected, detected, body
-    yield "utf-8", "utf-8", body
+    def describe(self, parameters: tuple[str, ...]) -> Iterator[str]:
+        yield "encoding becomes UTF-8, uncompressed"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Encoding:
+class Encoding(Repair):
+    settings = EncodingSettings
+    stage = Stage.ENCODING
+    once = True
+    reads_body = False  # what is UTF-8, and declared as nothing else, stays as it is
+
     limit: int
+
+    @classmethod
+    def of(cls, settings: EncodingSettings, limit: int, parameters: tuple[str, ...]) -> Encoding:
+        return cls(limit)
 
     def diagnose(self, draft: Draft) -> Finding:
         """Raises BodyTooLarge for a body that is over the limit once it is inflated."""
@@ -136,7 +60,7 @@ class Encoding:
         if draft.document is not None and declared.plain:
             return None
         codings, charset = declared.codings, declared.charset
-        if len(codings) > 1 or (codings and codings[0] not in WBITS):
+        if len(codings) > 1 or (codings and codings[0] not in WINDOW_BITS):
             return NotApplicable("content-encoding")
         body = call.body
         if codings:
@@ -164,10 +88,25 @@ class Encoding:
                 document,
                 Change.of("encoding", before=before, after="utf-8"),
             )
-        # An array that is read as another charset is no JSON at all: what says more is the reason.
+        # In a wrong charset any text is `not-json`: the reason that another reading gave says more.
         return NotApplicable(
             next((why for why in reasons if why != "not-json"), reasons[0] if reasons else "not-utf-8")
         )
+
+
+def _readings(body: bytes, charset: str | None) -> Iterator[tuple[str, str, bytes]]:
+    """Each way to read the body: its name for the record, the codec, and the bytes without a BOM."""
+    for bom, codec in BOMS:
+        if body.startswith(bom):
+            yield f"{codec}-bom", codec, body[len(bom) :]
+    if charset not in {None, "unknown"}:
+        assert charset is not None
+        # Declared without an order and without a BOM: little-endian is what .NET sends.
+        yield charset, {"utf-16": "utf-16-le", "utf-32": "utf-32-le"}.get(charset, charset), body
+    detected = json.detect_encoding(body)
+    if detected.startswith(("utf-16-", "utf-32-")):
+        yield detected, detected, body
+    yield "utf-8", "utf-8", body
 
 
 def _as_utf8(call: Call, body: bytes, charset: str | None) -> Call:

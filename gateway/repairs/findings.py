@@ -1,23 +1,21 @@
 """
-What a repair says it found in a call. Pure values; diagnose() in this package acts on them.
+What a repair is shown of a call, and what it may find in it. Values; `diagnosis.py` acts on them.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from msgspec import Struct
 
 from gateway.repairs.call import Call, Change
 from gateway.repairs.json_text import NotAnObject, ObjectText, read
 
-if TYPE_CHECKING:
-    from gateway.repairs.fill import Fill
-
 
 class Draft(Struct, frozen=True):
     """
-    The call with the repairs so far; `document` is None where the body is no JSON object (`reason`).
+    `original` is the call as it came, `call` as the repairs so far have made it. `document` is the body of
+    `call`, None where that is no JSON object in UTF-8, for the `reason` given.
     """
 
     original: Call
@@ -36,37 +34,40 @@ class Draft(Struct, frozen=True):
 
 
 class Repaired(Struct, frozen=True):
+    """The call repaired, its body as text, and what was changed."""
+
     call: Call
     document: ObjectText
     change: Change
 
 
 class NotApplicable(Struct, frozen=True):
-    """The whole call must go on as it came."""
+    """No repair may be made: the whole call goes on as it came."""
 
     reason: str
 
 
 class Missing(Struct, frozen=True):
-    """A member is missing, or null (`there`) where that counts as missing: its value is to be looked up."""
+    """The member `field` is missing, or null (`there`) where that counts as missing: to be looked up."""
 
-    fill: Fill
+    field: str
     there: bool = False
 
     def filled(self, document: ObjectText, value: str) -> ObjectText:
-        field = self.fill.field
-        return document.with_value(field, value) if self.there else document.with_member(field, value)
+        if self.there:
+            return document.with_value(self.field, value)
+        return document.with_member(self.field, value)
 
 
 class Explicit(Struct, frozen=True):
-    """The client gave the value itself: never altered (S1), and a witness once it is accepted (S5)."""
+    """The client gave the value of `field` itself: never altered (S1), a witness once it is accepted (S5)."""
 
-    fill: Fill
+    field: str
     value: Any
 
 
 class Unfilled(Struct, frozen=True):
-    """The member is neither there to be trusted nor missing: the other repairs still apply."""
+    """A member is not to be filled; the other repairs are made all the same."""
 
     reason: str
 

@@ -62,7 +62,7 @@ class ObjectText(Struct, frozen=True):
     members: list[tuple[str, Any]]
 
     def named(self, name: str) -> list[Any]:
-        """The member's value; several where the name is given more than once, however it is escaped."""
+        """The values of all members of that name, however it is escaped."""
         return [value for member, value in self.members if member == name]
 
     def with_member(self, name: str, value: str) -> ObjectText:
@@ -73,7 +73,7 @@ class ObjectText(Struct, frozen=True):
         return ObjectText(text, self.opened, [(name, value), *self.members])
 
     def with_value(self, name: str, value: str) -> ObjectText:
-        """In the place of the value that the only member of that name has."""
+        """Instead of the value of the only member of that name."""
         start, end = self._place(name)
         text = f"{self.text[:start]}{_quoted(value)}{self.text[end:]}"
         members = [(member, value if member == name else old) for member, old in self.members]
@@ -92,7 +92,7 @@ class ObjectText(Struct, frozen=True):
 
 
 def _past(text: str, at: int) -> int:
-    """Where a value ends. Not by recursion: this stack may be a deeper one than `read` was called in."""
+    """Where a value ends. Without recursion, since the stack may be deeper here than it was in `read`."""
     depth = 0
     for found in _MARK.finditer(text, at) if text[at] in "{[" else ():
         mark = text[found.start()]

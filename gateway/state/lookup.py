@@ -25,10 +25,10 @@ from msgspec import Struct
 
 from gateway.errors import GatewayError, LookupFailed, ReadTimeout
 from gateway.http import headers as h
+from gateway.http.content_coding import Damaged, inflate
 from gateway.http.forwarding import lookup_request_headers
 from gateway.http.headers import Fields, Header, Headers
 from gateway.repairs.call import Change
-from gateway.repairs.encoding import Damaged, inflate
 from gateway.repairs.findings import Unfilled
 from gateway.rules import FillTarget
 from gateway.state.store import Key, Reading, Store

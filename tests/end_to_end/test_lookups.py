@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 
 from gateway import app
-from gateway.config import FillSettings, RuleSettings, UpstreamSettings, load
+from gateway.config import UpstreamSettings, load
 from gateway.mock.api import Participant
 from gateway.mock.server import Conversation, Conversations, Fault
+from gateway.repairs.fill import FillSettings
+from gateway.rules import RuleSettings
 from tests.support.gateways import BODY, CONVERSATION, FILLED, PARTICIPANT, SHIPPED, TOKEN, gateway
 from tests.support.judging import refused_by_the_gateway, told, until
 from tests.support.mocking import mock

@@ -1,0 +1,44 @@
+"""
+The content codings gzip and deflate taken off a body, within a limit on what comes out. Pure.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+from gateway.errors import BodyTooLarge
+
+# The codings that can be taken off, each with the window bits that tell zlib its format. RFC 9110 section
+# 8.4.1: `deflate` is deflate data in the zlib format, and `x-gzip` is another name for `gzip`.
+WINDOW_BITS = {b"gzip": 16 + zlib.MAX_WBITS, b"x-gzip": 16 + zlib.MAX_WBITS, b"deflate": zlib.MAX_WBITS}
+
+
+class Damaged(ValueError):
+    """The body is not what its Content-Encoding says."""
+
+
+def inflate(body: bytes, coding: bytes, limit: int) -> bytes:
+    """
+    `coding`: one of WINDOW_BITS. Raises Damaged, or BodyTooLarge as soon as `limit` bytes are passed: no more
+    than that is ever held.
+    """
+    try:
+        return _inflate(body, WINDOW_BITS[coding], limit)
+    except Damaged:
+        if coding != b"deflate":
+            raise
+        # RFC 9110 section 8.4.1.2: some non-conformant senders leave out the zlib wrapper.
+        return _inflate(body, -zlib.MAX_WBITS, limit)
+
+
+def _inflate(body: bytes, window_bits: int, limit: int) -> bytes:
+    stream = zlib.decompressobj(window_bits)
+    try:
+        plain = stream.decompress(body, limit + 1)
+    except zlib.error as error:
+        raise Damaged(str(error)) from error
+    if len(plain) > limit:
+        raise BodyTooLarge(f"decoded, the body is larger than limits.max_body ({limit} bytes)")
+    if not stream.eof or stream.unused_data:
+        raise Damaged("the compressed body is cut off, or something follows it")
+    return plain
