@@ -31,10 +31,9 @@ from gateway.errors import (
 from gateway.upstream.connect import tls_context
 from gateway.upstream.connection import Timeouts
 from gateway.upstream.pool import Pool, PoolLimits
+from tests.support.pools import BLOCK, CHUNKED, HOST, fetch, pieces_of, pool_to, rest
 from tests.support.raw_upstream import OK, Peer, RawUpstream, answering, deaf, silent
-from tests.upstream.test_pool import BLOCK, CHUNKED, EVIL, HOST, fetch, pieces_of, pool_to, rest
-
-pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy. fixture")
+from tests.support.replies import EVIL
 
 
 @pytest.fixture(params=["asyncio", "uvloop"])

@@ -1,0 +1,95 @@
+"""
+Everything that is counted or measured, in one table. To add a metric: its row in METRICS, and its count
+where it happens (`counts["gateway_…_total", "label value"] += 1`), or its reading in app.py if it is a
+gauge.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from typing import Literal, NamedTuple, TypeAlias
+
+Key: TypeAlias = tuple[str, ...]  # a metric's name, then the values of its labels
+Gauge: TypeAlias = Callable[[], float]
+
+
+class Metric(NamedTuple):
+    """Named as Prometheus wants it. Labels have few values: never an id, a path or a caller."""
+
+    name: str
+    kind: Literal["counter", "gauge"]
+    help: str
+    labels: tuple[str, ...] = ()
+
+
+METRICS: tuple[Metric, ...] = (
+    Metric("gateway_matched_calls_total", "counter", "Calls that a rule matched, when they are over."),
+    Metric("gateway_forwards_total", "counter", "Matched calls the upstream answered.", ("filled",)),
+    Metric("gateway_refills_total", "counter", "Refused fills that were sent once more with another value."),
+    Metric("gateway_conflicts_total", "counter", "Replies that named another value than the one filled."),
+    Metric("gateway_lookups_total", "counter", "Values asked for, by where they came from.", ("result",)),
+    Metric("gateway_lookup_pauses_total", "counter", "Times that a 429 paused a caller's look-ups."),
+    Metric("gateway_refusals_total", "counter", "Requests that the gateway answered itself.", ("cause",)),
+    Metric("gateway_aborts_total", "counter", "Client connections cut off.", ("cause",)),
+    Metric("gateway_clients_gone_total", "counter", "Clients that left before their call was forwarded."),
+    Metric("gateway_client_connections", "gauge", "Client connections that are open."),
+    Metric("gateway_requests_in_flight", "gauge", "Requests that are being served."),
+    Metric("gateway_bodies_awaited", "gauge", "Requests among them whose body is still to come."),
+    Metric("gateway_replies_stalled", "gauge", "Replies that wait for their clients to take them."),
+    Metric("gateway_upstream_connections", "gauge", "Connections to the upstream, by state.", ("state",)),
+    Metric("gateway_upstream_waiting", "gauge", "Requests that wait for a connection to the upstream."),
+    Metric("gateway_readings", "gauge", "Readings that the store keeps."),
+    Metric("gateway_last_accepted_values", "gauge", "Last accepted values that the store keeps."),
+    Metric("gateway_locked_conversations", "gauge", "Conversations that a call has locked or waits for."),
+    Metric("gateway_audit_lines_lost", "gauge", "Lines lost since the audit log last could be written."),
+)
+_DECLARED = {metric.name: metric for metric in METRICS}
+
+
+class Counts(Counter[Key]):
+    """What the rooms count with. A key that METRICS does not declare is refused the first time it is used."""
+
+    def __missing__(self, key: Key) -> int:
+        _declared(key, "counter")
+        return 0
+
+
+class Sample(NamedTuple):
+    metric: Metric
+    labels: tuple[str, ...]
+    value: float
+
+    @property
+    def name(self) -> str:
+        """As Prometheus writes it: `name{label="value"}`."""
+        pairs = zip(self.metric.labels, self.labels, strict=True)
+        labels = ",".join(f'{label}="{value}"' for label, value in pairs)
+        return f"{self.metric.name}{{{labels}}}" if labels else self.metric.name
+
+
+class Metrics:
+    def __init__(self, counts: Counts, gauges: Mapping[Key, Gauge]) -> None:
+        """Raises ValueError unless each gauge of METRICS is there, and no other."""
+        for key in gauges:
+            _declared(key, "gauge")
+        missing = {metric.name for metric in METRICS if metric.kind == "gauge"} - {key[0] for key in gauges}
+        if missing:
+            raise ValueError(f"no reading of {', '.join(sorted(missing))}")
+        self._counts = counts
+        self._gauges = gauges
+
+    def samples(self) -> Iterator[Sample]:
+        """In the order of METRICS; a counter without labels is there from the start."""
+        values: dict[Key, float] = {(metric.name,): 0 for metric in METRICS if not metric.labels}
+        values |= self._counts
+        values |= {key: gauge() for key, gauge in self._gauges.items()}
+        for metric in METRICS:
+            for key in sorted(key for key in values if key[0] == metric.name):
+                yield Sample(metric, key[1:], values[key])
+
+
+def _declared(key: Key, kind: str) -> None:
+    metric = _DECLARED.get(key[0])
+    if metric is None or metric.kind != kind or len(metric.labels) != len(key) - 1:
+        raise ValueError(f"METRICS declares no {kind} {key}")
