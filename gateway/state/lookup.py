@@ -293,39 +293,39 @@ class Lookups:
             return kept, "cache"
         if view.pause is not None:
             self._hold_back(view.pause.refusal, view.pause.until - view.time)
-        flight = self._in_flight.get(key)
+        in_flight = self._in_flight.get(key)
         if (
-            flight is None
-            or flight.generation != view.generation
-            or not may_join(flight.started, max_age, request.since, not_before, self.now())
+            in_flight is None
+            or in_flight.generation != view.generation
+            or not may_join(in_flight.started, max_age, request.since, not_before, self.now())
         ):
-            flight = self._begin(request, view)
+            in_flight = self._start(request, view)
         else:
             self._counts["lookups_coalesced"] += 1
-        return await self._result_of(flight, max_age), "lookup"
+        return await self._result_of(in_flight, max_age), "lookup"
 
-    def _begin(self, request: LookupRequest, view: View) -> _InFlight:
+    def _start(self, request: LookupRequest, view: View) -> _InFlight:
         """The GET is nobody's own: a caller that leaves, or the first, must not end it for the rest (S8)."""
         key = request.key
         headers = lookup_request_headers([*request.headers, *request.extra_headers])
         task = asyncio.create_task(self._get(key, headers, view))
-        flight = self._in_flight[key] = _InFlight(task, view.generation, view.time)
+        in_flight = self._in_flight[key] = _InFlight(task, view.generation, view.time)
 
         def ended(done: asyncio.Task[Reading]) -> None:
-            if self._in_flight.get(key) is flight:
+            if self._in_flight.get(key) is in_flight:
                 del self._in_flight[key]
             if not done.cancelled():
                 done.exception()  # each waiter raises it; with none left it is nobody's error
 
         task.add_done_callback(ended)
-        return flight
+        return in_flight
 
-    async def _result_of(self, flight: _InFlight, max_age: float) -> Reading:
+    async def _result_of(self, in_flight: _InFlight, max_age: float) -> Reading:
         if max_age == 0:
-            return await asyncio.shield(flight.task)
+            return await asyncio.shield(in_flight.task)
         try:
-            async with asyncio.timeout(flight.started + max_age - self.now()):
-                return await asyncio.shield(flight.task)
+            async with asyncio.timeout(in_flight.started + max_age - self.now()):
+                return await asyncio.shield(in_flight.task)
         except TimeoutError as error:
             # What it reads would be older than max_age already: of no use to this call.
             raise ReadTimeout(f"the look-up took longer than max_age ({max_age:g} s)") from error
@@ -367,7 +367,7 @@ class Lookups:
 
     async def close(self) -> None:
         """Ends the look-ups that are in flight."""
-        tasks = [flight.task for flight in self._in_flight.values()]
+        tasks = [one.task for one in self._in_flight.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from gateway.state.store import Accepted, Key, Pause, Reading, Refusal, Stamp, View
 
 # What an entry costs beside its body: the key, the reading, the tables' links. Measured, rounded up.
-OVERHEAD = 1024
+OVERHEAD = 1280
 
 
 class Sizes(NamedTuple):
