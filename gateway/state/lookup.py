@@ -139,9 +139,9 @@ class _Missed(Struct, eq=False):
 
 class Lookups:
     """
-    Awaited methods raise StoreUnavailable when the store fails before a call has left, so that it need not
-    leave. What the store is told after that is made up for instead (`_catch_up`), and what it is only given
-    to save a look-up may be lost.
+    The store may fail. Before a call has left, that raises StoreUnavailable, and the call is not sent. When
+    it has left, what the store missed of it is remembered, and made up for before it matters (`_catch_up`).
+    What is only kept to save a look-up may be lost.
     """
 
     def __init__(
@@ -237,11 +237,13 @@ class Lookups:
 
     async def usable(self, results: LookupResults) -> bool:
         """Whether they may still be filled, asked right before the call leaves (S2, S3)."""
+        stamp = None
         for result in results.values.values():
             request, reading = result.request, result.reading
-            if self._missed:
-                await self._catch_up(request.key.conversation)
-            stamp = await self._store.stamp(request.key.conversation)
+            if stamp is None:  # one call is about one conversation
+                if self._missed:
+                    await self._catch_up(request.key.conversation)
+                stamp = await self._store.stamp(request.key.conversation)
             max_age = request.target.fill.max_age
             if not is_fresh(reading, stamp.generation, max_age, request.since, stamp.time):
                 return False

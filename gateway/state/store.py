@@ -70,7 +70,7 @@ class Stamp(Struct, frozen=True):
     generation: int
 
 
-class View(Struct, frozen=True, gc=False):
+class View(Struct, frozen=True, gc=False):  # made for each fill, and never part of a cycle
     """
     All that one fill needs to know, as it was at one moment, `time`. `reading` is whatever is kept for the
     key: it may be too old, and of an earlier generation. `pause` has not ended.
