@@ -4,9 +4,9 @@ A flood of distinct conversation ids and of distinct credentials: everything tha
     .venv/bin/python -m benchmarks.flood --calls 100000
 
 The whole gateway in this process, without sockets. Each flood fills one of the tables: readings and
-generations (ids; callers), witnesses (explicit values), pauses (429 with Retry-After). Memory is this
-process's; past `max_entries` it must not grow any more. It looks at private attributes, since what is kept
-has no public name.
+generations (ids; callers), accepted values (explicit ones), pauses (429 with Retry-After). Memory is this
+process's; past `max_entries` it must not grow any more. What was chosen from readings and the look-ups in
+flight are private attributes, since they have no public name.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from benchmarks import rig
 from gateway import app
 from gateway.config import Settings
 from gateway.http.headers import Fields, Header, Headers
-from gateway.state.memory import MemoryStore
+from gateway.state.memory import MemoryStore, Sizes
 from gateway.upstream.reply import Reply
 from gateway.upstream.transport import BeforeSend
 
@@ -114,12 +114,10 @@ class Exchange:
 
 
 class Kept(NamedTuple):
-    readings: int
-    generations: int
-    witnesses: int
-    pauses: int
-    flights: int
-    lines: int
+    store: Sizes
+    chosen: int
+    in_flight: int
+    locks: int
 
 
 @dataclass(slots=True)
@@ -127,7 +125,7 @@ class Flood:
     gateway: app.Gateway
     store: MemoryStore
     statuses: dict[int, int]
-    lines: int = 0
+    locks: int = 0
 
     async def call(self, conversation: str, caller: str, body: bytes) -> None:
         target = rig.path(conversation).encode()
@@ -151,7 +149,7 @@ class Flood:
                 self.statuses[message["status"]] = self.statuses.get(message["status"], 0) + 1
 
         await self.gateway.app(scope, receive, send)
-        self.lines = max(self.lines, len(self.gateway.locks))
+        self.locks = max(self.locks, len(self.gateway.locks))
 
     async def run(self, name: str, calls: int, at_once: int, body: bytes) -> None:
         numbers: Iterator[int] = iter(range(calls))
@@ -161,19 +159,17 @@ class Flood:
                 one = f"{name}-{number}"
                 await self.call("c1" if "callers" in name else one, one if "callers" in name else "one", body)
 
-        self.lines = 0
+        self.locks = 0
         async with asyncio.TaskGroup() as group:
             for _ in range(at_once):
                 group.create_task(some())
 
     def kept(self) -> Kept:
-        states = self.gateway.lookups
+        lookups = self.gateway.lookups
         return Kept(
-            len(self.store),
-            len(self.store._generations),
-            len(states._witnesses),
-            len(states._pauses),
-            len(states._flights),
+            self.store.sizes(),
+            len(lookups._chosen_from),
+            len(lookups._in_flight),
             len(self.gateway.locks),
         )
 
@@ -188,7 +184,7 @@ async def measure(calls: int, at_once: int, max_entries: int) -> bool:
     chosen = rig.settings("http://127.0.0.1:9", "/dev/null", state_cache={"max_entries": max_entries})
     settings = Settings.model_validate(chosen)
     upstream = Upstream()
-    store = MemoryStore(settings.state_cache.max_entries, settings.state_cache.max_bytes)
+    store = MemoryStore(settings.state_cache.max_entries, settings.state_cache.max_bytes, time.monotonic)
     flood = Flood(app.build(settings, transport=upstream, store=store), store, {})
     await flood.run("warm", 2000, at_once, UNFILLED)
     floods = {
@@ -207,16 +203,17 @@ async def measure(calls: int, at_once: int, max_entries: int) -> bool:
         for part, size in enumerate((3 * max_entries, (calls - 3 * max_entries) // 2)):
             await flood.run(f"{name} {part}", size, at_once, body)
             at.append(memory())
-        most = flood.lines
+        most = flood.locks
         await flood.run(f"{name} 2", calls - 3 * max_entries - (calls - 3 * max_entries) // 2, at_once, body)
         at.append(memory())
         kept = flood.kept()
         growth = at[-1] - at[1]
-        flat = flat and growth <= FLAT and max(kept[:4]) <= max_entries and not kept.flights + kept.lines
+        flat = flat and growth <= FLAT and max(*kept.store, kept.chosen) <= max_entries
+        flat = flat and not kept.in_flight + kept.locks
         rate = calls / (time.monotonic() - began)
         figures = " → ".join(f"{one:.0f}" for one in at)
-        rows.append([name, calls, f"{rate:.0f}", figures, f"{growth:+.1f}", *kept[:4],
-                     f"{max(most, flood.lines)}, {kept.lines}", kept.flights])  # fmt: skip
+        rows.append([name, calls, f"{rate:.0f}", figures, f"{growth:+.1f}", *kept.store, kept.chosen,
+                     f"{max(most, flood.locks)}, {kept.locks}", kept.in_flight])  # fmt: skip
     rig.table(
         [
             "flood of distinct",
@@ -226,9 +223,10 @@ async def measure(calls: int, at_once: int, max_entries: int) -> bool:
             "since full",
             "readings",
             "generations",
-            "witnesses",
+            "accepted values",
             "pauses",
-            "lines: most, after",
+            "chosen from",
+            "locks: most, after",
             "look-ups in flight",
         ],
         rows,

@@ -34,10 +34,10 @@ from gateway.proxy.passthrough import Passthrough, UploadSlots
 from gateway.rules import Rules
 from gateway.server import connection as protocol
 from gateway.state.credentials import CredentialFingerprints
-from gateway.state.locks import ConversationLocks
+from gateway.state.locks import MemoryLocks
 from gateway.state.lookup import Lookups
 from gateway.state.memory import MemoryStore
-from gateway.state.store import Store
+from gateway.state.store import Locks, Store
 from gateway.upstream.connect import tls_context
 from gateway.upstream.connection import Timeouts
 from gateway.upstream.http2 import over_http2
@@ -72,7 +72,8 @@ class Gateway:
     app: protocol.App
     admin: Starlette
     lookups: Lookups
-    locks: ConversationLocks
+    store: Store
+    locks: Locks
     audit: Audit
     transport: Transport
     counts: Counter[str]
@@ -81,6 +82,7 @@ class Gateway:
 
     async def close(self) -> None:
         await self.lookups.close()
+        await self.store.close()
         self.transport.close()
         await self.transport.wait_closed()
         self.audit.close()
@@ -92,7 +94,7 @@ class Parts:
 
     audit: Callable[[str, Callable[[], float], Callable[[Callable[[], None]], object]], Audit] = Audit
     credentials: type[CredentialFingerprints] = CredentialFingerprints
-    locks: type[ConversationLocks] = ConversationLocks
+    locks: Callable[[float], Locks] = MemoryLocks
     lookups: type[Lookups] = Lookups
 
 
@@ -111,8 +113,12 @@ def build(
     clock: Callable[[], float] = time.monotonic,
     wall: Callable[[], float] = time.time,
     parts: Parts = PARTS,
+    credential_key: bytes | None = None,
 ) -> Gateway:
-    """`clock` gives seconds that never jump, `wall` Unix seconds."""
+    """
+    `clock` gives seconds that never jump, `wall` Unix seconds. The gateway closes the `store`. Gateways with
+    one `credential_key` have one name for a caller; without one the key lives with this gateway.
+    """
     limits, to = settings.limits, settings.upstream
     url = urlsplit(to.url)
     hop = Hop(
@@ -125,20 +131,20 @@ def build(
     audit = parts.audit(settings.audit.path, wall, _soon)
     transport = transport or connect(to)
     if store is None:
-        store = MemoryStore(settings.state_cache.max_entries, settings.state_cache.max_bytes)
+        store = MemoryStore(settings.state_cache.max_entries, settings.state_cache.max_bytes, clock)
     lookups = parts.lookups(
         store,
         transport,
-        clock=clock,
         wall=wall,
         counts=counts,
-        max_entries=settings.state_cache.max_entries,
         max_body=limits.max_body,
         max_pause=to.max_pause,
     )
     locks = parts.locks(limits.lock_timeout)
     rules = Rules(settings.rules, limits.max_body)
-    credentials = parts.credentials(to.url, settings.credentials.headers)
+    if credential_key is None:
+        credential_key = secrets.token_bytes(32)
+    credentials = parts.credentials(to.url, settings.credentials.headers, key=credential_key)
     passthrough = Passthrough(
         rules=rules,
         lookups=lookups,
@@ -147,7 +153,6 @@ def build(
         uploads=UploadSlots(max(1, to.max_connections // 2), to.pool_timeout),
         credentials=credentials,
         hop=hop,
-        clock=clock,
         max_body=limits.max_body,
         tunnel_idle=limits.tunnel_idle,
     )
@@ -175,6 +180,7 @@ def build(
         app=lifecycle if settings.cors is None else with_cors(lifecycle, settings.cors),
         admin=admin.build(checks, counts),
         lookups=lookups,
+        store=store,
         locks=locks,
         audit=audit,
         transport=transport,

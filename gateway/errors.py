@@ -8,7 +8,8 @@ Every way the gateway itself refuses a call, and what the client is told.
     │   ├── MisdirectedRequest 421      ├── HeadTooLarge 431           ├── NotSupported 501
     │   └── VersionNotSupported 505
     ├── NotSent                         nothing left the gateway, so a replay is safe: may carry Retry-After
-    │   ├── Overloaded 503              ├── Unrecordable 503           └── LockTimeout 503
+    │   ├── Overloaded 503              ├── Unrecordable 503           ├── LockTimeout 503
+    │   └── StoreUnavailable 503
     ├── UpstreamError                   the upstream could not be reached or did not answer as HTTP wants
     │   ├── ConnectionRefused 502       ├── ConnectTimeout 504         ├── NameNotResolved 502
     │   ├── TlsFailed 502               ├── ConnectionTerminated 502   ├── InvalidReply 502
@@ -133,6 +134,11 @@ class Unrecordable(NotSent):
 
 class LockTimeout(NotSent):
     title = "Another write to this conversation did not end in time"
+
+
+class StoreUnavailable(NotSent):
+    title = "The store of the gateway's shared state did not answer"
+    retry_after = 1.0
 
 
 class UpstreamError(GatewayError):

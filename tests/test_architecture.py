@@ -26,12 +26,12 @@ PURE = {
     name
     for name in MODULES
     if place(name) in {"http", "http/grammar", "repairs", "errors", "paths", "units", "rules", "explain"}
-} | {"mock/api", "server/byte_rate"}
+} | {"mock/api", "server/byte_rate", "state/store", "state/freshness"}
 # All that a pure module needs from elsewhere. None of it does I/O, reads a clock or logs.
 HARMLESS = {
     "__future__", "abc", "codecs", "collections", "dataclasses", "encodings", "enum", "functools", "hashlib",
     "http.HTTPStatus", "ipaddress", "itertools", "json", "math", "operator", "re", "string", "typing",
-    "urllib.parse", "zlib", "jsonpath", "msgspec", "pydantic",
+    "types.TracebackType", "urllib.parse", "zlib", "jsonpath", "msgspec", "pydantic",
 }  # fmt: skip
 IMPURE_BUILTINS = {"open", "print", "input", "exec", "eval", "compile", "__import__", "breakpoint"}
 KNOW_HTTPX = {"upstream/http2", "mock/demo"}
@@ -123,6 +123,11 @@ def within_any(name: str, wanted: set[str]) -> bool:
 def test_only_the_wiring_sees_the_settings() -> None:
     """Parts receive values, never the configuration."""
     assert importers("config") == {"app", "cli"}
+
+
+def test_only_the_wiring_knows_where_the_shared_state_is_kept() -> None:
+    """All others know the contract: another store needs no change of theirs."""
+    assert importers("state/memory", "state/locks") == {"app"}
 
 
 @pytest.mark.parametrize("name", sorted(MODULES))

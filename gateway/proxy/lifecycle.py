@@ -25,6 +25,7 @@ from gateway.errors import (
     LoopDetected,
     NotSent,
     ReadTimeout,
+    StoreUnavailable,
     UpstreamError,
 )
 from gateway.http import forwarding
@@ -38,9 +39,8 @@ from gateway.repairs import Diagnosis, diagnose, rewrite
 from gateway.repairs.call import Call, Change
 from gateway.rules import RouteMatch, Rules
 from gateway.state.credentials import CredentialFingerprints
-from gateway.state.locks import ConversationLock, ConversationLocks
 from gateway.state.lookup import LookupRefused, LookupRequest, LookupResults, Lookups, parsed
-from gateway.state.store import Key
+from gateway.state.store import ConversationLock, Key, Locks
 from gateway.upstream.reply import Reply
 from gateway.upstream.transport import BeforeSend, Transport
 
@@ -65,7 +65,12 @@ class MatchedCall(Struct, frozen=True):
     changing: bool
     record: CallRecord
 
-    def ask(self, field: str, since: float) -> LookupRequest:
+    @property
+    def writes(self) -> bool:
+        """Whether it may change anything that a fill looks up, in its own conversation or in any."""
+        return self.conversation is not None or self.changing
+
+    def lookup_request(self, field: str, since: float) -> LookupRequest:
         target = self.route.targets[field]
         key = Key(self.conversation or "", target.target, self.record.credential)
         return LookupRequest(target, key, self.call.headers, self.client.extra_headers, since)
@@ -81,7 +86,7 @@ class Lifecycle:
         *,
         rules: Rules,
         lookups: Lookups,
-        locks: ConversationLocks,
+        locks: Locks,
         upstream: Transport,
         passthrough: Passthrough,
         audit: Audit,
@@ -229,7 +234,7 @@ class Lifecycle:
             answers = await self._answers(self._asks(matched))
         except LookupRefused:
             answers = LookupResults({}, "lookup-refused")
-        except (UpstreamError, LookupFailed) as error:
+        except (UpstreamError, LookupFailed, StoreUnavailable) as error:
             answers = LookupResults({}, error.slug())
         call, changes = self._rewritten(matched, answers)
         would = changes_recorded(matched.call, call, changes)
@@ -241,8 +246,8 @@ class Lifecycle:
     # --- look up
 
     def _asks(self, matched: MatchedCall) -> list[LookupRequest]:
-        now = self._clock()
-        return [matched.ask(missing.field, now) for missing in matched.found.missing]
+        now = self._lookups.now()
+        return [matched.lookup_request(one.field, now) for one in matched.found.missing]
 
     async def _look_up(self, matched: MatchedCall) -> LookupResults:
         if not matched.found.missing:
@@ -265,12 +270,11 @@ class Lifecycle:
         if turn is None:
             return None, None
         began = self._clock()
-        missing = matched.found.missing
-        if not missing:
+        if not matched.found.missing:
             return turn, LookupResults({}, matched.found.unfilled)
         answers = None
         try:
-            answers = self._lookups.try_cached([matched.ask(one.field, began) for one in missing])
+            answers = self._lookups.try_cached(self._asks(matched))
         finally:
             if answers is None:
                 turn.release()
@@ -287,7 +291,7 @@ class Lifecycle:
         limit = self._deadline.seconds
         try:
             async with asyncio.timeout(limit / 2):
-                return await self._lookups.answers(requests)
+                return await self._lookups.look_up_all(requests)
         except TimeoutError as error:
             said = f"the look-up took more than half of limits.deadline ({limit:g} s)"
             raise ReadTimeout(said) from error
@@ -297,7 +301,8 @@ class Lifecycle:
         Before the call takes its turn, since a slow GET must not hold up a hang-up. None where a write is
         under way: it may change what is read now.
         """
-        return None if self._locks.exclusive(matched.conversation) else await self._look_up(matched)
+        pending = self._locks.exclusive_pending(matched.conversation)
+        return None if pending else await self._look_up(matched)
 
     async def _still_usable(self, matched: MatchedCall, answers: LookupResults | None) -> LookupResults:
         """In its turn, where no write can come between: what was overtaken, or aged, is looked up again."""
@@ -321,7 +326,7 @@ class Lifecycle:
             return await self._sent(matched, matched.call, NOTHING, before_send)
 
     def _rewritten(self, matched: MatchedCall, answers: LookupResults) -> tuple[Call, tuple[Change, ...]]:
-        return rewrite(matched.found, answers.changes(self._clock()), answers.guard)
+        return rewrite(matched.found, answers.changes(self._lookups.now()), answers.guard)
 
     async def _forward(
         self, matched: MatchedCall, call: Call, answers: LookupResults, changes: tuple[Change, ...]
@@ -343,39 +348,47 @@ class Lifecycle:
         self, matched: MatchedCall, call: Call, answers: LookupResults, before_send: BeforeSend
     ) -> Reply:
         """
-        Sent once. What was read before is forgotten as the call leaves and again when it is over: all but
-        a filled call that is accepted may have changed the state, whatever came of it (S5).
+        Sent once. What was read before is invalidated before the call leaves and again when it is over: all
+        but a filled call that is accepted may have changed the state, whatever came of it (S5).
         """
         keeps = bool(answers.values) and not matched.changing
-        if not keeps:
-            await self._forget(matched)
+        if not keeps and matched.writes:
+            await self._lookups.invalidate(matched.conversation)
         accepted = False
+        reply = None
         began = self._clock()
         try:
-            body = call.body or (b"" if matched.client.has_body else None)
-            reply = await self._upstream.send(
-                call.method,
-                call.target,
-                call.headers,
-                body,
-                extra_headers=matched.client.extra_headers,
-                before_send=before_send,
-            )
-            accepted = 200 <= reply.status < 300
-            if accepted and matched.found.explicit:
-                self._witness(matched, began)
-        finally:
-            matched.record.upstream += self._clock() - began
-            if not (keeps and accepted):
-                await self._forget(matched)
+            try:
+                body = call.body or (b"" if matched.client.has_body else None)
+                reply = await self._upstream.send(
+                    call.method,
+                    call.target,
+                    call.headers,
+                    body,
+                    extra_headers=matched.client.extra_headers,
+                    before_send=before_send,
+                )
+                accepted = 200 <= reply.status < 300
+                if accepted and matched.found.explicit:
+                    await self._accept(matched)
+            finally:
+                matched.record.upstream += self._clock() - began
+                if not (keeps and accepted) and matched.writes:
+                    await self._lookups.invalidate_after(matched.conversation)
+        except asyncio.CancelledError:
+            # While the store was told: then nobody else closes the reply.
+            if reply is not None:
+                reply.close()
+            raise
         self._counts["patches_filled" if answers.values else "patches_unfilled"] += 1
         return reply
 
-    def _witness(self, matched: MatchedCall, began: float) -> None:
-        """Before what was read is forgotten: whoever reads from then on is to know of it."""
+    async def _accept(self, matched: MatchedCall) -> None:
+        """Before what was read is invalidated: whoever reads from then on is to know of it (S5)."""
         for explicit in matched.found.explicit:
             if isinstance(explicit.value, str):
-                self._lookups.witness(matched.ask(explicit.field, began), explicit.value)
+                target = matched.route.targets[explicit.field]
+                await self._lookups.accept(matched.conversation, target, explicit.value)
 
     async def _refilled(self, matched: MatchedCall, sent: LookupResults, refusal: Reply) -> Reply:
         """The refusal proves that nothing was applied: once more, if the state is another by now (C2)."""
@@ -383,21 +396,17 @@ class Lifecycle:
             return refusal
         try:
             fresh = await self._answers(self._asks(matched))
-        except (LookupRefused, UpstreamError, LookupFailed):
-            return refusal
-        if not (sent.differ(fresh) and await self._lookups.usable(fresh)):
+            if not (sent.differ(fresh) and await self._lookups.usable(fresh)):
+                return refusal
+        except (LookupRefused, UpstreamError, LookupFailed, StoreUnavailable):
             return refusal
         call, changes = self._rewritten(matched, fresh)
         try:
             reply = await self._forward(matched, call, fresh, changes)
-        except Stale:
+        except (Stale, StoreUnavailable):
             return refusal
         self._counts["refills"] += 1
         return reply
-
-    async def _forget(self, matched: MatchedCall) -> None:
-        if matched.conversation is not None or matched.changing:
-            await self._lookups.invalidate(matched.conversation)
 
     # --- the reply
 
@@ -411,7 +420,7 @@ class Lifecycle:
         if body and contradicted(matched, body):
             record.conflict = True
             self._counts["conflicts"] += 1
-            await self._forget(matched)
+            await self._lookups.invalidate_after(matched.conversation)
 
     async def _relay_refusal(self, record: CallRecord, refused: LookupRefused) -> None:
         refusal = refused.refusal

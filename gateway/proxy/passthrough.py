@@ -4,15 +4,15 @@ What no rule matches: carried through both ways as it comes, nothing changed.
 A connection to the upstream is not to be had at a slow client's pace. A body that is small and soon whole is
 sent in one piece; the others are streamed, and these together hold no more than their share of connections.
 
-Two kinds are noticed on their way. A write to a conversation takes its turn and makes the cache
-forget (S3, S4); a client's own GET of what a fill would look up is remembered, which saves a look-up.
+Two kinds are noticed on their way. A write to a conversation takes its exclusive lock and invalidates what
+was read of it (S3, S4); a client's own GET of what a fill would look up is kept, which saves a look-up.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from gateway.errors import MethodNotAllowed, PoolExhausted
@@ -25,9 +25,8 @@ from gateway.proxy import tunnel
 from gateway.proxy.client import Client
 from gateway.rules import Rules, Write, identity
 from gateway.state.credentials import CredentialFingerprints
-from gateway.state.locks import ConversationLocks
 from gateway.state.lookup import Lookups
-from gateway.state.store import Key, Reading
+from gateway.state.store import Key, Locks, Reading
 from gateway.upstream.reply import Reply
 from gateway.upstream.transport import BeforeSend, Transport
 
@@ -72,12 +71,11 @@ class Passthrough:
 
     rules: Rules
     lookups: Lookups
-    locks: ConversationLocks
+    locks: Locks
     upstream: Transport
     uploads: UploadSlots
     credentials: CredentialFingerprints
     hop: Hop
-    clock: Callable[[], float]
     max_body: int
     tunnel_idle: float
 
@@ -142,26 +140,36 @@ class Passthrough:
         conversation = write.value.conversation(write.parameters)
         with await self.locks.acquire(conversation, exclusive=True):
             await self.lookups.invalidate(conversation)
+            reply = None
             try:
-                reply = await self._sent(client, headers, client.run_to_the_end)
-            finally:
-                await self.lookups.invalidate(conversation)
+                try:
+                    reply = await self._sent(client, headers, client.run_to_the_end)
+                finally:
+                    await self.lookups.invalidate_after(conversation)
+            except asyncio.CancelledError:
+                # While the store was told: then nobody else closes the reply.
+                if reply is not None:
+                    reply.close()
+                raise
         with reply:
             await self._relay(client, reply)
 
     async def _read(self, client: Client, key: Key, headers: Fields) -> None:
-        started = self.clock()
-        generation = await self.lookups.generation(key.conversation)
+        stamp = await self.lookups.stamp(key.conversation)
         with await self._sent(client, headers) as reply:
             coding = h.first(reply.headers, b"content-encoding")
             learnable = (
-                reply.status == 200 and reply.headers.derived(h.is_json) and coding in LEARNABLE_CODINGS
+                stamp is not None
+                and reply.status == 200
+                and reply.headers.derived(h.is_json)
+                and coding in LEARNABLE_CODINGS
             )
             body = await self._relay(client, reply, self.max_body if learnable else 0)
-        if body:
+        if body and stamp is not None:
             # A compressed representation's entity tag is not the plain one's (RFC 9110 section 8.8.3).
             etag = h.first(reply.headers, b"etag") if coding is None else None
-            await self.lookups.learn(key, Reading(body, started, generation, etag, learned=True), coding)
+            reading = Reading(body, stamp.time, stamp.generation, etag, learned=True)
+            await self.lookups.prime(key, reading, coding)
 
     async def _sent(self, client: Client, headers: Fields, before_send: BeforeSend | None = None) -> Reply:
         body = client.body() if client.has_body else None

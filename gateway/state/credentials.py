@@ -5,7 +5,6 @@ Who is calling, as a keyed hash: enough to tell callers apart, nothing to learn 
 from __future__ import annotations
 
 import hashlib
-import secrets
 from collections.abc import Iterable
 
 from gateway.http.headers import Headers
@@ -14,10 +13,15 @@ ALWAYS = (b"authorization", b"cookie")
 
 
 class CredentialFingerprints:
-    def __init__(self, upstream: str, headers: Iterable[str] = (), key: bytes | None = None) -> None:
-        """`headers`: what authenticates beside Authorization and Cookie. The key lives with the process."""
+    def __init__(self, upstream: str, headers: Iterable[str] = (), *, key: bytes) -> None:
+        """
+        `headers`: what authenticates beside Authorization and Cookie. Processes with one `key` have one
+        fingerprint for a caller; whoever does not have it can't find out whose it is.
+        """
+        if not 16 <= len(key) <= hashlib.blake2b.MAX_KEY_SIZE:
+            raise ValueError("a fingerprint's key has 16 to 64 bytes")
         self._names = frozenset(ALWAYS) | {name.lower().encode() for name in headers}
-        self._key = key or secrets.token_bytes(32)
+        self._key = key
         # RFC 9111 section 4: the same target on another upstream is another resource.
         self._upstream = upstream.encode()
 

@@ -1,8 +1,8 @@
 """
-The order of writes to one conversation: calls that leave its state share, calls that may change it exclude.
+The conversation locks in this process: shared and exclusive, first in, first out (S4).
 
-First come, first served (S4): a call behind one that must wait waits too, so nobody starves. A line
-exists only while somebody stands in it, so lines are bounded by the calls in flight.
+A conversation has an entry only while somebody holds or waits for a lock on it, so entries are bounded by the
+calls in flight.
 """
 
 from __future__ import annotations
@@ -16,29 +16,28 @@ from msgspec import Struct
 from gateway.errors import LockTimeout
 
 
-class _Line(Struct, eq=False):
-    sharing: int = 0
+class _Entry(Struct, eq=False):
+    """One conversation's holders, and those who wait in their order: for an exclusive lock or not."""
+
+    shared: int = 0
     exclusive: bool = False
-    waiting: deque[tuple[bool, asyncio.Future[None]]] | tuple[()] = ()
+    waiters: deque[tuple[bool, asyncio.Future[None]]] | tuple[()] = ()
 
 
-class ConversationLock(Struct, eq=False):
-    """
-    Held from before the call leaves until the upstream has answered; `release` may be called again.
-    `waited`: others were before it.
-    """
+class MemoryLock(Struct, eq=False):
+    """A held lock (store.ConversationLock)."""
 
-    _order: ConversationLocks
-    _held: str | None  # the conversation
-    _changing: bool
+    _locks: MemoryLocks
+    _conversation: str | None  # None: nothing to release, or not any more
+    _exclusive: bool
     waited: bool
 
     def release(self) -> None:
-        conversation, self._held = self._held, None
+        conversation, self._conversation = self._conversation, None
         if conversation is not None:
-            self._order._leave(conversation, self._changing)
+            self._locks._release(conversation, self._exclusive)
 
-    def __enter__(self) -> ConversationLock:
+    def __enter__(self) -> MemoryLock:
         return self
 
     def __exit__(
@@ -47,87 +46,87 @@ class ConversationLock(Struct, eq=False):
         self.release()
 
 
-class ConversationLocks:
+class MemoryLocks:
     def __init__(self, timeout: float) -> None:
-        """`timeout`: seconds a call may wait for its turn."""
+        """`timeout`: seconds that a call may wait for a lock."""
         self._timeout = timeout
-        self._lines: dict[str, _Line] = {}
+        self._entries: dict[str, _Entry] = {}
 
     def __len__(self) -> int:
-        return len(self._lines)
+        return len(self._entries)
 
-    def exclusive(self, conversation: str | None) -> bool:
-        """Whether a call that may change the state is in flight or waits."""
-        line = self._lines.get(conversation) if conversation is not None else None
-        return line is not None and (line.exclusive or bool(line.waiting))
+    def exclusive_pending(self, conversation: str | None) -> bool:
+        entry = self._entries.get(conversation) if conversation is not None else None
+        # Somebody waits only where a lock is exclusive, the one that is held or one that is waited for.
+        return entry is not None and (entry.exclusive or bool(entry.waiters))
 
-    def try_acquire(self, conversation: str | None, *, exclusive: bool) -> ConversationLock | None:
-        """The turn, if nobody is to be waited for: a call about no conversation (None) waits for nobody."""
+    def try_acquire(self, conversation: str | None, *, exclusive: bool) -> MemoryLock | None:
         if conversation is not None:
-            line = self._lines.get(conversation)
-            if line is None:
-                line = self._lines[conversation] = _Line()
-            elif line.waiting or line.exclusive or (exclusive and line.sharing > 0):
+            entry = self._entries.get(conversation)
+            if entry is None:
+                entry = self._entries[conversation] = _Entry()
+            elif entry.waiters or entry.exclusive or (exclusive and entry.shared > 0):
                 return None
             if exclusive:
-                line.exclusive = True
+                entry.exclusive = True
             else:
-                line.sharing += 1
-        return ConversationLock(self, conversation, exclusive, False)
+                entry.shared += 1
+        return MemoryLock(self, conversation, exclusive, False)
 
-    async def acquire(self, conversation: str | None, *, exclusive: bool) -> ConversationLock:
-        """Raises LockTimeout; nothing is left behind by a call that is cancelled while it waits."""
-        turn = self.try_acquire(conversation, exclusive=exclusive)
-        if turn is None:
+    async def acquire(self, conversation: str | None, *, exclusive: bool) -> MemoryLock:
+        lock = self.try_acquire(conversation, exclusive=exclusive)
+        if lock is None:
             assert conversation is not None
-            await self._wait(conversation, self._lines[conversation], exclusive)
-            turn = ConversationLock(self, conversation, exclusive, True)
-        return turn
+            await self._wait(conversation, self._entries[conversation], exclusive)
+            lock = MemoryLock(self, conversation, exclusive, True)
+        return lock
 
-    async def _wait(self, conversation: str, line: _Line, exclusive: bool) -> None:
+    async def _wait(self, conversation: str, entry: _Entry, exclusive: bool) -> None:
+        """Until the lock is granted, which makes the caller its holder."""
         granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        place = (exclusive, granted)
-        if not isinstance(line.waiting, deque):
-            line.waiting = deque()  # most lines never need one
-        line.waiting.append(place)
+        waiter = (exclusive, granted)
+        if not isinstance(entry.waiters, deque):
+            entry.waiters = deque()  # most entries never need one
+        entry.waiters.append(waiter)
         try:
             async with asyncio.timeout(self._timeout):
                 await granted
         except (TimeoutError, asyncio.CancelledError) as error:
             if granted.done() and not granted.cancelled():
-                # The turn was given in the very moment the call gave up: hand it on.
-                self._leave(conversation, exclusive)
+                # The lock was granted in the same moment, and nobody else will release it.
+                self._release(conversation, exclusive)
             else:
-                line.waiting.remove(place)
-                self._admit(conversation, line)
+                entry.waiters.remove(waiter)
+                self._grant(conversation, entry)
             if isinstance(error, TimeoutError):
-                raise LockTimeout(f"it waited {self._timeout:g} s for its turn") from error
+                raise LockTimeout(f"it waited {self._timeout:g} s for the conversation's lock") from error
             raise
 
-    def _leave(self, conversation: str, exclusive: bool) -> None:
-        line = self._lines[conversation]
+    def _release(self, conversation: str, exclusive: bool) -> None:
+        entry = self._entries[conversation]
         if exclusive:
-            line.exclusive = False
+            entry.exclusive = False
         else:
-            line.sharing -= 1
-        if line.waiting:
-            self._admit(conversation, line)
-        elif not line.sharing:
-            del self._lines[conversation]
+            entry.shared -= 1
+        if entry.waiters:
+            self._grant(conversation, entry)
+        elif not entry.shared:
+            del self._entries[conversation]
 
-    def _admit(self, conversation: str, line: _Line) -> None:
-        while line.waiting and not line.exclusive:
-            exclusive, granted = line.waiting[0]
+    def _grant(self, conversation: str, entry: _Entry) -> None:
+        """To those who wait, from the first on, as many as may hold locks together."""
+        while entry.waiters and not entry.exclusive:
+            exclusive, granted = entry.waiters[0]
             if granted.cancelled():
-                # Its task is about to remove it itself; those behind must not wait for that.
+                # Its task has yet to run: then it removes itself and grants the lock to those behind it.
                 break
-            if exclusive and line.sharing:
+            if exclusive and entry.shared:
                 break
-            line.waiting.popleft()
+            entry.waiters.popleft()
             granted.set_result(None)
             if exclusive:
-                line.exclusive = True
+                entry.exclusive = True
             else:
-                line.sharing += 1
-        if not line.waiting and not line.exclusive and not line.sharing:
-            del self._lines[conversation]
+                entry.shared += 1
+        if not entry.waiters and not entry.exclusive and not entry.shared:
+            del self._entries[conversation]

@@ -1,10 +1,8 @@
 """
-The state to fill, and how fresh it is: look-up, coalescing, generations, witnesses, pauses.
+The state to fill: looked up when it is needed, shared by all who need it at once, remembered in the store.
 
-A reading may be used while (1) it is no older than `max_age`, counted from the start of its GET (S2);
-(2) its lease is the conversation's current generation: no write began since (S3); (3) it agrees with the
-explicit value that was accepted last, or began when `settle` had passed since (S5). Whoever asks again
-gets a new GET, shared with all who ask for the same with the same credentials meanwhile (S8).
+`freshness.py` says when what the store has may be filled. Here is what only this process knows: the look-ups
+in flight (S8), what was chosen from a reading, and what the store could not be told.
 """
 
 from __future__ import annotations
@@ -14,40 +12,32 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import Any, NoReturn
+from weakref import WeakKeyDictionary
 
 import msgspec
-from cachetools import LRUCache
 from msgspec import Struct
+from msgspec.structs import replace
 
-from gateway.errors import GatewayError, LookupFailed, ReadTimeout
+from gateway.errors import GatewayError, LookupFailed, ReadTimeout, StoreUnavailable
 from gateway.http import headers as h
 from gateway.http.content_coding import Damaged, inflate
 from gateway.http.forwarding import lookup_request_headers
-from gateway.http.headers import Fields, Header, Headers
+from gateway.http.headers import Header, Headers
 from gateway.repairs.call import Change
 from gateway.repairs.findings import Unfilled
 from gateway.rules import FillTarget
-from gateway.state.store import Key, Reading, Store
+from gateway.state.freshness import is_fresh, is_settled, may_join
+from gateway.state.store import Key, Reading, Refusal, Stamp, Store, View
 from gateway.upstream.reply import Reply
 from gateway.upstream.transport import Transport
 
-# Answers about the caller or the conversation: the client gets them as the upstream gave them (C5).
+# Replies about the caller or the conversation: the client gets them as the upstream sent them (C5).
 REFUSALS = frozenset({401, 403, 404, 429})
-FIRST_DELAY = 0.05  # seconds until a look-up that disagreed with a witness is repeated; doubles
+FIRST_DELAY = 0.05  # seconds until a look-up that disagreed with the accepted value is repeated; doubles
 CHOSEN_KEPT = 256  # participants of one reading whose value is remembered
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """A whole reply that is relayed later, or again."""
-
-    status: int
-    headers: Fields
-    body: bytes
 
 
 class LookupRefused(Exception):
@@ -60,8 +50,8 @@ class LookupRefused(Exception):
 
 class LookupRequest(Struct, frozen=True):
     """
-    What is to be looked up for one fill of one call: `headers` and `own` go upstream with the call, which
-    asked at `since`.
+    What is to be looked up for one fill of one call, which had arrived at `since` (of the store's clock).
+    `headers` and `extra_headers` go upstream with the call.
     """
 
     target: FillTarget
@@ -72,9 +62,9 @@ class LookupRequest(Struct, frozen=True):
 
 
 class LookupResult(Struct, frozen=True):
-    """A value that may be filled, and the reading that it stands in."""
+    """A value that may be filled, and the reading that it was chosen from."""
 
-    ask: LookupRequest
+    request: LookupRequest
     value: str
     reading: Reading
     source: str
@@ -85,7 +75,7 @@ class LookupResult(Struct, frozen=True):
             "fill",
             {
                 "repair": "fill",
-                "field": self.ask.target.fill.field,
+                "field": self.request.target.fill.field,
                 "after": self.value,
                 "source": self.source,
                 "age_ms": max(0, round((now - self.reading.started) * 1000)),
@@ -95,7 +85,7 @@ class LookupResult(Struct, frozen=True):
     @property
     def guard(self) -> bytes | None:
         """What If-Match can say: a strong validator (RFC 9110 section 13.1.1)."""
-        if not self.ask.target.fill.guarded:
+        if not self.request.target.fill.guarded:
             return None
         etag = self.reading.etag
         return etag if etag is not None and etag.startswith(b'"') else None
@@ -109,117 +99,132 @@ class LookupResults(Struct, frozen=True):
 
     @property
     def guard(self) -> bytes | None:
-        for found in self.values.values():
-            guard = found.guard
+        for result in self.values.values():
+            guard = result.guard
             if guard is not None:
                 return guard
         return None
 
     @property
     def refill_on(self) -> frozenset[int]:
-        return frozenset().union(*(found.ask.target.fill.refill_on for found in self.values.values()))
+        return frozenset().union(*(result.request.target.fill.refill_on for result in self.values.values()))
 
     def changes(self, now: float) -> dict[str, tuple[str, Change]]:
-        return {field: (found.value, found.change(now)) for field, found in self.values.items()}
+        return {field: (result.value, result.change(now)) for field, result in self.values.items()}
 
     def differ(self, fresh: LookupResults) -> bool:
-        """Whether the fresh answers, complete as these, would make another PATCH."""
+        """Whether the fresh results, complete as these, would make another PATCH."""
         if fresh.values.keys() != self.values.keys():
             return False
         return fresh.guard != self.guard or any(
-            found.value != fresh.values[field].value for field, found in self.values.items()
+            result.value != fresh.values[field].value for field, result in self.values.items()
         )
 
 
-@dataclass(frozen=True, slots=True)
-class _Witness:
-    """An accepted value. None: it is not known any more, and nothing agrees with it."""
+class _InFlight(Struct, eq=False):
+    """A look-up that is under way, and the stamp that its reading will carry."""
 
-    value: str | None
-    since: float
-    until: float
-
-
-@dataclass(slots=True)
-class _Flight:
     task: asyncio.Task[Reading]
     generation: int
     started: float
 
 
+class _Missed(Struct, eq=False):
+    """
+    What the store could not be told of calls about one conversation: that it is to be invalidated, and for
+    which subjects a value was accepted, with the seconds that each takes to settle.
+    """
+
+    subjects: tuple[tuple[tuple[str, ...], float], ...] = ()
+
+
 class Lookups:
+    """
+    The store may fail. Before a call has left, that raises StoreUnavailable, and the call is not sent. When
+    it has left, what the store missed of it is remembered, and made up for before it matters (`_catch_up`).
+    What is only kept to save a look-up may be lost.
+    """
+
     def __init__(
         self,
         store: Store,
         upstream: Transport,
         *,
-        clock: Callable[[], float],
         wall: Callable[[], float],
         counts: Counter[str],
-        max_entries: int,
         max_body: int,
         max_pause: float,
     ) -> None:
+        """`wall` gives Unix seconds; `max_body` in bytes, `max_pause` in seconds."""
         self._store = store
         self._upstream = upstream
-        self._clock = clock
+        self.now: Callable[[], float] = store.now
         self._wall = wall
         self._counts = counts
         self._max_body = max_body
         self._max_pause = max_pause
-        self._flights: dict[Key, _Flight] = {}
-        self._witnesses: LRUCache[tuple[str, ...], _Witness] = LRUCache(max_entries)
-        self._pauses: LRUCache[str, tuple[float, Refusal]] = LRUCache(max_entries)
-        # A witness that had to be evicted while it mattered: what was read until then can't be judged.
-        self._blind = _Witness(None, -math.inf, -math.inf)
+        self._in_flight: dict[Key, _InFlight] = {}
+        # A reading serves all its participants: what was chosen from it, by query and parameters.
+        self._chosen_from: WeakKeyDictionary[Reading, dict[tuple[str, ...], str]] = WeakKeyDictionary()
         # When a write that names no conversation last began or ended.
         self._swept = -math.inf
+        # By conversation; None for all of them.
+        self._missed: dict[str | None, _Missed] = {}
 
     # --- look up
 
     def try_cached(self, requests: Sequence[LookupRequest]) -> LookupResults | None:
-        """All answers from readings that need no second thought: the way of nearly every call in a burst."""
+        """All results, if readings that are at hand give them: the way of nearly every call in a burst."""
+        if self._missed:
+            return None
         values: dict[str, LookupResult] = {}
-        for ask in requests:
-            fill = ask.target.fill
-            reading = self._store.try_get(ask.key)
-            if reading is None or not self._fresh(ask, reading):
+        for request in requests:
+            target = request.target
+            view = self._store.try_view(request.key, target.subject)
+            if view is None:
                 return None
-            value = self._chosen(ask, reading)
-            if isinstance(value, Unfilled) or not fill.allowed(value):
+            reading, fill = view.reading, target.fill
+            if reading is None or not is_fresh(
+                reading, view.generation, fill.max_age, request.since, view.time
+            ):
                 return None
-            if self._witnesses and not self._settled(ask, reading, value):
+            value = self._chosen(reading, target)
+            if not isinstance(value, str) or value not in fill.allow:
                 return None
-            values[fill.field] = LookupResult(ask, value, reading, "cache")
+            if view.accepted is not None and not is_settled(reading, value, view.accepted):
+                return None
+            values[fill.field] = LookupResult(request, value, reading, "cache")
         self._counts["lookups_from_cache"] += len(values)
         return LookupResults(values)
 
-    async def answers(self, requests: Sequence[LookupRequest]) -> LookupResults:
-        """Raises LookupRefused, or a GatewayError when there was no usable answer."""
+    async def look_up_all(self, requests: Sequence[LookupRequest]) -> LookupResults:
+        """Raises LookupRefused, or a GatewayError when there was no usable reply."""
         values: dict[str, LookupResult] = {}
         unfilled: str | None = None
-        for ask in requests:
-            found = await self.look_up(ask)
-            if isinstance(found, Unfilled):
-                unfilled = found.reason
+        for request in requests:
+            result = await self.look_up(request)
+            if isinstance(result, Unfilled):
+                unfilled = result.reason
             else:
-                values[ask.target.fill.field] = found
+                values[request.target.fill.field] = result
         return LookupResults(values, unfilled)
 
-    async def look_up(self, ask: LookupRequest) -> LookupResult | Unfilled:
-        """Raises LookupRefused, or a GatewayError when there was no usable answer."""
+    async def look_up(self, request: LookupRequest) -> LookupResult | Unfilled:
+        """Raises LookupRefused, or a GatewayError when there was no usable reply."""
+        fill = request.target.fill
         not_before = -math.inf
         delay = FIRST_DELAY
-        give_up = self._clock() + ask.target.fill.settle
+        give_up = self.now() + fill.settle
         while True:
-            reading, source = await self._reading(ask, not_before)
-            value = self._chosen(ask, reading)
-            if self._settled(ask, reading, value):
+            view = await self._view(request)
+            reading, source = await self._reading(request, view, not_before)
+            value = self._chosen(reading, request.target)
+            if is_settled(reading, value, view.accepted):
                 break
             self._counts["lookups_disagreeing"] += 1
             at_first = source == "cache" and not_before == -math.inf
-            # Whatever is asked from now on will do, also by another call: a herd costs one GET a round (S8).
-            not_before = self._clock()
+            # Whatever begins from now on will do, also for another call: a herd costs one GET a round (S8).
+            not_before = self.now()
             if not at_first:
                 if not_before + delay >= give_up:
                     return Unfilled("unsettled")
@@ -227,176 +232,182 @@ class Lookups:
                 delay *= 2
         if isinstance(value, Unfilled):
             return value
-        if not ask.target.fill.allowed(value):
-            return Unfilled(f"{ask.target.fill.field}-not-allowed")
-        return LookupResult(ask, value, reading, source)
+        if not fill.allowed(value):
+            return Unfilled(f"{fill.field}-not-allowed")
+        return LookupResult(request, value, reading, source)
 
-    async def usable(self, answers: LookupResults) -> bool:
+    async def usable(self, results: LookupResults) -> bool:
         """Whether they may still be filled, asked right before the call leaves (S2, S3)."""
-        for found in answers.values.values():
-            if found.reading.generation != await self._store.generation(found.ask.key.conversation):
-                return False
-            if not self._fresh(found.ask, found.reading):
-                return False
-        return True
-
-    def still_usable(self, answers: LookupResults) -> bool:
-        """
-        What can be told at once, when the call leaves: of writes that wait for no turn the last began
-        before all was read, and nothing got too old while the call waited for a connection (S2, S3).
-        """
-        for found in answers.values.values():
-            if found.reading.started <= self._swept or not self._fresh(found.ask, found.reading):
+        stamp = None
+        for result in results.values.values():
+            request, reading = result.request, result.reading
+            if stamp is None:  # one call is about one conversation
+                if self._missed:
+                    await self._catch_up(request.key.conversation)
+                stamp = await self._store.stamp(request.key.conversation)
+            max_age = request.target.fill.max_age
+            if not is_fresh(reading, stamp.generation, max_age, request.since, stamp.time):
                 return False
         return True
 
-    def _fresh(self, ask: LookupRequest, reading: Reading) -> bool:
-        max_age = ask.target.fill.max_age
-        if max_age == 0:
-            return reading.started >= ask.since and not reading.learned
-        return self._clock() - reading.started <= max_age
-
-    def _settled(self, ask: LookupRequest, reading: Reading, value: str | Unfilled) -> bool:
+    def still_usable(self, results: LookupResults) -> bool:
         """
-        Whether it agrees with the value that was accepted last, or was read when that had settled. What
-        was read before and did not agree is of no use later either: it was behind already (S5). Of what
-        was begun before the value was accepted nothing can be said here: the generation tells (S3).
+        What can be told at once, when the call leaves: of writes that wait for no lock the last began before
+        all was read, and nothing got too old while the call waited for a connection (S2, S3).
         """
-        witness = self._witnesses.get(ask.target.subject, self._blind)
-        return value == witness.value or not witness.since <= reading.started < witness.until
+        for result in results.values.values():
+            request, reading = result.request, result.reading
+            if reading.started <= self._swept:
+                return False
+            max_age = request.target.fill.max_age
+            if not is_fresh(reading, reading.generation, max_age, request.since, self.now()):
+                return False
+        return True
 
-    def _chosen(self, ask: LookupRequest, reading: Reading) -> str | Unfilled:
-        target = ask.target
-        value = reading.chosen.get(target.which)
-        if value is None:
-            value = target.fill.chosen(_document(reading.body), target.data)
-            # Only what was found: names that are not in the body could be as many and as long as one likes.
-            if not isinstance(value, Unfilled) and len(reading.chosen) < CHOSEN_KEPT:
-                reading.chosen[target.which] = value
+    def _chosen(self, reading: Reading, target: FillTarget) -> str | Unfilled:
+        chosen = self._chosen_from.get(reading)
+        if chosen is not None:
+            known = chosen.get(target.which)
+            if known is not None:
+                return known
+        value = target.fill.chosen(_document(reading.body), target.data)
+        # Only what was found: names that are not in the body could be as many and as long as one likes.
+        if not isinstance(value, Unfilled):
+            if chosen is None:
+                self._chosen_from[reading] = {target.which: value}
+            elif len(chosen) < CHOSEN_KEPT:
+                chosen[target.which] = value
         return value
 
-    async def _reading(self, ask: LookupRequest, not_before: float) -> tuple[Reading, str]:
-        key = ask.key
-        generation = await self._store.generation(key.conversation)
-        kept = await self._store.get(key)
+    async def _view(self, request: LookupRequest) -> View:
+        if self._missed:
+            await self._catch_up(request.key.conversation)
+        return await self._store.view(request.key, request.target.subject)
+
+    async def _reading(self, request: LookupRequest, view: View, not_before: float) -> tuple[Reading, str]:
+        """The one that is kept, if it may be filled and began no earlier than `not_before`, or a new one."""
+        key, kept, max_age = request.key, view.reading, request.target.fill.max_age
         if (
             kept is not None
-            and kept.generation == generation
             and kept.started >= not_before
-            and self._fresh(ask, kept)
+            and is_fresh(kept, view.generation, max_age, request.since, view.time)
         ):
             self._counts["lookups_from_cache"] += 1
             return kept, "cache"
-        self._check_pause(key.credential)
-        flight = self._flights.get(key)
-        if flight is None or flight.generation != generation or not self._joinable(ask, flight, not_before):
-            flight = self._take_off(
-                key, lookup_request_headers([*ask.headers, *ask.extra_headers]), generation, kept
-            )
+        if view.pause is not None:
+            self._hold_back(view.pause.refusal, view.pause.until - view.time)
+        in_flight = self._in_flight.get(key)
+        if (
+            in_flight is None
+            or in_flight.generation != view.generation
+            or not may_join(in_flight.started, max_age, request.since, not_before, self.now())
+        ):
+            in_flight = self._start(request, view)
         else:
             self._counts["lookups_coalesced"] += 1
-        return await self._landed(ask, flight), "lookup"
+        return await self._result_of(in_flight, max_age), "lookup"
 
-    def _joinable(self, ask: LookupRequest, flight: _Flight, not_before: float) -> bool:
-        if ask.target.fill.max_age == 0:
-            return flight.started >= max(ask.since, not_before)
-        # One that hangs is not waited for by those who can't use its answer any more.
-        return flight.started >= not_before and self._clock() - flight.started < ask.target.fill.max_age
+    def _start(self, request: LookupRequest, view: View) -> _InFlight:
+        """The GET is nobody's own: a caller that leaves, or the first, must not end it for the rest (S8)."""
+        key = request.key
+        headers = lookup_request_headers([*request.headers, *request.extra_headers])
+        task = asyncio.create_task(self._get(key, headers, view))
+        in_flight = self._in_flight[key] = _InFlight(task, view.generation, view.time)
 
-    def _take_off(self, key: Key, headers: list[Header], generation: int, kept: Reading | None) -> _Flight:
-        started = self._clock()
-        task = asyncio.create_task(self._get(key, headers, generation, started, kept))
-        flight = self._flights[key] = _Flight(task, generation, started)
-
-        def landed(done: asyncio.Task[Reading]) -> None:
-            if self._flights.get(key) is flight:
-                del self._flights[key]
+        def ended(done: asyncio.Task[Reading]) -> None:
+            if self._in_flight.get(key) is in_flight:
+                del self._in_flight[key]
             if not done.cancelled():
                 done.exception()  # each waiter raises it; with none left it is nobody's error
 
-        task.add_done_callback(landed)
-        return flight
+        task.add_done_callback(ended)
+        return in_flight
 
-    async def _landed(self, ask: LookupRequest, flight: _Flight) -> Reading:
-        # The GET is nobody's own: a waiter that leaves, or the first, must not end it for the rest (S8).
-        if ask.target.fill.max_age == 0:
-            return await asyncio.shield(flight.task)
-        left = flight.started + ask.target.fill.max_age - self._clock()
+    async def _result_of(self, in_flight: _InFlight, max_age: float) -> Reading:
+        if max_age == 0:
+            return await asyncio.shield(in_flight.task)
         try:
-            async with asyncio.timeout(left):
-                return await asyncio.shield(flight.task)
+            async with asyncio.timeout(in_flight.started + max_age - self.now()):
+                return await asyncio.shield(in_flight.task)
         except TimeoutError as error:
-            # Its answer would be older than max_age already: of no use to this call.
-            raise ReadTimeout(
-                f"the look-up took longer than max_age ({ask.target.fill.max_age:g} s)"
-            ) from error
+            # What it reads would be older than max_age already: of no use to this call.
+            raise ReadTimeout(f"the look-up took longer than max_age ({max_age:g} s)") from error
 
-    async def _get(
-        self, key: Key, headers: list[Header], generation: int, started: float, kept: Reading | None
-    ) -> Reading:
+    async def _get(self, key: Key, headers: list[Header], view: View) -> Reading:
         self._counts["lookups"] += 1
+        kept = view.reading
         if kept is not None and kept.etag is not None:
             headers = [*headers, (b"if-none-match", kept.etag)]
         with await self._upstream.send(b"GET", key.target, headers) as reply:
             if reply.status == 304 and kept is not None and kept.etag is not None:
                 self._counts["lookups_revalidated"] += 1
-                reading = replace(kept, started=started, generation=generation, learned=False)
+                reading = replace(kept, started=view.time, generation=view.generation, learned=False)
+                chosen = self._chosen_from.get(kept)
+                if chosen is not None:
+                    self._chosen_from[reading] = chosen
             else:
-                reading = await self._read(reply, generation, started, key.credential)
-        await self._store.keep(key, reading)
+                reading = await self._read(reply, view, key.credential)
+        await self._put(key, reading)
         return reading
 
-    async def _read(self, reply: Reply, generation: int, started: float, credential: str) -> Reading:
+    async def _read(self, reply: Reply, view: View, credential: str) -> Reading:
         if reply.status != 200 and reply.status not in REFUSALS:
             raise LookupFailed(f"the upstream answered the look-up with {reply.status}")
         body = await read_whole(reply, self._max_body)
         if body is None:
             raise LookupFailed(f"the look-up's reply is larger than limits.max_body ({self._max_body} bytes)")
         if reply.status != 200:
-            self._refuse(Refusal(reply.status, h.end_to_end(reply.headers), body), credential)
+            refusal = Refusal(reply.status, h.end_to_end(reply.headers), body)
+            if reply.status == 429:
+                await self._pause(credential, refusal)
+            raise LookupRefused(refusal)
         if h.first(reply.headers, b"content-encoding") not in {None, b"identity"}:
             raise LookupFailed("the upstream compressed the look-up's reply though it was asked not to")
         if not reply.headers.derived(h.is_json):
             raise LookupFailed("the look-up's reply is not JSON")
         _document(body)
-        return Reading(body, started, generation, h.first(reply.headers, b"etag"))
-
-    # --- pauses
-
-    def _refuse(self, refusal: Refusal, credential: str) -> NoReturn:
-        if refusal.status == 429:
-            seconds = retry_after(h.first(refusal.headers, b"retry-after"), self._wall())
-            if seconds:
-                self._counts["lookups_paused"] += 1
-                self._pauses[credential] = (self._clock() + min(seconds, self._max_pause), refusal)
-        raise LookupRefused(refusal)
-
-    def _check_pause(self, credential: str) -> None:
-        pause = self._pauses.get(credential)
-        if pause is None:
-            return
-        until, refusal = pause
-        left = until - self._clock()
-        if left <= 0:
-            del self._pauses[credential]
-            return
-        self._counts["lookups_held_back"] += 1
-        headers = h.replaced(refusal.headers, b"retry-after", b"%d" % math.ceil(left))
-        raise LookupRefused(Refusal(refusal.status, headers, refusal.body))
+        return Reading(body, view.time, view.generation, h.first(reply.headers, b"etag"))
 
     async def close(self) -> None:
-        """Ends the look-ups that are under way."""
-        tasks = [flight.task for flight in self._flights.values()]
+        """Ends the look-ups that are in flight."""
+        tasks = [one.task for one in self._in_flight.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    # --- learn
+    # --- what saves a look-up: that the store fails costs one, and no more
 
-    async def generation(self, conversation: str) -> int:
-        return await self._store.generation(conversation)
+    async def _put(self, key: Key, reading: Reading) -> bool:
+        try:
+            return await self._store.put(key, reading)
+        except StoreUnavailable:
+            self._counts["store_failures"] += 1
+            return False
 
-    async def learn(self, key: Key, reading: Reading, coding: bytes | None) -> None:
+    async def _pause(self, credential: str, refusal: Refusal) -> None:
+        seconds = retry_after(h.first(refusal.headers, b"retry-after"), self._wall())
+        if not seconds:
+            return
+        self._counts["lookups_paused"] += 1
+        try:
+            await self._store.pause(credential, refusal, min(seconds, self._max_pause))
+        except StoreUnavailable:
+            self._counts["store_failures"] += 1
+
+    def _hold_back(self, refusal: Refusal, left: float) -> NoReturn:
+        self._counts["lookups_held_back"] += 1
+        headers = h.replaced(refusal.headers, b"retry-after", b"%d" % math.ceil(left))
+        raise LookupRefused(replace(refusal, headers=headers))
+
+    async def stamp(self, conversation: str) -> Stamp | None:
+        """Before a client's own GET that may be primed from begins; None where nothing can be kept."""
+        try:
+            return await self._store.stamp(conversation)
+        except StoreUnavailable:
+            self._counts["store_failures"] += 1
+            return None
+
+    async def prime(self, key: Key, reading: Reading, coding: bytes | None) -> None:
         """From a client's own GET: kept as if it had been looked up, when it is a whole JSON document."""
         body = reading.body
         try:
@@ -405,30 +416,71 @@ class Lookups:
             _document(body)
         except (Damaged, GatewayError, KeyError):
             return
-        kept = await self._store.get(key)
-        if kept is not None and kept.started >= reading.started and kept.generation == reading.generation:
-            return
-        if await self._store.keep(key, replace(reading, body=body)):
+        if await self._put(key, replace(reading, body=body)):
             self._counts["lookups_learned"] += 1
 
     # --- settle
 
     async def invalidate(self, conversation: str | None) -> None:
-        """
-        Before a call that may change the state leaves, and when it is over, whatever came of it: a GET
-        that began meanwhile may have seen the state from before. None: it may change any conversation's.
-        """
+        """Before a call that may change the state of the conversation (None: of any) leaves."""
         if conversation is None:
-            self._swept = self._clock()
+            self._swept = self.now()
+        if self._missed:
+            await self._catch_up(conversation)
         await self._store.invalidate(conversation)
 
-    def witness(self, ask: LookupRequest, value: str) -> None:
-        """The upstream accepted this explicit value."""
-        now = self._clock()
-        while len(self._witnesses) >= self._witnesses.maxsize and ask.target.subject not in self._witnesses:
-            _, evicted = self._witnesses.popitem()
-            self._blind = _Witness(None, -math.inf, max(self._blind.until, evicted.until))
-        self._witnesses[ask.target.subject] = _Witness(value, now, now + ask.target.fill.settle)
+    async def invalidate_after(self, conversation: str | None) -> None:
+        """
+        When such a call is over, whatever came of it: a GET that began meanwhile may have seen the state from
+        before. Raises no StoreUnavailable: the call has left.
+        """
+        if conversation is None:
+            self._swept = self.now()
+        try:
+            await self._store.invalidate(conversation)
+        except StoreUnavailable:
+            self._counts["store_failures"] += 1
+            self._miss(conversation)
+        except asyncio.CancelledError:
+            # It will be done; but should it fail, nobody is left who would hear of it.
+            self._miss(conversation)
+            raise
+
+    async def accept(self, conversation: str | None, target: FillTarget, value: str) -> None:
+        """The upstream accepted this explicit value. Raises no StoreUnavailable: the call has left."""
+        subject, settle = target.subject, target.fill.settle
+        try:
+            await self._store.accept(subject, value, settle)
+        except StoreUnavailable:
+            self._counts["store_failures"] += 1
+            self._miss(conversation, (subject, settle))
+        except asyncio.CancelledError:
+            self._miss(conversation, (subject, settle))
+            raise
+
+    def _miss(self, conversation: str | None, *subjects: tuple[tuple[str, ...], float]) -> None:
+        before = self._missed.get(conversation)
+        self._missed[conversation] = _Missed(subjects if before is None else (*before.subjects, *subjects))
+
+    async def _catch_up(self, conversation: str | None) -> None:
+        """
+        Tells the store what it missed, before anything is read or written that it matters to. Which value
+        was accepted is not said so late: a newer one may be known by now, here or elsewhere.
+
+        Beside what is about this conversation it tells of one other, the one that has waited longest. So no
+        call adds more to what is missed than it has taken from it, and there is never more than calls were
+        in flight at once.
+        """
+        for missing in (None, conversation, next(iter(self._missed))):
+            missed = self._missed.get(missing)
+            if missed is None:
+                continue
+            for subject, settle in missed.subjects:
+                await self._store.accept(subject, None, settle)
+            await self._store.invalidate(missing)
+            # Unless more was missed meanwhile.
+            if self._missed.get(missing) is missed:
+                del self._missed[missing]
 
 
 def _document(body: bytes) -> dict[str, Any]:

@@ -1,15 +1,18 @@
 """
-Where readings are kept: the seam between the freshness rules and a store, in this process or shared.
+What processes that serve the same clients must share, as two contracts: a store and the conversation locks.
 
-A store must make `keep` one step: the lease is checked and the reading stored with nothing between.
+All of it is plain data, and every time is of the store's own clock, so that both mean the same to each of
+them. `memory.py` and `locks.py` keep it in one process; any other must pass tests/state/conformance.py.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from types import TracebackType
+from typing import Protocol
 
 from msgspec import Struct
+
+from gateway.http.headers import Headers
 
 
 class Key(Struct, frozen=True):
@@ -20,11 +23,11 @@ class Key(Struct, frozen=True):
     credential: str
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
+class Reading(Struct, frozen=True, eq=False, weakref=True):
     """
-    A conversation as the upstream showed it to one caller. `started` is when the GET began, on a
-    monotonic clock in seconds: age counts from there (RFC 9111 section 4.2.3).
+    A conversation as the upstream showed it to one caller. `started` and `generation` are the Stamp that was
+    taken before its GET began: age counts from there (RFC 9111 section 4.2.3). `learned`: the GET was a
+    client's own. Two are never equal, so that what is derived from one can be remembered beside it.
     """
 
     body: bytes
@@ -32,25 +35,150 @@ class Reading:
     generation: int
     etag: bytes | None = None
     learned: bool = False
-    # What was already chosen from the body, by query and parameters: a reading serves all participants.
-    chosen: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
+
+
+class Accepted(Struct, frozen=True):
+    """
+    The explicit value of one subject that the upstream accepted last, at `since`; until `until` the upstream
+    may still show an older one (S5). `value` None: it is not known any more which value that was.
+    """
+
+    value: str | None
+    since: float
+    until: float
+
+
+class Refusal(Struct, frozen=True):
+    """A whole reply that is relayed later, or again."""
+
+    status: int
+    headers: Headers
+    body: bytes
+
+
+class Pause(Struct, frozen=True):
+    """The upstream wants no look-up with one credential before `until`; it said so in `refusal` (429)."""
+
+    until: float
+    refusal: Refusal
+
+
+class Stamp(Struct, frozen=True):
+    """A conversation's generation, and the time at which it was the current one."""
+
+    time: float
+    generation: int
+
+
+class View(Struct, frozen=True, gc=False):  # made for each fill, and never part of a cycle
+    """
+    All that one fill needs to know, as it was at one moment, `time`. `reading` is whatever is kept for the
+    key: it may be too old, and of an earlier generation. `pause` has not ended.
+    """
+
+    time: float
+    generation: int
+    reading: Reading | None
+    accepted: Accepted | None
+    pause: Pause | None
 
 
 class Store(Protocol):
-    async def generation(self, conversation: str) -> int:
-        """The conversation's generation: a number that changes with each `forget` and never comes back."""
+    """
+    Each awaited method is one step at the store: whatever others do comes wholly before or wholly after it.
+    Each ends in bounded time, or raises StoreUnavailable; then it may have been done, or not.
 
-    def try_get(self, key: Key) -> Reading | None:
-        """A reading of the current generation, if that can be told at once: a store elsewhere can't."""
+    `invalidate` and `accept` are done once they are called, also when the caller is cancelled meanwhile.
 
-    async def get(self, key: Key) -> Reading | None:
-        """Whatever was kept, however old; the reader judges its age and its lease."""
+    What is kept is bounded, and any of it may be dropped to make room:
+    - a conversation whose generation was dropped gets a new one, never one that it had before;
+    - a reading or a pause that was dropped is as if it had never been there;
+    - for a subject whose accepted value was dropped, views say Accepted(None, since, until), a span that
+      covers the dropped one's; unless its `until` is longer ago than the longest `max_age` (60 s).
+    """
 
-    async def keep(self, key: Key, reading: Reading) -> bool:
-        """False, and nothing kept, when the conversation was forgotten since the lease was taken."""
+    def now(self) -> float:
+        """
+        Seconds, of the clock that all times in this file are of. It may be ahead of what a view or a stamp
+        would say, but it is never behind, and never goes back.
+        """
+
+    def try_view(self, key: Key, subject: tuple[str, ...]) -> View | None:
+        """What `view` would say, or None where that cannot be told at once: a store elsewhere never can."""
+
+    async def view(self, key: Key, subject: tuple[str, ...]) -> View:
+        """`time` is never before a `now` that was read before the call."""
+
+    async def stamp(self, conversation: str) -> Stamp:
+        """
+        What a reading is to carry, taken before its GET begins. `time` is never before a `now` that was read
+        before the call.
+        """
+
+    async def put(self, key: Key, reading: Reading) -> bool:
+        """
+        False, and nothing kept, when the conversation was invalidated since the reading's stamp was taken, or
+        a reading of the same generation is kept that began later.
+        """
 
     async def invalidate(self, conversation: str | None) -> None:
         """
-        No reading of it (None: of any), kept or under way, is of the current generation any more (S3).
-        Once called it is done, also when the caller is cancelled meanwhile.
+        The conversation (None: each of them) gets a new generation, so that no reading of it that is kept
+        or under way is of the current one any more (S3).
+        """
+
+    async def accept(self, subject: tuple[str, ...], value: str | None, settle: float) -> None:
+        """
+        The upstream accepted this explicit value (None: it is not known which), and may take `settle` seconds
+        from now until it shows it.
+        """
+
+    async def pause(self, credential: str, refusal: Refusal, seconds: float) -> None:
+        """The upstream wants no look-up with this credential for so long."""
+
+    async def close(self) -> None:
+        """Nobody asks it afterwards."""
+
+
+class ConversationLock(Protocol):
+    """
+    A lock on one conversation that is held until `release`, which may be called again. `waited`: it was not
+    free at once, so others may have written meanwhile.
+    """
+
+    waited: bool
+
+    def release(self) -> None:
+        """At once, whatever the store takes to learn of it."""
+
+    def __enter__(self) -> ConversationLock: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Releases it."""
+
+
+class Locks(Protocol):
+    """
+    Shared and exclusive locks on conversations, first in, first out (S4): whoever comes behind one that waits
+    waits too, so that neither kind starves. None names no conversation, and never waits.
+    """
+
+    def __len__(self) -> int:
+        """Conversations that are locked or waited for by this process."""
+
+    def exclusive_pending(self, conversation: str | None) -> bool:
+        """
+        Whether an exclusive lock is held or waited for, as far as this process can tell at once: a hint, on
+        which no promise rests.
+        """
+
+    def try_acquire(self, conversation: str | None, *, exclusive: bool) -> ConversationLock | None:
+        """None where it is not free, or that cannot be told at once."""
+
+    async def acquire(self, conversation: str | None, *, exclusive: bool) -> ConversationLock:
+        """
+        Raises LockTimeout, or StoreUnavailable where the locks are elsewhere. A caller that gives up or is
+        cancelled while it waits leaves nothing behind, and lets those behind it move up.
         """

@@ -563,7 +563,7 @@ async def test_a_chunked_body_over_the_limit_is_413_also_when_it_comes_at_once()
 
 
 class Failing(Lookups):
-    def try_cached(self, asks: Sequence[LookupRequest]) -> LookupResults | None:
+    def try_cached(self, requests: Sequence[LookupRequest]) -> LookupResults | None:
         raise LookupFailed("it cannot be read")
 
 

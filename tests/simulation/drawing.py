@@ -56,6 +56,7 @@ def draw(seed: int) -> Schedule:
         strict=terms.mode == "on_reject" or rng.random() < 0.3,
         etags=terms.guarded or rng.random() < 0.3,
         store=rng.choice((0.0, 0.0, 0.0, 0.02)),
+        store_faults=Random(f"{seed} store").choice((0.0,) * 6 + (0.1, 0.2)),
         shuffled=rng.random() < 0.9,
     )
     drawing.people = [(c, p) for c, people in conversations.items() for p in people]

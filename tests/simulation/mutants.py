@@ -7,69 +7,77 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
+
+from msgspec import structs
 
 from gateway.app import PARTS, Parts
 from gateway.errors import ReadTimeout
 from gateway.http.headers import Headers
+from gateway.rules import FillTarget
 from gateway.state.credentials import CredentialFingerprints
-from gateway.state.locks import ConversationLock, ConversationLocks
+from gateway.state.locks import MemoryLock, MemoryLocks
 from gateway.state.lookup import LookupRequest, Lookups
 from gateway.state.memory import MemoryStore
-from gateway.state.store import Key, Reading, Store
+from gateway.state.store import Key, Reading, Stamp, Store, View
 from gateway.upstream.reply import Reply
 from gateway.upstream.transport import BeforeSend, Transport
 from tests.simulation.schedule import Schedule, Terms
 from tests.simulation.upstream import SimulatedUpstream
-from tests.simulation.world import World
+from tests.simulation.world import Clock, World
 
 
 class NoGenerations(MemoryStore):
     """A write deletes what was read, but not what is being read."""
 
-    async def generation(self, conversation: str) -> int:
-        return 0
+    def try_view(self, key: Key, subject: tuple[str, ...]) -> View:
+        return structs.replace(super().try_view(key, subject), generation=0)
 
-    async def keep(self, key: Key, reading: Reading) -> bool:
+    async def stamp(self, conversation: str) -> Stamp:
+        return Stamp(self.now(), 0)
+
+    async def put(self, key: Key, reading: Reading) -> bool:
         self._generations[key.conversation] = 0
-        return await super().keep(key, reading)
+        return await super().put(key, reading)
 
     async def invalidate(self, conversation: str | None) -> None:
         _delete(self, conversation)
 
 
-class NoOrder(ConversationLocks):
-    def try_acquire(self, conversation: str | None, *, exclusive: bool) -> ConversationLock | None:
+class NoLocks(MemoryLocks):
+    def try_acquire(self, conversation: str | None, *, exclusive: bool) -> MemoryLock | None:
         return super().try_acquire(None, exclusive=exclusive)
 
-    async def acquire(self, conversation: str | None, *, exclusive: bool) -> ConversationLock:
+    async def acquire(self, conversation: str | None, *, exclusive: bool) -> MemoryLock:
         return await super().acquire(None, exclusive=exclusive)
 
 
-class NoWitness(Lookups):
-    def witness(self, ask: LookupRequest, value: str) -> None:
+class NoAccepted(Lookups):
+    async def accept(self, conversation: str | None, target: FillTarget, value: str) -> None:
         """An accepted value is not remembered."""
 
 
 class OwnBody(Lookups):
-    """An accepted value is written into the cache as if it had been read."""
+    """An accepted value is kept as if it had been read."""
 
-    _accepted: tuple[LookupRequest, str] | None = None
+    def __init__(self, *args: Any, **rest: Any) -> None:
+        super().__init__(*args, **rest)
+        self._own: dict[tuple[str, ...], str] = {}
 
-    def witness(self, ask: LookupRequest, value: str) -> None:
-        super().witness(ask, value)
-        self._accepted = (ask, value)
+    async def accept(self, conversation: str | None, target: FillTarget, value: str) -> None:
+        await super().accept(conversation, target, value)
+        self._own[target.subject] = value
 
-    async def invalidate(self, conversation: str | None) -> None:
-        await super().invalidate(conversation)
-        if self._accepted is not None:
-            (ask, value), self._accepted = self._accepted, None
-            fill, data = ask.target.fill, ask.target.data
-            person = {"id": data["participantId"], fill.field: value}
-            body = json.dumps({"id": data["conversationId"], "participants": [person]}).encode()
-            generation = await self._store.generation(ask.key.conversation)
-            await self._store.keep(ask.key, Reading(body, self._clock(), generation))
+    async def _view(self, request: LookupRequest) -> View:
+        target = request.target
+        value = self._own.pop(target.subject, None)
+        if value is not None:
+            person = {"id": target.data["participantId"], target.fill.field: value}
+            body = json.dumps({"id": target.data["conversationId"], "participants": [person]}).encode()
+            stamp = await self._store.stamp(request.key.conversation)
+            await self._store.put(request.key, Reading(body, stamp.time, stamp.generation))
+        return await super()._view(request)
 
 
 class NoCredential(CredentialFingerprints):
@@ -81,20 +89,20 @@ class AgeFromTheEnd(Lookups):
     """The age counts from when the GET was answered."""
 
     async def _get(self, key: Key, *rest: Any) -> Reading:
-        reading = replace(await super()._get(key, *rest), started=self._clock())
-        await self._store.keep(key, reading)
+        reading = structs.replace(await super()._get(key, *rest), started=self.now())
+        await self._store.put(key, reading)
         return reading
 
 
 class Trusting(MemoryStore):
-    """What is there is current, since a write deletes it: right as long as `keep` is one step."""
+    """What is there is current, since a write deletes it: right as long as `put` is one step."""
 
-    def try_get(self, key: Key) -> Reading | None:
-        return None
-
-    async def get(self, key: Key) -> Reading | None:
-        reading = await super().get(key)
-        return reading and replace(reading, generation=await self.generation(key.conversation))
+    def try_view(self, key: Key, subject: tuple[str, ...]) -> View:
+        view = super().try_view(key, subject)
+        if view.reading is None:
+            return view
+        current = structs.replace(view.reading, generation=view.generation)
+        return structs.replace(view, reading=current)
 
     async def invalidate(self, conversation: str | None) -> None:
         await super().invalidate(conversation)
@@ -102,7 +110,7 @@ class Trusting(MemoryStore):
 
 
 class TwoSteps(Trusting):
-    async def keep(self, key: Key, reading: Reading) -> bool:
+    async def put(self, key: Key, reading: Reading) -> bool:
         if self._generations.get(key.conversation) != reading.generation:
             return False
         await asyncio.sleep(0.01)
@@ -110,10 +118,25 @@ class TwoSteps(Trusting):
         return True
 
 
+class ReusedGenerations(MemoryStore):
+    """Each conversation counts its own generations, and begins anew once it was dropped: ABA."""
+
+    def _next_generation(self, conversation: str) -> int:
+        before = self._generations.get(conversation, 0)
+        super()._next_generation(conversation)
+        self._generations[conversation] = before + 1
+        return before + 1
+
+
 def _delete(store: MemoryStore, conversation: str | None) -> None:
     for key in list(store._readings):
         if conversation in {None, key.conversation}:
             del store._readings[key]
+
+
+class Careless(Lookups):
+    def _miss(self, conversation: str | None, *subjects: tuple[tuple[str, ...], float]) -> None:
+        """What the store could not be told is forgotten."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,26 +178,27 @@ class Mutant:
 
     promise: str
     parts: Parts = PARTS
-    store: Callable[[Terms], Store] | None = None
+    store: Callable[[Terms, Clock], Store] | None = None
     transport: Callable[[SimulatedUpstream], Transport] | None = None
 
     def world(self, schedule: Schedule) -> World:
         return World(schedule, self.parts, self.store, self.transport)
 
 
-def _store(kind: type[MemoryStore]) -> Callable[[Terms], Store]:
-    return lambda terms: kind(terms.max_entries, 2**20)
+def _store(kind: type[MemoryStore]) -> Callable[[Terms, Clock], Store]:
+    return lambda terms, clock: kind(terms.max_entries, 2**20, clock)
 
 
 MUTANTS: dict[str, Mutant] = {
     "no generations": Mutant(promise="S3", store=_store(NoGenerations)),
-    "no order": Mutant(promise="S4", parts=Parts(locks=NoOrder)),
-    "no witness after a write": Mutant(promise="S5", parts=Parts(lookups=NoWitness)),
+    "no locks": Mutant(promise="S4", parts=Parts(locks=NoLocks)),
+    "no last accepted value": Mutant(promise="S5", parts=Parts(lookups=NoAccepted)),
     "filling from the request's own body": Mutant(promise="S5", parts=Parts(lookups=OwnBody)),
     "key without credential": Mutant(promise="S6", parts=Parts(credentials=NoCredential)),
     "age from the end of the GET": Mutant(promise="S2", parts=Parts(lookups=AgeFromTheEnd)),
     "check and store in two steps": Mutant(promise="S5", store=_store(TwoSteps)),
     "retry after a timeout": Mutant(promise="C2", transport=Retrying),
+    "what the store missed is forgotten": Mutant(promise="S5", parts=Parts(lookups=Careless)),
 }
 # Not the gateway's store, but one that is as right, and that the two steps would be taken in.
 SOUND = Mutant(promise="none", store=_store(Trusting))

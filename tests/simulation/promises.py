@@ -41,7 +41,7 @@ Subject = tuple[str | None, str | None, str]
 class Filled:
     """
     A member that the gateway added to a PATCH, and what was known when it left: when the latest write to
-    the conversation began, when what had been read was last forgotten, and the latest accepted value.
+    the conversation began, when what had been read was last invalidated, and the latest accepted value.
     """
 
     sent: Sent
@@ -49,8 +49,8 @@ class Filled:
     name: str
     value: str
     overtaken: float
-    forgotten: float
-    witness: tuple[float, str] | None
+    invalidated: float
+    accepted: tuple[float, str] | None
 
     def __str__(self) -> str:
         return f"{self.sent.id} (#{self.sent.number}) at {_left(self.sent):.6f} was filled with {self.value}"
@@ -105,8 +105,8 @@ class Evidence:
                 name,
                 value,
                 self._overtaken(ledger[number]),
-                self._forgotten(ledger[number]),
-                self._witness(ledger[number], name),
+                self._invalidated(ledger[number]),
+                self._accepted(ledger[number], name),
             )
             for number, members in self.added.items()
             for name, value in members
@@ -122,7 +122,7 @@ class Evidence:
         return found
 
     @cached_property
-    def witnesses(self) -> dict[Subject, list[tuple[float, str]]]:
+    def accepted(self) -> dict[Subject, list[tuple[float, str]]]:
         """By whose value it is, the explicit values that were accepted, and when that was known."""
         found: dict[Subject, list[tuple[float, str]]] = {}
         for attempts in self.patches.values():
@@ -145,9 +145,9 @@ class Evidence:
             default=-math.inf,
         )
 
-    def _forgotten(self, patch: Sent) -> float:
+    def _invalidated(self, patch: Sent) -> float:
         """
-        What leaves the state as it is takes its turn together with others: of that, only what was known
+        What leaves the state as it is shares its lock with others: of that, only what was known
         when the call was handed to the wire counts, and with a store elsewhere, when nobody can say.
         """
         latest = -math.inf
@@ -162,8 +162,8 @@ class Evidence:
                 latest = max(latest, _end(sent))
         return latest
 
-    def _witness(self, patch: Sent, name: str) -> tuple[float, str] | None:
-        known = self.witnesses.get((patch.about.conversation, patch.about.participant, name), ())
+    def _accepted(self, patch: Sent, name: str) -> tuple[float, str] | None:
+        known = self.accepted.get((patch.about.conversation, patch.about.participant, name), ())
         return max((one for one in known if one[0] < _left(patch)), default=None)
 
 
@@ -194,9 +194,14 @@ def s2(schedule: Schedule, fill: Filled, read: Sent) -> bool:
     if max_age == 0:
         # Unless it had to settle, or nobody knew; and where two fields are filled, one waits for the other.
         settling = schedule.terms.max_entries < 10 or (
-            fill.witness is not None and fill.told.arrived < fill.witness[0] + schedule.terms.settle
+            fill.accepted is not None and fill.told.arrived < fill.accepted[0] + schedule.terms.settle
         )
-        waits = settling or schedule.climate.store > 0 or len(fill.sent.about.wanted) > 1
+        waits = (
+            settling
+            or schedule.climate.store > 0
+            or schedule.climate.store_faults > 0
+            or len(fill.sent.about.wanted) > 1
+        )
         try_acquire = read.complete is not None and fill.sent.begun - read.complete < PROMPT
         return read.begun > fill.told.arrived and not read.learned and (try_acquire or waits)
     return _left(fill.sent) - read.begun <= max_age + MOMENT
@@ -212,15 +217,15 @@ def s3(schedule: Schedule, fill: Filled, read: Sent) -> bool:
 
 def s5(schedule: Schedule, fill: Filled, read: Sent) -> bool:
     """
-    After a write with an explicit value was accepted, its value is a witness for `settle`: a fill in that
+    After a write with an explicit value was accepted, its value is the last one for `settle`: a fill in that
     time needs a fresh look-up that agrees with it, and what was read in that time and did not agree is of
-    no use later. After any other unsafe call, or a refused or unknown outcome, the entry is forgotten.
+    no use later. After any other unsafe call, or a refused or unknown outcome, the entry is invalidated.
     """
-    if read.begun < fill.forgotten:
+    if read.begun < fill.invalidated:
         return False
-    if fill.witness is None:
+    if fill.accepted is None:
         return True
-    accepted, value = fill.witness
+    accepted, value = fill.accepted
     return read.begun > accepted + schedule.terms.settle or (read.begun > accepted and fill.value == value)
 
 
@@ -294,13 +299,13 @@ def fifo(evidence: Evidence) -> Iterator[Violation]:
         seen: set[str] = set()
         for write in writes:
             told = evidence.history.told[write.id]
-            came = told.joined  # a place is taken by a call that is there with its body
+            came = told.joined  # a call waits for its lock once its body is there
             looks_up = set(write.about.wanted) - {name for name, _ in told.request.named}
             if write.id not in seen and came is not None and not looks_up:
                 seen.add(write.id)
                 first.setdefault(conversation, []).append((came, write))
-    for line in first.values():
-        for (_, earlier), (_, later) in pairwise(sorted(line, key=lambda one: one[0])):
+    for came_first in first.values():
+        for (_, earlier), (_, later) in pairwise(sorted(came_first, key=lambda one: one[0])):
             if later.begun < earlier.begun:
                 yield Violation("S4", f"#{later.number} left before #{earlier.number}, which came first")
 
@@ -315,9 +320,9 @@ def s7(evidence: Evidence) -> Iterator[Violation]:
 def s8(evidence: Evidence) -> Iterator[Violation]:
     """N calls that miss at once with the same key cost one GET."""
     terms, climate = evidence.history.schedule.terms, evidence.history.schedule.climate
-    if terms.max_age == 0 or terms.max_entries < 10 or climate.store:
+    if terms.max_age == 0 or terms.max_entries < 10 or climate.store or climate.store_faults:
         return
-    forgets = [
+    invalidated = [
         moment
         for sent in evidence.history.ledger
         if sent.about.kind in {"patch", "write", "bulk"}
@@ -326,7 +331,7 @@ def s8(evidence: Evidence) -> Iterator[Violation]:
     ]
     settling = [
         (moment, moment + terms.settle + terms.max_age)
-        for known in evidence.witnesses.values()
+        for known in evidence.accepted.values()
         for moment, _ in known
     ]
     look_ups = [read for read in evidence.reads if not read.learned]
@@ -337,7 +342,7 @@ def s8(evidence: Evidence) -> Iterator[Violation]:
         if (
             other.begun < over - MOMENT
             and other.begun - one.begun < terms.max_age - MOMENT
-            and not any(one.begun - AT_ONCE < moment < other.begun for moment in forgets)
+            and not any(one.begun - AT_ONCE < moment < other.begun for moment in invalidated)
             and not any(since < other.begun < until for since, until in settling)
         ):
             yield Violation("S8", f"#{other.number} asked what #{one.number} was asking")
@@ -385,7 +390,7 @@ def l1(evidence: Evidence) -> Iterator[Violation]:
 def clients_that_leave(evidence: Evidence) -> Iterator[Violation]:
     """
     S4: a client that goes away while waiting leaves no trace; one that goes away while its call is in flight
-    does not release the order before the upstream has answered.
+    does not release its lock before the upstream has answered.
     """
     for sent in evidence.ledger:
         left = evidence.history.told[sent.id].left
@@ -403,9 +408,9 @@ def traces(evidence: Evidence) -> Iterator[Violation]:
     waits for ever.
     """
     history = evidence.history
-    if history.lines:
-        yield Violation("traces", f"{history.lines} lines of the order are left")
-    for unread in history.open_replies if not history.schedule.climate.store else ():
+    if history.locks:
+        yield Violation("traces", f"{history.locks} conversations are still locked")
+    for unread in history.open_replies:
         yield Violation("traces", f"the reply to #{unread.number} was never closed")
     for failure in history.failures:
         yield Violation("traces", f"nobody caught {failure!r}")
@@ -417,19 +422,19 @@ def traces(evidence: Evidence) -> Iterator[Violation]:
         if told.ended is None or told.ended - told.arrived >= PATIENCE:
             yield Violation("traces", f"{id} had no end")
         if told.refusal == "lock-timeout" and sent is not None and history.schedule.terms.mode == "enforce":
-            yield Violation("traces", f"{id} was refused its turn, and sent as #{sent.number}")
+            yield Violation("traces", f"{id} was refused its lock, and sent as #{sent.number}")
 
 
 def fair_weather(evidence: Evidence) -> Iterator[Violation]:
     """
     S8: where the upstream does nothing wrong, and at once, it answers every call: nobody fails another.
-    (But a fill that waits in its turn for a replica that lags makes those behind it wait.)
+    (But a fill that holds its lock while a replica lags makes those behind it wait.)
     """
     schedule = evidence.history.schedule
     climate, terms = schedule.climate, schedule.terms
-    if climate.faults or climate.slow or climate.store or terms.max_age == 0.2 or terms.lock_timeout < 5:
+    if climate.faults or climate.slow or climate.store or climate.store_faults:
         return
-    if terms.deadline < 5:
+    if terms.max_age == 0.2 or terms.lock_timeout < 5 or terms.deadline < 5:
         return
     for id, told in evidence.history.told.items():
         lagged = told.refusal == "lock-timeout" and climate.lag > 0

@@ -92,7 +92,8 @@ class Terms:
 class Climate:
     """
     The upstream's ways. `lag` is the longest that a replica lags, `faults` how much of what it does goes
-    wrong, `strict` whether it wants a `state`, `store` the longest that the gateway's own store takes.
+    wrong, `strict` whether it wants a `state`. Of the gateway's own store, `store` is the longest that it
+    takes, and `store_faults` how much of what it is asked fails.
     """
 
     lag: float = 0.0
@@ -101,6 +102,7 @@ class Climate:
     strict: bool = False
     etags: bool = False
     store: float = 0.0
+    store_faults: float = 0.0
     shuffled: bool = True
 
 

@@ -1,6 +1,6 @@
 """
 The promises about state in virtual time: random schedules, the schedules that random search would miss,
-and eight gateways with a guard less that must be found out.
+and nine gateways with a guard less that must be found out.
 
 A failure prints its seed; `python -m benchmarks.simulate --seed S --schedules 1 --trace` tells it.
 """
@@ -12,11 +12,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from cachetools import LRUCache
 
-from gateway.state.memory import MemoryStore
 from tests.simulation.drawing import draw
-from tests.simulation.mutants import MUTANTS, SOUND, Mutant
+from tests.simulation.mutants import MUTANTS, SOUND, Mutant, ReusedGenerations
 from tests.simulation.plays import (
     BOTH,
     bulk,
@@ -88,6 +86,8 @@ HAPPENS = (
     "refused_lookup-failed",
     "refused_lock-timeout",
     "refused_read-timeout",
+    "refused_store-unavailable",
+    "store_failures",
 )
 
 
@@ -224,7 +224,7 @@ def test_the_first_of_those_who_share_a_look_up_may_leave() -> None:
     assert states(history, "r") == ["s1"]
 
 
-def test_a_client_that_leaves_while_it_waits_its_turn_leaves_no_trace() -> None:
+def test_a_client_that_leaves_while_it_waits_for_its_lock_leaves_no_trace() -> None:
     history = kept(
         explicit("w", 0.0, "s5"),
         explicit("waiting", 0.1, "s6", leaves=0.1),
@@ -237,7 +237,7 @@ def test_a_client_that_leaves_while_it_waits_its_turn_leaves_no_trace() -> None:
 
 
 @pytest.mark.parametrize("write", [explicit("w", 0.0, "s5", leaves=0.05), other("w", 0.0, leaves=0.05)])
-def test_the_order_is_held_until_the_upstream_has_answered_also_for_a_client_that_left(
+def test_the_lock_is_held_until_the_upstream_has_answered_also_for_a_client_that_left(
     write: Request,
 ) -> None:
     history = kept(write, legacy("r", 0.1), fates={"w": (Fate(back=1.0),)})
@@ -303,7 +303,7 @@ def test_what_disagreed_while_it_settled_is_of_no_use_when_it_has() -> None:
     assert states(history, "r") == ["s5"]
 
 
-def test_a_value_is_a_witness_also_when_the_call_may_not_be_touched() -> None:
+def test_a_value_counts_as_accepted_also_when_the_call_may_not_be_touched() -> None:
     history = kept(
         explicit("w", 0.0, "s5", headers=((b"cache-control", b"no-transform"),)),
         legacy("r", 0.1),
@@ -323,7 +323,7 @@ def test_a_herd_that_waits_for_the_upstream_to_settle_costs_one_look_up_a_round(
     assert len(look_ups(history)) <= 8
 
 
-def test_where_a_witness_was_evicted_nothing_is_taken_as_settled() -> None:
+def test_where_an_accepted_value_was_dropped_nothing_is_taken_as_settled() -> None:
     history = kept(
         explicit("w1", 0.0, "s5"),
         explicit("w2", 0.1, "s6", "c2"),
@@ -368,7 +368,7 @@ def test_what_waits_longer_than_it_may_is_refused_and_not_sent() -> None:
     assert history.told["r"].status == 503
 
 
-def test_a_write_that_names_no_conversation_makes_the_gateway_forget_them_all() -> None:
+def test_a_write_that_names_no_conversation_invalidates_them_all() -> None:
     history = kept(
         legacy("r1", 0.0), legacy("r2", 0.0, "c2"), bulk("b", 0.1), legacy("r3", 0.2), legacy("r4", 0.2, "c2")
     )
@@ -433,7 +433,7 @@ def test_a_field_that_only_another_rule_fills_makes_a_call_a_write_too() -> None
     assert [sent.members["held"] for sent in sends(history, "r2")] == ["h9"]
 
 
-def test_a_call_of_a_rule_that_fills_nothing_takes_its_turn_like_any_other_write() -> None:
+def test_a_call_of_a_rule_that_fills_nothing_takes_its_lock_like_any_other_write() -> None:
     history = kept(
         legacy("r1", 0.0),
         other("w", 0.1, "/calls/c1/participants/p1/attributes", "PATCH"),
@@ -462,7 +462,7 @@ def test_a_refusal_that_is_never_read_to_its_end_is_closed() -> None:
     assert history.open_replies == []
 
 
-def test_a_reply_that_names_another_state_than_the_filled_one_is_a_conflict_and_makes_forget() -> None:
+def test_a_reply_that_names_another_state_than_the_filled_one_is_a_conflict_and_invalidates() -> None:
     history = kept(legacy("r1", 0.0), legacy("r2", 0.1), fates={"r1": (Fate(), Fate(answer="x9"))})
 
     outcomes = {line.id: line.record for line in history.log if line.event == "outcome"}
@@ -481,24 +481,6 @@ def test_an_etag_that_guards_the_patch_proves_that_nothing_changed_in_between() 
     assert states(history, "r") == ["s1", "s5"]
 
 
-class Counting(MemoryStore):
-    """Each conversation counts its own generations, and begins anew once it was evicted: ABA."""
-
-    def __init__(self, max_entries: int, max_bytes: int) -> None:
-        super().__init__(max_entries, max_bytes)
-        self._counted: LRUCache[str, int] = LRUCache(max_entries)
-
-    async def generation(self, conversation: str) -> int:
-        self._generations[conversation] = self._counted.setdefault(conversation, 1)
-        return self._generations[conversation]
-
-    async def invalidate(self, conversation: str | None) -> None:
-        if conversation is None:
-            self._counted.clear()
-        else:
-            self._counted[conversation] = self._counted.get(conversation, 1) + 1
-
-
 def test_a_generation_that_was_evicted_never_comes_back() -> None:
     schedule = (
         legacy("r", 0.0),
@@ -506,8 +488,10 @@ def test_a_generation_that_was_evicted_never_comes_back() -> None:
         legacy("evicts", 0.1, "c2"),
     )
     rest: dict[str, Any] = {"fates": {"r": (SLOW,)}, "max_entries": 1, "settle": 0.0}
-    counting = Mutant(promise="S3", store=lambda terms: Counting(terms.max_entries, 2**20))
+    reused = Mutant(
+        promise="S3", store=lambda terms, clock: ReusedGenerations(terms.max_entries, 2**20, clock)
+    )
 
     history = kept(*schedule, **rest)
     assert states(history, "r") == ["s5"]
-    assert "S3" in promises(broken(played(*schedule, mutant=counting, **rest)))
+    assert "S3" in promises(broken(played(*schedule, mutant=reused, **rest)))

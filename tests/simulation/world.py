@@ -26,15 +26,18 @@ from gateway.config import Settings
 from gateway.errors import GatewayError
 from gateway.http.headers import Fields, Header, Headers
 from gateway.state.memory import MemoryStore
-from gateway.state.store import Key, Reading, Store
+from gateway.state.store import Store
 from gateway.upstream.transport import Transport
 from tests.simulation.loop import Loop
 from tests.simulation.schedule import ALLOWED, BULK, PREFIX, Change, Climate, Jump, Request, Schedule, Terms
 from tests.simulation.upstream import LARGE, Sent, SimulatedUpstream
+from tests.support.stores import FailingStore, Failure, LateStore
 
 NOON = 1_800_000_000.0  # Unix seconds
 QUIET = 30.0  # seconds that are waited for what the last call left behind
 PATIENCE = 60.0  # seconds: no call may take longer, whatever the upstream does
+
+Clock = Callable[[], float]
 
 
 @dataclass(slots=True)
@@ -79,7 +82,7 @@ class History:
     log: list[Recorded]
     counts: Counter[str]
     open_replies: list[Sent]
-    lines: int  # of the order, that nobody stands in any more
+    locks: int  # that are still held or waited for
     failures: list[BaseException | str]
 
 
@@ -102,47 +105,6 @@ class Journal(Audit):
 
     def commit(self) -> None:
         self._due.written, self._due = True, Batch([])
-
-
-class LateStore:
-    """A store somewhere else: each operation is one step there, and takes its time going and coming."""
-
-    def __init__(self, store: Store, rng: Random, longest: float) -> None:
-        self._store = store
-        self._rng = rng
-        self._longest = longest
-
-    async def _way(self) -> None:
-        await asyncio.sleep(self._rng.uniform(0.0, self._longest))
-
-    async def generation(self, conversation: str) -> int:
-        await self._way()
-        generation = await self._store.generation(conversation)
-        await self._way()
-        return generation
-
-    def try_get(self, key: Key) -> Reading | None:
-        return None
-
-    async def get(self, key: Key) -> Reading | None:
-        await self._way()
-        reading = await self._store.get(key)
-        await self._way()
-        return reading
-
-    async def keep(self, key: Key, reading: Reading) -> bool:
-        await self._way()
-        kept = await self._store.keep(key, reading)
-        await self._way()
-        return kept
-
-    async def invalidate(self, conversation: str | None) -> None:
-        async def there() -> None:
-            await self._way()
-            await self._store.invalidate(conversation)
-
-        await asyncio.shield(asyncio.ensure_future(there()))
-        await self._way()
 
 
 @lru_cache(maxsize=4096)
@@ -197,13 +159,17 @@ def settings(terms: Terms) -> Settings:
     )
 
 
+def memory_store(terms: Terms, clock: Clock) -> Store:
+    return MemoryStore(terms.max_entries, 2**20, clock)
+
+
 @dataclass(slots=True)
 class World:
     """`parts`, `store` and `transport` replace the gateway's own, which is how a mutant is made."""
 
     schedule: Schedule
     parts: Parts = field(default_factory=Parts)
-    store: Callable[[Terms], Store] | None = None
+    store: Callable[[Terms, Clock], Store] | None = None
     transport: Callable[[SimulatedUpstream], Transport] | None = None
     offset: float = 0.0
 
@@ -216,7 +182,7 @@ class World:
         gateway = app.build(
             settings(schedule.terms),
             transport=self.transport(upstream) if self.transport else upstream,
-            store=self._store(schedule.terms, schedule.climate),
+            store=self._store(schedule.terms, schedule.climate, loop.clock),
             clock=loop.clock,
             wall=lambda: NOON + loop.time() + self.offset,
             parts=replace(self.parts, audit=lambda path, wall, soon: Journal(path, wall, loop.clock, log)),
@@ -241,11 +207,19 @@ class World:
             loop.failures,
         )
 
-    def _store(self, terms: Terms, climate: Climate) -> Store:
-        store = self.store(terms) if self.store else MemoryStore(terms.max_entries, 2**20)
-        if not climate.store:
-            return store
-        return LateStore(store, Random(f"{self.schedule.seed} store"), climate.store)
+    def _store(self, terms: Terms, climate: Climate, clock: Clock) -> Store:
+        make = self.store or memory_store
+        store: Store = make(terms, clock)
+        if climate.store_faults:
+            rng = Random(f"{self.schedule.seed} store's faults")
+
+            def fails(name: str) -> Failure | None:
+                return rng.choice(("not done", "done")) if rng.random() < climate.store_faults else None
+
+            store = FailingStore(store, fails)
+        if climate.store:
+            store = LateStore(store, Random(f"{self.schedule.seed} store"), climate.store)
+        return store
 
     async def _act(
         self,

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from gateway import app
+from gateway.app import Parts
 from gateway.http.headers import Header
 from gateway.state.credentials import CredentialFingerprints
+from tests.support.gateways import settings as settings_of
 
 # On a busy machine an example may take its time.
 patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -27,7 +32,7 @@ DECISIVE = {b"authorization", b"cookie", b"x-api-key"}
 def test_two_callers_are_one_only_if_all_that_authenticates_them_is_the_same(
     one: list[Header], other: list[Header]
 ) -> None:
-    credentials = CredentialFingerprints("http://upstream", ["X-API-Key"], KEY)
+    credentials = CredentialFingerprints("http://upstream", ["X-API-Key"], key=KEY)
     same = [pair for pair in one if pair[0] in DECISIVE] == [pair for pair in other if pair[0] in DECISIVE]
 
     assert (credentials.of(one) == credentials.of(other)) is same
@@ -60,7 +65,7 @@ def test_what_does_not_authenticate_tells_nobody_apart() -> None:
 
 
 def test_a_configured_header_counts_however_it_is_written() -> None:
-    credentials = CredentialFingerprints("http://upstream", ["X-Api-KEY"], KEY)
+    credentials = CredentialFingerprints("http://upstream", ["X-Api-KEY"], key=KEY)
 
     assert credentials.of([(b"x-api-key", b"1")]) != credentials.of([(b"x-api-key", b"2")])
 
@@ -73,12 +78,36 @@ def test_the_same_caller_at_another_upstream_is_somebody_else() -> None:
     ).of(token)
 
 
-def test_the_key_lives_with_the_process_so_a_log_tells_nothing_about_another() -> None:
+def test_who_has_another_key_learns_nothing_from_a_fingerprint() -> None:
     token: list[Header] = [(b"authorization", b"Bearer a")]
-    one, other = CredentialFingerprints("http://a"), CredentialFingerprints("http://a")
+    one, again, other = (CredentialFingerprints("http://a", key=key) for key in (KEY, KEY, b"x" * 32))
 
-    assert one.of(token) == one.of(token)
+    assert one.of(token) == again.of(token)
     assert one.of(token) != other.of(token)
+
+
+@pytest.mark.parametrize("key", [b"", b"k" * 15, b"k" * 65])
+def test_a_key_that_anybody_could_guess_or_that_is_too_long_is_none(key: bytes) -> None:
+    with pytest.raises(ValueError, match="16 to 64 bytes"):
+        CredentialFingerprints("http://a", key=key)
+
+
+def test_a_gateway_that_is_given_no_key_draws_one(tmp_path: Path) -> None:
+    """So a log tells nothing about another process's."""
+    drawn: list[CredentialFingerprints] = []
+
+    class Drawn(CredentialFingerprints):
+        def __init__(self, *given: Any, **named: Any) -> None:
+            super().__init__(*given, **named)
+            drawn.append(self)
+
+    chosen = settings_of("http://a", str(tmp_path / "audit"))
+    for key in (None, None, KEY, KEY):
+        app.build(chosen, parts=Parts(credentials=Drawn), credential_key=key).audit.close()
+    names = [one.of([(b"authorization", b"Bearer a")]) for one in drawn]
+
+    assert len(set(names)) == 3
+    assert names[2] == names[3]
 
 
 def test_the_hash_has_nothing_of_the_secret_and_cannot_be_made_without_the_key() -> None:

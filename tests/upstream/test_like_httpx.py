@@ -13,19 +13,19 @@ from tests.support.pools import pieces_of
 from tests.support.raw_upstream import OK, Peer, RawUpstream, answering, silent
 from tests.support.replies import BROKEN, REPLIES
 
-Wire: TypeAlias = httpx.AsyncBaseTransport
+HttpxTransport: TypeAlias = httpx.AsyncBaseTransport
 
 
 # As httpx: the same requests and replies, through this transport and through httpx's own.
 
 
 @pytest.fixture(params=["ours", "httpx"])
-def transport(request: pytest.FixtureRequest) -> Wire:
+def transport(request: pytest.FixtureRequest) -> HttpxTransport:
     return HttpxPool() if request.param == "ours" else httpx.AsyncHTTPTransport(verify=False)
 
 
 @pytest.mark.parametrize("name", REPLIES)
-async def test_a_reply_is_what_httpx_takes_it_for(transport: Wire, name: str) -> None:
+async def test_a_reply_is_what_httpx_takes_it_for(transport: HttpxTransport, name: str) -> None:
     raw, status, body = REPLIES[name]
 
     async def script(peer: Peer) -> None:
@@ -42,7 +42,7 @@ async def test_a_reply_is_what_httpx_takes_it_for(transport: Wire, name: str) ->
 
 
 async def test_repeated_fields_keep_their_order_and_are_not_joined(
-    transport: Wire,
+    transport: HttpxTransport,
 ) -> None:
     raw = b"HTTP/1.1 200 OK\r\nSet-Cookie: a=1\r\nX: 1\r\nSet-Cookie: b=2\r\nContent-Length: 0\r\n\r\n"
     async with RawUpstream(answering(raw)) as upstream, httpx.AsyncClient(transport=transport) as client:
@@ -56,7 +56,7 @@ async def test_repeated_fields_keep_their_order_and_are_not_joined(
         ]
 
 
-async def test_a_head_has_no_body_and_the_connection_is_kept(transport: Wire) -> None:
+async def test_a_head_has_no_body_and_the_connection_is_kept(transport: HttpxTransport) -> None:
     heads = [
         b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
@@ -78,7 +78,7 @@ async def test_a_head_has_no_body_and_the_connection_is_kept(transport: Wire) ->
 
 
 async def test_the_same_bytes_go_out_as_from_httpx() -> None:
-    async def sent_by(transport: Wire) -> list[bytes]:
+    async def sent_by(transport: HttpxTransport) -> list[bytes]:
         async with RawUpstream(answering(OK)) as upstream, httpx.AsyncClient(transport=transport) as client:
             url = f"http://127.0.0.1:{upstream.port}"
             await client.get(url + "/a%20b?c=d")
@@ -96,7 +96,7 @@ async def test_the_same_bytes_go_out_as_from_httpx() -> None:
     assert ours[3].endswith(b"\r\n\r\n3\r\none\r\n5\r\nthree\r\n0\r\n\r\n")
 
 
-async def test_a_closed_connection_is_not_used_again(transport: Wire) -> None:
+async def test_a_closed_connection_is_not_used_again(transport: HttpxTransport) -> None:
     closing = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok"
     async with RawUpstream(answering(closing)) as upstream, httpx.AsyncClient(transport=transport) as client:
         for _ in range(3):
@@ -106,7 +106,7 @@ async def test_a_closed_connection_is_not_used_again(transport: Wire) -> None:
 
 
 @pytest.mark.parametrize("name", BROKEN)
-async def test_what_httpx_refuses_is_refused(transport: Wire, name: str) -> None:
+async def test_what_httpx_refuses_is_refused(transport: HttpxTransport, name: str) -> None:
     async with (
         RawUpstream(answering(BROKEN[name])) as upstream,
         httpx.AsyncClient(transport=transport) as client,
@@ -127,7 +127,7 @@ async def test_what_httpx_refuses_is_refused(transport: Wire, name: str) -> None
         b"",
     ],
 )
-async def test_a_reply_that_breaks_off_is_an_error(transport: Wire, cut: bytes) -> None:
+async def test_a_reply_that_breaks_off_is_an_error(transport: HttpxTransport, cut: bytes) -> None:
     async def script(peer: Peer) -> None:
         await peer.request()
         await peer.send(cut)
@@ -137,13 +137,13 @@ async def test_a_reply_that_breaks_off_is_an_error(transport: Wire, cut: bytes) 
             await client.get(f"http://127.0.0.1:{upstream.port}/")
 
 
-async def test_a_read_timeout_of_the_request_is_honoured(transport: Wire) -> None:
+async def test_a_read_timeout_of_the_request_is_honoured(transport: HttpxTransport) -> None:
     async with RawUpstream(silent) as upstream, httpx.AsyncClient(transport=transport) as client:
         with pytest.raises(httpx.ReadTimeout):
             await client.get(f"http://127.0.0.1:{upstream.port}/", timeout=httpx.Timeout(5, read=0.05))
 
 
-async def test_a_timeout_of_none_is_none(transport: Wire) -> None:
+async def test_a_timeout_of_none_is_none(transport: HttpxTransport) -> None:
     async with RawUpstream(answering(OK)) as upstream, httpx.AsyncClient(transport=transport) as client:
         assert (await client.get(f"http://127.0.0.1:{upstream.port}/", timeout=None)).content == b"ok"
 
@@ -152,7 +152,7 @@ async def test_a_timeout_of_none_is_none(transport: Wire) -> None:
     "header", [("X", "a\r\nY: b"), ("X", "a\nb"), ("X", "a\0b"), ("X Y", "a"), ("X:", "a")]
 )
 async def test_a_header_that_would_split_the_request_is_not_sent(
-    transport: Wire, header: tuple[str, str]
+    transport: HttpxTransport, header: tuple[str, str]
 ) -> None:
     async with RawUpstream(answering(OK)) as upstream, httpx.AsyncClient(transport=transport) as client:
         with pytest.raises(httpx.LocalProtocolError):
@@ -160,7 +160,7 @@ async def test_a_header_that_would_split_the_request_is_not_sent(
         assert b"".join(bytes(peer.received) for peer in upstream.peers) == b""
 
 
-async def test_a_response_is_streamed(transport: Wire) -> None:
+async def test_a_response_is_streamed(transport: HttpxTransport) -> None:
     more = asyncio.Event()
 
     async def script(peer: Peer) -> None:

@@ -1,0 +1,269 @@
+"""
+A store that fails: before a call leaves, that refuses it; after, it is made up for before it matters.
+The same over real sockets is in tests/end_to_end/test_store_failures.py, and at random in the simulation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from random import Random
+
+import pytest
+
+from gateway.errors import StoreUnavailable
+from gateway.repairs import Unfilled
+from gateway.state.lookup import LookupRefused, LookupResult, LookupResults, Lookups
+from gateway.state.memory import MemoryStore
+from gateway.state.store import Key, Reading, Store
+from tests.state.test_lookup import JSON, TARGET, Bench, document
+from tests.support.stores import FailingStore, Failure, LateStore
+
+EVERYTHING = ("view", "stamp", "put", "invalidate", "accept", "pause")
+
+
+class Failing(Bench):
+    """`failing` says what fails, and whether it is done all the same."""
+
+    def __init__(self, late: float = 0.0) -> None:
+        super().__init__()
+        self.failing: dict[str, Failure] = {}
+        failing: Store = FailingStore(self.store, self.failing.get)
+        self.lookups = Lookups(
+            LateStore(failing, Random(1), late) if late else failing,
+            self.transport,
+            wall=lambda: self.now,
+            counts=self.counts,
+            max_body=1024,
+            max_pause=60.0,
+        )
+
+    def fail(self, *names: str, how: Failure = "not done") -> None:
+        self.failing.update(dict.fromkeys(names, how))
+
+    def shows(self, *states: str) -> None:
+        for state in states:
+            self.transport.will(200, document(state), JSON)
+
+    @property
+    def missed(self) -> int:
+        return len(self.lookups._missed)
+
+
+async def test_without_a_view_there_is_no_look_up() -> None:
+    bench = Failing()
+    bench.fail("view")
+
+    with pytest.raises(StoreUnavailable):
+        await bench.result()
+    assert bench.transport.asked == []
+
+
+async def test_what_was_looked_up_may_be_filled_only_if_its_generation_can_be_told() -> None:
+    bench = Failing()
+    bench.shows("connected")
+    results = LookupResults({"state": await bench.result()})
+    bench.fail("stamp")
+
+    with pytest.raises(StoreUnavailable):
+        await bench.lookups.usable(results)
+    bench.failing.clear()
+    assert await bench.lookups.usable(results)
+
+
+@pytest.mark.parametrize("how", ["done", "not done"])
+async def test_what_cannot_be_kept_is_found_all_the_same_and_costs_a_look_up(how: Failure) -> None:
+    bench = Failing()
+    bench.shows("connected", "connected")
+    bench.fail("put", how=how)
+
+    assert (await bench.result()).value == "connected"
+    assert bench.counts["store_failures"] == 1
+    bench.failing.clear()
+    assert (await bench.result()).source == ("cache" if how == "done" else "lookup")
+
+
+async def test_a_pause_that_cannot_be_kept_holds_nothing_back() -> None:
+    bench = Failing()
+    bench.transport.will(429, b"", (b"retry-after", b"9"))
+    bench.shows("connected")
+    bench.fail("pause")
+
+    with pytest.raises(LookupRefused):
+        await bench.result()
+    assert (await bench.result()).value == "connected"
+
+
+async def test_a_client_s_own_get_goes_on_and_is_not_kept() -> None:
+    bench = Failing()
+    stamp = await bench.lookups.stamp("c1")
+    assert stamp is not None
+    bench.fail(*EVERYTHING)
+
+    assert await bench.lookups.stamp("c1") is None
+    read = Reading(document(), stamp.time, stamp.generation, learned=True)
+    await bench.lookups.prime(Key("c1", TARGET, "A"), read, None)
+    assert bench.store.sizes().readings == 0
+    assert bench.counts["lookups_learned"] == 0
+
+
+@pytest.mark.parametrize("conversation", ["c1", None])
+async def test_a_write_that_cannot_invalidate_must_not_leave(conversation: str | None) -> None:
+    bench = Failing()
+    bench.fail("invalidate")
+
+    with pytest.raises(StoreUnavailable):
+        await bench.lookups.invalidate(conversation)
+    assert bench.missed == 0, "it did not leave"
+
+
+@pytest.mark.parametrize("conversation", ["c1", None])
+@pytest.mark.parametrize("how", ["done", "not done"])
+async def test_an_invalidation_that_was_missed_is_made_up_for_before_anything_is_read(
+    conversation: str | None, how: Failure
+) -> None:
+    """S3, S5."""
+    bench = Failing()
+    bench.shows("connected", "active", "active")
+    old = await bench.result()
+    bench.now += 0.1
+    bench.fail("invalidate", how=how)
+    await bench.lookups.invalidate_after(conversation)
+    assert bench.missed == 1
+
+    # While the store can't be told, nothing is read; and what is at hand is of no use.
+    assert bench.lookups.try_cached([bench.request()]) is None
+    with pytest.raises(StoreUnavailable):
+        await bench.result()
+    with pytest.raises(StoreUnavailable):
+        await bench.lookups.usable(LookupResults({"state": old}))
+
+    bench.failing.clear()
+    assert not await bench.lookups.usable(LookupResults({"state": old}))
+    assert (await bench.result()).value == "active"
+    assert bench.missed == 0
+    assert bench.lookups.try_cached([bench.request()]) is not None
+
+
+async def test_a_call_in_flight_is_not_filled_with_what_was_read_before_a_missed_invalidation() -> None:
+    bench = Failing()
+    bench.shows("connected")
+    results = LookupResults({"state": await bench.result()})
+    bench.fail("invalidate")
+    await bench.lookups.invalidate_after("c1")
+    bench.failing.clear()
+
+    assert not await bench.lookups.usable(results)
+
+
+async def test_a_write_to_any_conversation_counts_at_once_also_when_it_is_missed() -> None:
+    bench = Failing()
+    bench.shows("connected")
+    results = LookupResults({"state": await bench.result()})
+    assert bench.lookups.still_usable(results)
+    bench.fail("invalidate")
+    await bench.lookups.invalidate_after(None)
+
+    assert not bench.lookups.still_usable(results)
+
+
+async def test_of_an_accepted_value_that_was_missed_it_is_known_that_it_is_not_known() -> None:
+    """S5: until it has settled no look-up can agree with it, whatever it shows."""
+    bench = Failing()
+    bench.shows("connected", "active", "active", "active")
+    bench.fail("accept", "invalidate")
+    await bench.lookups.accept("c1", bench.request(settle=0.04).target, "active")
+    await bench.lookups.invalidate_after("c1")
+    bench.failing.clear()
+
+    assert await bench.lookups.look_up(bench.request(settle=0.04)) == Unfilled("unsettled")
+    bench.now += 0.05
+    assert (await bench.result(settle=0.04)).value == "active"
+
+
+async def test_a_newer_accepted_value_is_not_replaced_by_one_that_was_missed() -> None:
+    bench = Failing()
+    target = bench.request().target
+    bench.fail("accept")
+    await bench.lookups.accept("c1", target, "alerting")
+    bench.failing.clear()
+    await bench.lookups.invalidate("c1")
+    await bench.lookups.accept("c1", target, "active")
+    bench.shows("active")
+
+    assert (await bench.result()).value == "active"
+
+
+async def test_what_is_missed_again_while_it_is_made_up_for_is_not_lost() -> None:
+    bench = Failing(late=0.01)
+    bench.fail("invalidate")
+    await bench.lookups.invalidate_after("c1")
+    bench.failing.clear()
+    catching_up = asyncio.ensure_future(bench.lookups._catch_up("c2"))
+    await asyncio.sleep(0)
+    bench.lookups._miss("c1", (("state", "c1", "p1"), 2.0))
+    await catching_up
+
+    assert [missed.subjects for missed in bench.lookups._missed.values()] == [((("state", "c1", "p1"), 2.0),)]
+
+
+@pytest.mark.parametrize("name", ["invalidate", "accept"])
+async def test_what_fails_when_its_caller_has_gone_is_made_up_for_too(name: str) -> None:
+    bench = Failing(late=0.01)
+    bench.fail(name)
+    call = (
+        bench.lookups.invalidate_after("c1")
+        if name == "invalidate"
+        else bench.lookups.accept("c1", bench.request().target, "active")
+    )
+    task = asyncio.ensure_future(call)
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await asyncio.sleep(0.03)
+
+    assert bench.missed == 1
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
+async def test_no_more_is_missed_than_calls_were_in_flight_at_once(share: float) -> None:
+    """However long the store fails now and then, and however many conversations there are."""
+    rng, at_once = Random(1), 5
+    store = FailingStore(
+        MemoryStore(1_000, 2**20, lambda: 0.0), lambda name: "not done" if rng.random() < share else None
+    )
+    lookups = Lookups(
+        store, Bench().transport, wall=lambda: 0.0, counts=Counter(), max_body=1024, max_pause=60.0
+    )
+    target, most, left = Bench().request().target, 0, 0
+
+    async def calls(kind: int) -> None:
+        nonlocal most, left
+        for number in range(400):
+            conversation = f"c{kind}-{number}"
+            try:
+                await lookups.invalidate(conversation)
+            except StoreUnavailable:
+                continue
+            await asyncio.sleep(0)
+            left += 1
+            await lookups.accept(conversation, target, "active")
+            await lookups.invalidate_after(conversation)
+            most = max(most, len(lookups._missed))
+
+    await asyncio.gather(*(calls(kind) for kind in range(at_once)))
+    assert left > 10
+    assert 0 < most <= at_once
+
+
+async def test_what_is_at_hand_needs_no_store_that_can_be_told() -> None:
+    """As long as nothing was missed."""
+    bench = Failing()
+    bench.shows("connected")
+    await bench.result()
+    bench.fail(*EVERYTHING)
+
+    results = bench.lookups.try_cached([bench.request()])
+    assert results is not None
+    assert isinstance(results.values["state"], LookupResult)
