@@ -232,7 +232,9 @@ async def measure(calls: int, at_once: int, max_entries: int) -> bool:
         rows,
     )
     counts = flood.gateway.counts
-    print(f"\nReplies: {flood.statuses}. Counts: {dict(counts)}.")
+    print(
+        f"\nReplies: {flood.statuses}. Counts: { {' '.join(key): count for key, count in counts.items()} }."
+    )
     print(f"Every table stays within max_entries ({max_entries}), memory flat: {'yes' if flat else 'NO'}.")
     await flood.gateway.close()
     return flat

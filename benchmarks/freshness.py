@@ -259,11 +259,12 @@ def report(
     violations = run.violations()
     patches = sum(one.kind in {"fill", "explicit"} for one in load.asked)
     statuses = Counter(one.status for one in load.asked)
-    extra_headers = Counter(one.status for one in load.asked if one.refused)
+    refused = Counter(one.status for one in load.asked if one.refused)
     unfilled = Counter(line["reason"] for _, line in log if line["event"] == "skip")
     unfilled.update(line["skipped"] for _, line in log if line["event"] == "rewrite" and "skipped" in line)
     unlike = sum(fill.seen.before.get(fill.asked.participant) not in {None, fill.value} for fill in run.fills)
-    named = ("lookups", "lookups_from_cache", "lookups_coalesced", "lookups_learned", "lookups_disagreeing")
+    results = ("sent", "cached", "coalesced", "learned", "disagreed")
+    again = [counts.get(f"gateway_{name}_total", 0) for name in ("refills", "conflicts")]
     rig.table(
         [profile, "figure"],
         [
@@ -272,11 +273,11 @@ def report(
             ["**look-ups per 1,000 PATCHes**", f"**{per_thousand(load, run, BUSY + QUIET)}**"],
             ["of them where others write / where nobody else does",
              f"{per_thousand(load, run, BUSY)} / {per_thousand(load, run, QUIET)}"],
-            ["look-ups: " + ", ".join(name.removeprefix("lookups_") for name in named),
-             ", ".join(str(counts.get(name, 0)) for name in named)],
-            ["refills, conflicts", f"{counts.get('refills', 0)}, {counts.get('conflicts', 0)}"],
+            ["look-ups: " + ", ".join(results),
+             ", ".join(str(counts.get(f'gateway_lookups_total{{result="{name}"}}', 0)) for name in results)],
+            ["refills, conflicts", ", ".join(map(str, again))],
             ["replies", told(statuses)],
-            ["of them the gateway's own", told(extra_headers)],
+            ["of them the gateway's own", told(refused)],
             ["clients without a reply, but those that left", told(load.failures)],
             ["left as it was, or unfilled", told(unfilled)],
             ["fills that met another truth (changed out of band, or lag)", unlike],

@@ -52,15 +52,15 @@ def main(
             name in sent.changed for sent in history.ledger for name, _ in evidence.added.get(sent.number, ())
         )
     took = time.perf_counter() - began
-    patches = figures["patches_filled"] + figures["patches_unfilled"]
+    patches = figures["gateway_forwards_total yes"] + figures["gateway_forwards_total no"]
     print(f"schedules          {schedules} in {took:.1f} s, {took / schedules * 1000:.2f} ms each")
     print(f"PATCHes sent       {patches}, with {figures['fills']} members filled")
-    print(f"GETs per 1000      {figures['lookups'] / max(patches, 1) * 1000:.0f}")
+    print(f"GETs per 1000      {figures['gateway_lookups_total sent'] / max(patches, 1) * 1000:.0f}")
     print(
         f"fills that changed {figures['harmed'] / max(figures['fills'], 1) * 1000:.0f} in 1000: not prevented"
     )
-    for name in sorted(figures.keys() - {"fills", "harmed", "lookups"}):
-        print(f"  {name:24} {figures[name]}")
+    for name in sorted(figures.keys() - {"fills", "harmed", "gateway_lookups_total sent"}):
+        print(f"  {name:48} {figures[name]}")
     print(f"violations         {violations}")
     sys.exit(1 if violations else 0)
 

@@ -112,7 +112,8 @@ def main() -> None:
         log = work / "attack.log"
         tally, lasted = attacked(gateway, a.command, a.seconds, log)
         counts = gateway.counts()
-        refused = [f"{counts[name]}x {name[8:]}" for name in counts if name.startswith("refused_")]
+        prefix = 'gateway_refusals_total{cause="'
+        refused = [f"{counts[name]}x {name[len(prefix) : -2]}" for name in counts if name.startswith(prefix)]
         row = [
             a.name,
             f"{lasted:.0f}",

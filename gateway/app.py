@@ -14,9 +14,9 @@ import secrets
 import signal
 import socket
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -25,7 +25,8 @@ from starlette.applications import Starlette
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gateway.admin import health as admin
+from gateway.admin import health
+from gateway.admin.metrics import Counts, Gauge, Key, Metrics
 from gateway.audit.writer import Audit
 from gateway.config import CorsSettings, Settings, UpstreamSettings
 from gateway.http.forwarding import Hop
@@ -36,7 +37,7 @@ from gateway.server import connection as protocol
 from gateway.state.credentials import CredentialFingerprints
 from gateway.state.locks import MemoryLocks
 from gateway.state.lookup import Lookups
-from gateway.state.memory import MemoryStore
+from gateway.state.memory import MemoryStore, Sizes
 from gateway.state.store import Locks, Store
 from gateway.upstream.connect import tls_context
 from gateway.upstream.connection import Timeouts
@@ -76,7 +77,7 @@ class Gateway:
     locks: Locks
     audit: Audit
     transport: Transport
-    counts: Counter[str]
+    counts: Counts
     stats: protocol.ServerStats
     draining: asyncio.Event
 
@@ -127,7 +128,7 @@ def build(
         via=b"gateway (%s)" % secrets.token_hex(4).encode(),
         trusted=tuple(ipaddress.ip_network(network) for network in settings.listen.trusted_proxies),
     )
-    counts: Counter[str] = Counter()
+    counts = Counts()
     audit = parts.audit(settings.audit.path, wall, _soon)
     transport = transport or connect(to)
     if store is None:
@@ -178,7 +179,7 @@ def build(
     }
     return Gateway(
         app=lifecycle if settings.cors is None else with_cors(lifecycle, settings.cors),
-        admin=admin.build(checks, counts),
+        admin=health.build(checks, Metrics(counts, gauges(transport, store, locks, audit))),
         lookups=lookups,
         store=store,
         locks=locks,
@@ -188,6 +189,29 @@ def build(
         stats=protocol.ServerStats(),
         draining=draining,
     )
+
+
+def gauges(transport: Transport, store: Store, locks: Locks, audit: Audit) -> dict[Key, Gauge]:
+    """
+    What can be measured of these parts: httpx does not tell of its pool, nor a store elsewhere of its
+    tables.
+    """
+    found: dict[Key, Gauge] = {
+        ("gateway_locked_conversations",): lambda: len(locks),
+        ("gateway_audit_lines_lost",): lambda: audit.lost,
+    }
+    if isinstance(transport, Pool):
+        found["gateway_upstream_connections", "idle"] = lambda: transport.idle
+        found["gateway_upstream_connections", "open"] = lambda: transport.size
+        found["gateway_upstream_waiting",] = lambda: transport.waiting
+    if isinstance(store, MemoryStore):
+        for number, table in enumerate(Sizes._fields):
+            found["gateway_store_entries", table] = partial(_size, store, number)
+    return found
+
+
+def _size(store: MemoryStore, table: int) -> float:
+    return store.sizes()[table]
 
 
 def downstream_limits(settings: Settings, **changes: Any) -> protocol.ServerLimits:

@@ -4,7 +4,6 @@ The operator's side, on a port of its own: is the process alive, may it have tra
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping
 
 from starlette.applications import Starlette
@@ -12,11 +11,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from gateway.admin.metrics import Metrics
+
 # Each says what is wrong, or None.
 Checks = Mapping[str, Callable[[], str | None]]
 
 
-def build(checks: Checks, counts: Counter[str]) -> Starlette:
+def build(checks: Checks, metrics: Metrics) -> Starlette:
     async def healthz(_: Request) -> Response:
         return PlainTextResponse("ok\n")
 
@@ -29,6 +30,6 @@ def build(checks: Checks, counts: Counter[str]) -> Starlette:
         )
 
     async def counted(_: Request) -> Response:
-        return JSONResponse(dict(sorted(counts.items())))
+        return JSONResponse({sample.name: sample.value for sample in metrics.samples()})
 
     return Starlette(routes=[Route("/healthz", healthz), Route("/readyz", readyz), Route("/counts", counted)])

@@ -93,7 +93,7 @@ class Lifecycle:
         credentials: CredentialFingerprints,
         hop: Hop,
         clock: Callable[[], float],
-        counts: Counter[str],
+        counts: Counter[tuple[str, ...]],
         max_body: int,
         deadline: float,
     ) -> None:
@@ -128,12 +128,12 @@ class Lifecycle:
             else:
                 await self._live(client, route)
         except GatewayError as error:
-            self._counts[f"refused_{error.slug()}"] += 1
+            self._counts["gateway_refusals_total", error.slug()] += 1
             if client.started:
                 raise
             await client.refuse(error)
         except ClientGone:
-            self._counts["clients_gone"] += 1
+            self._counts["gateway_clients_gone_total",] += 1
 
     async def _live(self, client: Client, route: RouteMatch) -> None:
         credential = client.headers.derived(self._credentials.of)
@@ -166,7 +166,7 @@ class Lifecycle:
             record.error = "client-gone" if client.gone else "cancelled"
             raise
         finally:
-            self._counts["calls_matched"] += 1
+            self._counts["gateway_matched_calls_total",] += 1
             record.ended(self._audit, self._clock())
 
     async def _read(self, client: Client, route: RouteMatch, record: CallRecord) -> MatchedCall:
@@ -380,7 +380,7 @@ class Lifecycle:
             if reply is not None:
                 reply.close()
             raise
-        self._counts["patches_filled" if answers.values else "patches_unfilled"] += 1
+        self._counts["gateway_forwards_total", "yes" if answers.values else "no"] += 1
         return reply
 
     async def _accept(self, matched: MatchedCall) -> None:
@@ -405,7 +405,7 @@ class Lifecycle:
             reply = await self._forward(matched, call, fresh, changes)
         except (Stale, StoreUnavailable):
             return refusal
-        self._counts["refills"] += 1
+        self._counts["gateway_refills_total",] += 1
         return reply
 
     # --- the reply
@@ -419,7 +419,7 @@ class Lifecycle:
         body = await client.relay(reply.status, back.headers, extra_headers, reply, keep)
         if body and contradicted(matched, body):
             record.conflict = True
-            self._counts["conflicts"] += 1
+            self._counts["gateway_conflicts_total",] += 1
             await self._lookups.invalidate_after(matched.conversation)
 
     async def _relay_refusal(self, record: CallRecord, refused: LookupRefused) -> None:
@@ -435,7 +435,7 @@ class Lifecycle:
         if record.client.started:
             raise error
         record.status = error.status
-        self._counts[f"refused_{error.slug()}"] += 1
+        self._counts["gateway_refusals_total", error.slug()] += 1
         await record.client.refuse(error, record.headers())
 
 

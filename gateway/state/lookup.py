@@ -151,7 +151,7 @@ class Lookups:
         upstream: Transport,
         *,
         wall: Callable[[], float],
-        counts: Counter[str],
+        counts: Counter[tuple[str, ...]],
         max_body: int,
         max_pause: float,
     ) -> None:
@@ -194,7 +194,7 @@ class Lookups:
             if view.accepted is not None and not is_settled(reading, value, view.accepted):
                 return None
             values[fill.field] = LookupResult(request, value, reading, "cache")
-        self._counts["lookups_from_cache"] += len(values)
+        self._counts["gateway_lookups_total", "cached"] += len(values)
         return LookupResults(values)
 
     async def look_up_all(self, requests: Sequence[LookupRequest]) -> LookupResults:
@@ -221,7 +221,7 @@ class Lookups:
             value = self._chosen(reading, request.target)
             if is_settled(reading, value, view.accepted):
                 break
-            self._counts["lookups_disagreeing"] += 1
+            self._counts["gateway_lookups_total", "disagreed"] += 1
             at_first = source == "cache" and not_before == -math.inf
             # Whatever begins from now on will do, also for another call: a herd costs one GET a round (S8).
             not_before = self.now()
@@ -292,7 +292,7 @@ class Lookups:
             and kept.started >= not_before
             and is_fresh(kept, view.generation, max_age, request.since, view.time)
         ):
-            self._counts["lookups_from_cache"] += 1
+            self._counts["gateway_lookups_total", "cached"] += 1
             return kept, "cache"
         if view.pause is not None:
             self._hold_back(view.pause.refusal, view.pause.until - view.time)
@@ -304,7 +304,7 @@ class Lookups:
         ):
             in_flight = self._start(request, view)
         else:
-            self._counts["lookups_coalesced"] += 1
+            self._counts["gateway_lookups_total", "coalesced"] += 1
         return await self._result_of(in_flight, max_age), "lookup"
 
     def _start(self, request: LookupRequest, view: View) -> _InFlight:
@@ -334,13 +334,13 @@ class Lookups:
             raise ReadTimeout(f"the look-up took longer than max_age ({max_age:g} s)") from error
 
     async def _get(self, key: Key, headers: list[Header], view: View) -> Reading:
-        self._counts["lookups"] += 1
+        self._counts["gateway_lookups_total", "sent"] += 1
         kept = view.reading
         if kept is not None and kept.etag is not None:
             headers = [*headers, (b"if-none-match", kept.etag)]
         with await self._upstream.send(b"GET", key.target, headers) as reply:
             if reply.status == 304 and kept is not None and kept.etag is not None:
-                self._counts["lookups_revalidated"] += 1
+                self._counts["gateway_lookups_total", "revalidated"] += 1
                 reading = replace(kept, started=view.time, generation=view.generation, learned=False)
                 chosen = self._chosen_from.get(kept)
                 if chosen is not None:
@@ -381,21 +381,21 @@ class Lookups:
         try:
             return await self._store.put(key, reading)
         except StoreUnavailable:
-            self._counts["store_failures"] += 1
+            self._counts["gateway_store_failures_total",] += 1
             return False
 
     async def _pause(self, credential: str, refusal: Refusal) -> None:
         seconds = retry_after(h.first(refusal.headers, b"retry-after"), self._wall())
         if not seconds:
             return
-        self._counts["lookups_paused"] += 1
+        self._counts["gateway_lookup_pauses_total",] += 1
         try:
             await self._store.pause(credential, refusal, min(seconds, self._max_pause))
         except StoreUnavailable:
-            self._counts["store_failures"] += 1
+            self._counts["gateway_store_failures_total",] += 1
 
     def _hold_back(self, refusal: Refusal, left: float) -> NoReturn:
-        self._counts["lookups_held_back"] += 1
+        self._counts["gateway_lookups_total", "held_back"] += 1
         headers = h.replaced(refusal.headers, b"retry-after", b"%d" % math.ceil(left))
         raise LookupRefused(replace(refusal, headers=headers))
 
@@ -404,7 +404,7 @@ class Lookups:
         try:
             return await self._store.stamp(conversation)
         except StoreUnavailable:
-            self._counts["store_failures"] += 1
+            self._counts["gateway_store_failures_total",] += 1
             return None
 
     async def prime(self, key: Key, reading: Reading, coding: bytes | None) -> None:
@@ -417,7 +417,7 @@ class Lookups:
         except (Damaged, GatewayError, KeyError):
             return
         if await self._put(key, replace(reading, body=body)):
-            self._counts["lookups_learned"] += 1
+            self._counts["gateway_lookups_total", "learned"] += 1
 
     # --- settle
 
@@ -439,7 +439,7 @@ class Lookups:
         try:
             await self._store.invalidate(conversation)
         except StoreUnavailable:
-            self._counts["store_failures"] += 1
+            self._counts["gateway_store_failures_total",] += 1
             self._miss(conversation)
         except asyncio.CancelledError:
             # It will be done; but should it fail, nobody is left who would hear of it.
@@ -452,7 +452,7 @@ class Lookups:
         try:
             await self._store.accept(subject, value, settle)
         except StoreUnavailable:
-            self._counts["store_failures"] += 1
+            self._counts["gateway_store_failures_total",] += 1
             self._miss(conversation, (subject, settle))
         except asyncio.CancelledError:
             self._miss(conversation, (subject, settle))

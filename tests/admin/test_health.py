@@ -64,7 +64,7 @@ async def test_what_happens_is_counted() -> None:
             asyncio.ensure_future(client.patch(PARTICIPANT, content=BODY, headers=TOKEN)) for _ in range(3)
         ]
         async with asyncio.timeout(5):
-            while running.counts("lookups_coalesced") < 2:  # noqa: ASYNC110
+            while running.counts("gateway_lookups_total", "coalesced") < 2:  # noqa: ASYNC110
                 await asyncio.sleep(0.002)
         held.set()
         await asyncio.gather(*calls)
@@ -74,14 +74,15 @@ async def test_what_happens_is_counted() -> None:
         await client.patch(PARTICIPANT, content=BODY, headers=TOKEN)
         counts = (await admin.get("/counts")).json()
 
-        assert counts["calls_matched"] == 6
-        assert counts["lookups"] == len(upstream.ledger.of("GET"))
-        assert counts["lookups_coalesced"] == 2
-        assert counts["lookups_from_cache"] >= 1
-        assert counts["patches_filled"] == 4
-        assert counts["patches_unfilled"] == 1
-        assert counts["refused_lookup-failed"] == 1
-        assert list(counts) == sorted(counts)
+        assert counts["gateway_matched_calls_total"] == 6
+        assert counts['gateway_lookups_total{result="sent"}'] == len(upstream.ledger.of("GET"))
+        assert counts['gateway_lookups_total{result="coalesced"}'] == 2
+        assert counts['gateway_lookups_total{result="cached"}'] >= 1
+        assert counts['gateway_forwards_total{filled="yes"}'] == 4
+        assert counts['gateway_forwards_total{filled="no"}'] == 1
+        assert counts['gateway_refusals_total{cause="lookup-failed"}'] == 1
+        assert counts['gateway_upstream_connections{state="open"}'] >= 1
+        assert counts["gateway_conflicts_total"] == 0
 
 
 async def test_a_reply_that_names_another_state_is_counted_as_a_conflict() -> None:
@@ -102,7 +103,7 @@ async def test_a_reply_that_names_another_state_is_counted_as_a_conflict() -> No
         answer = await client.patch(PARTICIPANT, content=BODY, headers=TOKEN)
 
         assert answer.json()["state"] == "disconnected"
-        assert (await admin.get("/counts")).json()["conflicts"] == 1
+        assert (await admin.get("/counts")).json()["gateway_conflicts_total"] == 1
         assert running.lines("outcome")[0]["conflict"] is True
 
 

@@ -17,7 +17,7 @@ from gateway.mock.api import Participant
 from gateway.mock.server import Conversation, Conversations, Fault
 from gateway.repairs.fill import FillSettings
 from gateway.rules import RuleSettings
-from tests.support.gateways import BODY, CONVERSATION, FILLED, PARTICIPANT, SHIPPED, TOKEN, gateway
+from tests.support.gateways import BODY, CONVERSATION, FILLED, PARTICIPANT, SHIPPED, TOKEN, Running, gateway
 from tests.support.judging import refused_by_the_gateway, told, until
 from tests.support.mocking import mock
 from tests.support.raw_upstream import Peer, RawUpstream, Script
@@ -118,6 +118,11 @@ async def test_only_one_distinct_allowed_text_is_filled(participants: object, re
         assert answer.status_code == 202
         assert patches(upstream) == [BODY]
         assert told(answer.headers["gateway-rewrite"])["skipped"] == reason
+
+
+def asked(running: Running) -> int:
+    """Calls that wait for a look-up."""
+    return sum(running.counts("gateway_lookups_total", result) for result in ("sent", "coalesced"))
 
 
 async def test_the_same_value_twice_is_one_distinct_value() -> None:
@@ -362,7 +367,7 @@ async def test_a_reply_for_another_conversation_does_not_count(rule: RuleSetting
         await client.patch(target, content=BODY, headers=TOKEN)
 
         assert b'"state"' not in b"".join(patches(upstream))
-        assert running.counts("lookups") == 1
+        assert running.counts("gateway_lookups_total", "sent") == 1
 
 
 @pytest.mark.parametrize("pieces", [(), (b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n",)])
@@ -458,7 +463,13 @@ async def test_a_hundred_first_calls_at_once_cost_one_get() -> None:
         calls = [
             asyncio.ensure_future(client.patch(PARTICIPANT, content=BODY, headers=TOKEN)) for _ in range(100)
         ]
-        await until(lambda: running.counts("lookups") + running.counts("lookups_coalesced") == 100)
+        await until(
+            lambda: (
+                running.counts("gateway_lookups_total", "sent")
+                + running.counts("gateway_lookups_total", "coalesced")
+                == 100
+            )
+        )
         held.set()
         answers = await asyncio.gather(*calls)
 
@@ -510,13 +521,13 @@ async def test_a_caller_that_leaves_never_fails_the_others(leaver: int) -> None:
         upstream.faults.append(Fault(method="GET", delay=held))
         clients = [first, second, third]
         await first.send(request)
-        await until(lambda: running.counts("lookups") == 1)
+        await until(lambda: running.counts("gateway_lookups_total", "sent") == 1)
         await second.send(request)
-        await until(lambda: running.counts("lookups_coalesced") == 1)
+        await until(lambda: running.counts("gateway_lookups_total", "coalesced") == 1)
         await third.send(request)
-        await until(lambda: running.counts("lookups_coalesced") == 2)
+        await until(lambda: running.counts("gateway_lookups_total", "coalesced") == 2)
         clients.pop(leaver).reset()
-        await until(lambda: running.counts("calls_matched"))
+        await until(lambda: running.counts("gateway_matched_calls_total"))
         held.set()
         for client in clients:
             assert (await client.reply())[0] == 202
@@ -536,7 +547,7 @@ async def test_when_all_have_left_nothing_is_patched() -> None:
         )
         await upstream.ledger.arrived(1)
         client.reset()
-        await until(lambda: running.counts("calls_matched"))
+        await until(lambda: running.counts("gateway_matched_calls_total"))
         held.set()
         async with running.client() as other:
             await other.patch(PARTICIPANT, content=BODY)
@@ -552,7 +563,13 @@ async def test_a_failed_get_fails_all_who_waited_for_it_and_nobody_after() -> No
         calls = [
             asyncio.ensure_future(client.patch(PARTICIPANT, content=BODY, headers=TOKEN)) for _ in range(10)
         ]
-        await until(lambda: running.counts("lookups") + running.counts("lookups_coalesced") == 10)
+        await until(
+            lambda: (
+                running.counts("gateway_lookups_total", "sent")
+                + running.counts("gateway_lookups_total", "coalesced")
+                == 10
+            )
+        )
         held.set()
         assert {answer.status_code for answer in await asyncio.gather(*calls)} == {502}
         assert (await client.patch(PARTICIPANT, content=BODY, headers=TOKEN)).status_code == 202
@@ -703,7 +720,7 @@ async def test_what_cannot_be_looked_up_is_not_learned_from_a_clients_own_get_ei
 
         assert patches(upstream) == [FILLED]
         # What a client asked for compressed is a whole document once it is inflated.
-        assert running.counts("lookups") == (answered != ANSWERED["gzip"])
+        assert running.counts("gateway_lookups_total", "sent") == (answered != ANSWERED["gzip"])
         assert [record for record in caplog.records if record.levelname == "ERROR"] == []
 
 

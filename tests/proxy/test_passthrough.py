@@ -530,7 +530,7 @@ async def test_an_upstream_that_leads_back_to_the_gateway_is_a_loop_and_ends() -
         answer = await client.get("/x")
         assert refused_by_the_gateway(answer.headers, answer.json(), 502) == "proxy_loop_detected"
         assert len(upstream.peers) == 1
-        assert running.counts("refused_loop-detected") == 1
+        assert running.counts("gateway_refusals_total", "loop-detected") == 1
 
 
 async def test_another_gateway_in_the_row_is_no_loop() -> None:
@@ -666,7 +666,7 @@ async def test_a_reply_that_breaks_off_upstream_breaks_off_downstream(
             if b"content-length" in head:
                 assert len(rest) < 10
         if target != "/x":
-            await until(lambda: running.counts("calls_matched"))
+            await until(lambda: running.counts("gateway_matched_calls_total"))
             assert running.lines("outcome")[0]["error"] in {"connection-terminated", "invalid-reply"}
         assert len(upstream.requests) == 1
 
@@ -888,7 +888,7 @@ async def test_a_call_in_disguise_is_a_write_where_either_method_is_and_is_never
         await client.get(CONVERSATION, headers={**TOKEN, name: "delete"})
         reply = await client.patch(PARTICIPANT, content=BODY, headers=TOKEN)
         assert "source=lookup" in reply.headers["gateway-rewrite"]
-        assert running.gateway.counts["lookups_learned"] == 0
+        assert running.gateway.counts["gateway_lookups_total", "learned"] == 0
 
         overridden = await client.patch(PARTICIPANT, content=BODY, headers={**TOKEN, name: "DELETE"})
         assert overridden.headers["gateway-rewrite"].endswith("skipped=method-override")

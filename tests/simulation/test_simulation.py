@@ -71,23 +71,23 @@ def test_no_schedule_breaks_a_promise(block: int) -> None:
 HAPPENS = (
     "fills",
     "left",
-    "conflicts",
-    "lookups_coalesced",
-    "lookups_disagreeing",
-    "lookups_from_cache",
-    "lookups_held_back",
-    "lookups_learned",
-    "lookups_revalidated",
-    "patches_filled",
-    "patches_unfilled",
-    "refills",
-    "refused_connection-refused",
-    "refused_deadline-exceeded",
-    "refused_lookup-failed",
-    "refused_lock-timeout",
-    "refused_read-timeout",
-    "refused_store-unavailable",
-    "store_failures",
+    "gateway_conflicts_total",
+    "gateway_lookups_total coalesced",
+    "gateway_lookups_total disagreed",
+    "gateway_lookups_total cached",
+    "gateway_lookups_total held_back",
+    "gateway_lookups_total learned",
+    "gateway_lookups_total revalidated",
+    "gateway_forwards_total yes",
+    "gateway_forwards_total no",
+    "gateway_refills_total",
+    "gateway_refusals_total connection-refused",
+    "gateway_refusals_total deadline-exceeded",
+    "gateway_refusals_total lookup-failed",
+    "gateway_refusals_total lock-timeout",
+    "gateway_refusals_total read-timeout",
+    "gateway_refusals_total store-unavailable",
+    "gateway_store_failures_total",
 )
 
 
@@ -468,7 +468,7 @@ def test_a_reply_that_names_another_state_than_the_filled_one_is_a_conflict_and_
     outcomes = {line.id: line.record for line in history.log if line.event == "outcome"}
     assert outcomes["r1"]["conflict"] is True
     assert "conflict" not in outcomes["r2"]
-    assert history.counts["conflicts"] == 1
+    assert history.counts["gateway_conflicts_total"] == 1
     assert len(look_ups(history)) == 2
 
 

@@ -201,7 +201,7 @@ class World:
             upstream.ledger,
             told,
             log,
-            gateway.counts,
+            Counter({" ".join(key): count for key, count in gateway.counts.items()}),
             [sent for sent, reply in upstream.replies if not reply.over],
             len(gateway.locks),
             loop.failures,

@@ -11,7 +11,6 @@ import json
 import subprocess
 import sys
 import zlib
-from collections import Counter
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from typing import Any
@@ -21,6 +20,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gateway import paths as templates
+from gateway.admin.metrics import Counts
 from gateway.errors import ConnectionTerminated, LookupFailed
 from gateway.http.headers import Fields, Header, Headers
 from gateway.repairs import Fill, Unfilled
@@ -107,7 +107,7 @@ class Bench:
 
     transport: Scripted = field(default_factory=Scripted)
     now: float = 100.0
-    counts: Counter[str] = field(default_factory=Counter)
+    counts: Counts = field(default_factory=Counts)
     max_entries: int = 100
     store: MemoryStore = field(init=False)
     lookups: Lookups = field(init=False)
@@ -224,7 +224,7 @@ async def test_a_429_holds_back_look_ups_until_retry_after_and_never_longer_than
     assert len(bench.transport.asked) == 1
     assert raised.value.refusal.body == b"slow down"
     assert raised.value.refusal.headers == [(b"retry-after", b"2")]
-    assert bench.counts["lookups_held_back"] == 1
+    assert bench.counts["gateway_lookups_total", "held_back"] == 1
 
     bench.now += 1.5
     assert (await bench.result()).value == "connected"
@@ -298,7 +298,7 @@ async def test_an_expired_reading_with_an_etag_is_revalidated_and_renewed_from_t
     assert bench.transport.asked[1][b"if-none-match"] == b'"one"'
     assert (renewed.value, renewed.source) == ("connected", "lookup")
     assert renewed.reading.started == bench.now
-    assert bench.counts["lookups_revalidated"] == 1
+    assert bench.counts["gateway_lookups_total", "revalidated"] == 1
 
     bench.now += 0.9
     assert (await bench.result()).source == "cache"
@@ -403,7 +403,7 @@ async def read_by_a_client(bench: Bench, body: bytes, etag: bytes | None = None)
 
 async def learned(bench: Bench, body: bytes, coding: bytes | None = None, etag: bytes | None = None) -> bool:
     await bench.lookups.prime(Key("c1", TARGET, "A"), await read_by_a_client(bench, body, etag), coding)
-    return bench.counts["lookups_learned"] > 0
+    return bench.counts["gateway_lookups_total", "learned"] > 0
 
 
 @pytest.mark.parametrize(
@@ -456,7 +456,7 @@ async def test_what_was_read_later_is_not_replaced_by_what_a_client_read_before(
     await bench.lookups.prime(Key("c1", TARGET, "A"), early, None)
 
     assert (await bench.result()).value == "active"
-    assert bench.counts["lookups_learned"] == 0
+    assert bench.counts["gateway_lookups_total", "learned"] == 0
 
 
 async def test_what_a_client_began_to_read_before_a_write_is_not_learned() -> None:
@@ -482,7 +482,7 @@ def test_the_etag_of_a_compressed_reply_is_not_taken_for_the_plain_ones() -> Non
         read("g", 0.0), legacy("r", 1.2), fates={"g": (Fate(fault="gzip"),)}, guarded=True, max_age=1.0
     )
 
-    assert history.counts["lookups_learned"] == 1
+    assert history.counts["gateway_lookups_total learned"] == 1
     assert [b"if-none-match" in dict(sent.headers) for sent in look_ups(history)] == [False]
 
 

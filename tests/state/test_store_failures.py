@@ -6,11 +6,11 @@ The same over real sockets is in tests/end_to_end/test_store_failures.py, and at
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from random import Random
 
 import pytest
 
+from gateway.admin.metrics import Counts
 from gateway.errors import StoreUnavailable
 from gateway.repairs import Unfilled
 from gateway.state.lookup import LookupRefused, LookupResult, LookupResults, Lookups
@@ -78,7 +78,7 @@ async def test_what_cannot_be_kept_is_found_all_the_same_and_costs_a_look_up(how
     bench.fail("put", how=how)
 
     assert (await bench.result()).value == "connected"
-    assert bench.counts["store_failures"] == 1
+    assert bench.counts["gateway_store_failures_total",] == 1
     bench.failing.clear()
     assert (await bench.result()).source == ("cache" if how == "done" else "lookup")
 
@@ -104,7 +104,7 @@ async def test_a_client_s_own_get_goes_on_and_is_not_kept() -> None:
     read = Reading(document(), stamp.time, stamp.generation, learned=True)
     await bench.lookups.prime(Key("c1", TARGET, "A"), read, None)
     assert bench.store.sizes().readings == 0
-    assert bench.counts["lookups_learned"] == 0
+    assert bench.counts["gateway_lookups_total", "learned"] == 0
 
 
 @pytest.mark.parametrize("conversation", ["c1", None])
@@ -234,7 +234,7 @@ async def test_no_more_is_missed_than_calls_were_in_flight_at_once(share: float)
         MemoryStore(1_000, 2**20, lambda: 0.0), lambda name: "not done" if rng.random() < share else None
     )
     lookups = Lookups(
-        store, Bench().transport, wall=lambda: 0.0, counts=Counter(), max_body=1024, max_pause=60.0
+        store, Bench().transport, wall=lambda: 0.0, counts=Counts(), max_body=1024, max_pause=60.0
     )
     target, most, left = Bench().request().target, 0, 0
 

@@ -78,8 +78,8 @@ class Running:
         found = [json.loads(line) for line in self.audit.read_text().splitlines()]
         return [line for line in found if event is None or line["event"] == event]
 
-    def counts(self, name: str) -> int:
-        return self.gateway.counts[name]
+    def counts(self, name: str, *labels: str) -> int:
+        return self.gateway.counts[name, *labels]
 
     def client(self) -> httpx.AsyncClient:
         """Sends nothing of its own but what a test gives it: no default headers, no cookies kept apart."""
