@@ -10,8 +10,9 @@ import pytest
 from gateway.mock.demo import free_ports
 from gateway.mock.server import Fault
 from tests.end_to_end.test_kill import configured
+from tests.support.clients import bare_client
 from tests.support.gateways import BODY, CONVERSATION, PARTICIPANT, TOKEN, gateway
-from tests.support.judging import listening, no_headers, process
+from tests.support.judging import listening, process
 from tests.support.mocking import mock
 
 JSON = TOKEN | {"Content-Type": "application/json"}
@@ -123,8 +124,8 @@ async def test_the_operators_pages_are_not_on_the_clients_port(tmp_path: Path) -
         port, admin_port = configured(tmp_path, upstream.url)
         async with (
             process("run", folder=tmp_path) as running,
-            no_headers(f"http://127.0.0.1:{port}") as client,
-            no_headers(f"http://127.0.0.1:{admin_port}") as admin,
+            bare_client(f"http://127.0.0.1:{port}") as client,
+            bare_client(f"http://127.0.0.1:{admin_port}") as admin,
         ):
             await listening(running, port)
             await listening(running, admin_port)

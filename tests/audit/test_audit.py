@@ -29,9 +29,10 @@ from gateway.config import UpstreamSettings
 from gateway.errors import Unrecordable
 from gateway.mock.demo import free_ports
 from gateway.mock.server import Fault
+from tests.support.clients import bare_client
 from tests.support.gateways import BODY, CONVERSATION, FILLED, PARTICIPANT, TOKEN, Running, gateway
 from tests.support.gateways import settings as configured
-from tests.support.judging import listening, no_headers, process, refused_by_the_gateway, until
+from tests.support.judging import listening, process, refused_by_the_gateway, until
 from tests.support.mocking import mock
 from tests.support.raw_upstream import RawUpstream, answering
 from tests.support.serving import connect
@@ -657,7 +658,7 @@ async def test_no_secret_is_in_the_log_in_an_error_or_in_what_the_process_says(t
         (tmp_path / "config.yaml").write_text(yaml.safe_dump(document))
         async with process("run", folder=tmp_path) as running:
             await listening(running, port)
-            async with no_headers(f"http://127.0.0.1:{port}") as client:
+            async with bare_client(f"http://127.0.0.1:{port}") as client:
                 for fault in faults:
                     for body in bodies:
                         upstream.faults[:] = [fault] if fault else []
@@ -678,7 +679,7 @@ async def test_no_secret_is_in_the_log_in_an_error_or_in_what_the_process_says(t
                             f"{field}: {SECRETS['bearer']}\x01\r\nConnection: {field}\r\n\r\n".encode()
                         )
                         errors.append((await raw.rest()).decode())
-            async with no_headers(f"http://127.0.0.1:{admin_port}") as side:
+            async with bare_client(f"http://127.0.0.1:{admin_port}") as side:
                 pages = [await side.get(page) for page in ("/readyz", "/counts", "/healthz")]
                 errors += [page.text for page in pages]
             running.signal(signal.SIGTERM)

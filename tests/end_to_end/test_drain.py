@@ -21,11 +21,13 @@ import pytest
 
 from gateway import app
 from gateway.mock.demo import free_ports
+from gateway.proxy.passthrough import AHEAD
 from gateway.server.connection import GRACE
 from tests.end_to_end.test_intermediary import DOCUMENT, HEAD, PATCH
 from tests.proxy.test_tunnel import SWITCHING, UPGRADE
+from tests.support.clients import bare_client
 from tests.support.gateways import BODY, settings
-from tests.support.judging import Process, listening, no_headers, process, until
+from tests.support.judging import Process, listening, process, until
 from tests.support.raw_upstream import OK, Peer, RawUpstream, Script, answering
 from tests.support.serving import connect
 
@@ -58,7 +60,7 @@ async def started(folder: Path, upstream: int, **limits: Any) -> AsyncIterator[S
     (folder / "config.yaml").write_text(json.dumps(document))  # JSON is YAML
     async with (
         process("run", folder=folder) as running,
-        no_headers(f"http://127.0.0.1:{admin}") as side,
+        bare_client(f"http://127.0.0.1:{admin}") as side,
     ):
         await listening(running, port)
         await listening(running, admin)
@@ -261,7 +263,9 @@ async def test_bodies_under_way_are_finished_in_both_directions(tmp_path: Path) 
     ):
         await down.send(GET)
         assert b"content-length: 6\r\n" in await down.head()
-        await up.send(b"POST /x HTTP/1.1\r\nHost: h\r\nContent-Length: 6\r\n\r\nabc")
+        # So much that it is sent on at once.
+        first = b"x" * AHEAD + b"abc"
+        await up.send(b"POST /x HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % (len(first) + 3) + first)
         await until(lambda: sum(peer.received.endswith(b"abc") for peer in served.peers) == 1, 10)
         stop = begin()
         await refusing(port)

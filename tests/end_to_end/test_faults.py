@@ -59,7 +59,7 @@ CUT_OFF = Told(200, "", "")
 @asynccontextmanager
 async def in_front_of(url: str, **to: Any) -> AsyncIterator[Running]:
     settings = UpstreamSettings.model_validate(
-        {"url": url, "connect_timeout": "600ms", "read_timeout": "300ms", "write_timeout": "300ms", **to}
+        {"url": url, "connect_timeout": "600ms", "read_timeout": "150ms", "write_timeout": "300ms", **to}
     )
     async with gateway(url, wire=app.connect(settings)) as running:
         yield running
@@ -239,8 +239,8 @@ def full_port() -> Iterator[int]:
 
 
 async def nothing_sent(running: Running, expected: Told) -> None:
-    for data in (GET, POST, THE_PATCH):
-        assert await told(running, data) == expected
+    said = await asyncio.gather(*(told(running, data) for data in (GET, POST, THE_PATCH)))
+    assert said == [expected] * 3
     await nobody_holds(running)
     assert [line["event"] for line in running.lines()] == ["reject", "outcome"]
     assert outcomes(running) == [(expected.status, expected.kind)]

@@ -14,8 +14,9 @@ import pytest
 
 from gateway.mock.demo import free_ports
 from gateway.mock.server import Fault
+from tests.support.clients import bare_client
 from tests.support.gateways import BODY, PARTICIPANT
-from tests.support.judging import listening, no_headers, process, until
+from tests.support.judging import listening, process, until
 from tests.support.mocking import mock
 from tests.support.serving import connect
 
@@ -112,8 +113,8 @@ async def test_told_to_stop_it_finishes_what_is_in_flight_and_exits_0(
         port, admin = configured(tmp_path, upstream.url)
         async with (
             process("run", folder=tmp_path) as running,
-            no_headers(f"http://127.0.0.1:{port}") as client,
-            no_headers(f"http://127.0.0.1:{admin}") as side,
+            bare_client(f"http://127.0.0.1:{port}") as client,
+            bare_client(f"http://127.0.0.1:{admin}") as side,
         ):
             await listening(running, port)
             await listening(running, admin)
@@ -156,7 +157,7 @@ async def test_told_twice_it_ends_at_once(tmp_path: Path) -> None:
         port, _ = configured(tmp_path, upstream.url)
         async with (
             process("run", folder=tmp_path) as running,
-            no_headers(f"http://127.0.0.1:{port}") as client,
+            bare_client(f"http://127.0.0.1:{port}") as client,
         ):
             await listening(running, port)
             held = asyncio.Event()
@@ -178,8 +179,8 @@ async def test_on_sighup_the_log_is_opened_anew_and_no_call_notices(tmp_path: Pa
         port, admin = configured(tmp_path, upstream.url)
         async with (
             process("run", folder=tmp_path) as running,
-            no_headers(f"http://127.0.0.1:{port}") as client,
-            no_headers(f"http://127.0.0.1:{admin}") as side,
+            bare_client(f"http://127.0.0.1:{port}") as client,
+            bare_client(f"http://127.0.0.1:{admin}") as side,
         ):
             await listening(running, port)
             held = asyncio.Event()

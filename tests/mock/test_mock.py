@@ -25,6 +25,7 @@ from gateway.mock.server import (
     MockSettings,
     load,
 )
+from tests.support.clients import bare_client
 from tests.support.mocking import RunningMock, mock
 
 API = "/api/v2/conversations"
@@ -46,7 +47,7 @@ class Clock:
 
 @asynccontextmanager
 async def client(running: RunningMock) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=running.url, headers=TOKEN) as it:
+    async with bare_client(running.url, TOKEN) as it:
         yield it
 
 
@@ -182,7 +183,7 @@ def test_any_body_is_either_applied_or_refused(profile: str, body: bytes) -> Non
 
 
 async def test_documented_wants_a_token_and_says_so_in_the_api_s_own_error_body() -> None:
-    async with mock(profile="documented") as upstream, httpx.AsyncClient(base_url=upstream.url) as caller:
+    async with mock(profile="documented") as upstream, bare_client(upstream.url) as caller:
         reply = await caller.get(f"{API}/calls/c1")
         assert code(reply) == (401, "authentication.required")
         assert reply.json()["contextId"] == reply.headers["inin-correlation-id"]

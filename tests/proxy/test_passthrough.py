@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import http.cookiejar
 import json
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-import httpx
 import pytest
 
 from gateway import app
 from gateway.config import UpstreamSettings
+from gateway.proxy.passthrough import AHEAD, PATIENCE
+from tests.support.clients import bare_client
 from tests.support.gateways import BODY, CONVERSATION, PARTICIPANT, TOKEN, gateway, settings
 from tests.support.judging import refused_by_the_gateway, until
 from tests.support.mocking import mock
 from tests.support.raw_upstream import OK, Peer, RawUpstream, Script, answering
 from tests.support.serving import Client, connect, serve
+
+LARGE = b"x" * (AHEAD + 1)  # what is sent on at once; less is waited for, two seconds at most
 
 
 def url(upstream: RawUpstream) -> str:
@@ -354,29 +356,41 @@ async def test_a_small_body_takes_a_connection_only_once_it_is_whole_and_keeps_i
         assert request.body == (b"abcdef" if first else b"")
 
 
-@pytest.mark.parametrize("chunked", [True, False])
-async def test_the_first_byte_of_an_upload_arrives_before_the_last_is_sent(chunked: bool) -> None:
+async def upload(first: bytes, chunked: bool) -> None:
+    """Sends `first`, and the rest once the upstream has some of it."""
     arrived = asyncio.Event()
 
     async def reading(peer: Peer) -> None:
         head = await peer.head()
         assert (b"transfer-encoding: chunked" in head) is chunked
-        assert (b"content-length: 6" in head) is not chunked
+        assert (b"content-length: %d" % (len(first) + 3) in head) is not chunked
         body = b""
         while b"def" not in body:
             body += await peer.read()
             arrived.set()
-        assert body.find(b"abc") < body.find(b"def")
+        assert body.find(first[:3]) < body.find(b"def")
         await peer.send(OK)
         await peer.gone()
 
-    framing = b"Transfer-Encoding: chunked" if chunked else b"Content-Length: 6"
+    framing = b"Transfer-Encoding: chunked" if chunked else b"Content-Length: %d" % (len(first) + 3)
     async with carried(reading) as (_, client):
         await client.send(b"POST /x HTTP/1.1\r\nHost: a\r\n%b\r\n\r\n" % framing)
-        await client.send(b"3\r\nabc\r\n" if chunked else b"abc")
+        await client.send(b"%x\r\n%b\r\n" % (len(first), first) if chunked else first)
         await asyncio.wait_for(arrived.wait(), 5)
         await client.send(b"3\r\ndef\r\n0\r\n\r\n" if chunked else b"def")
         assert (await client.reply())[0] == 200
+
+
+@pytest.mark.parametrize("chunked", [True, False])
+async def test_the_first_byte_of_an_upload_arrives_before_the_last_is_sent(chunked: bool) -> None:
+    await upload(LARGE, chunked)
+
+
+async def test_a_small_beginning_of_an_upload_is_sent_on_after_two_seconds() -> None:
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    await asyncio.gather(upload(b"abc", chunked=True), upload(b"abc", chunked=False))
+    assert loop.time() - began > PATIENCE * 0.9
 
 
 @pytest.mark.parametrize("chunked", [True, False])
@@ -405,7 +419,7 @@ async def test_an_early_refusal_reaches_the_client_while_it_still_uploads() -> N
         await peer.gone()
 
     async with carried(refusing) as (_, client):
-        await client.send(b"POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\nabc")
+        await client.send(b"POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n" + LARGE)
         assert (await client.reply())[0] == 413
 
 
@@ -499,15 +513,17 @@ async def test_many_users_at_once_each_get_their_own() -> None:
                 % (secret, secret, len(secret), secret)
             )
 
-    async with RawUpstream(echo) as upstream, gateway(url(upstream)) as running, running.client() as client:
-        client._cookies.jar.set_policy(http.cookiejar.DefaultCookiePolicy(allowed_domains=[]))
-        answers = await asyncio.gather(
-            *(client.get(f"/{n}", headers={"Authorization": f"secret-{n}"}) for n in range(300))
-        )
-        for n, answer in enumerate(answers):
-            mine = f"secret-{n}"
-            assert (answer.text, answer.headers["x-secret"]) == (mine, mine)
-            assert answer.headers["set-cookie"] == f"s={mine}"
+    async def user(port: int, number: int) -> None:
+        async with connect(port) as client:
+            mine = b"secret-%d" % number
+            await client.send(b"GET /%d HTTP/1.1\r\nHost: a\r\nAuthorization: %b\r\n\r\n" % (number, mine))
+            status, headers, body = await client.reply()
+            assert (status, body, headers[b"x-secret"]) == (200, mine, mine)
+            assert headers[b"set-cookie"] == b"s=" + mine
+
+    async with RawUpstream(echo) as upstream, gateway(url(upstream)) as running:
+        await asyncio.gather(*(user(running.port, number) for number in range(300)))
+        assert len(upstream.requests) == 300
         assert all(request.header(b"cookie") is None for request in upstream.requests)
 
 
@@ -723,7 +739,7 @@ async def test_an_upstream_that_never_answers_is_504() -> None:
     async with (
         RawUpstream(script) as upstream,
         served(url=url(upstream), read_timeout="100ms") as port,
-        httpx.AsyncClient(trust_env=False) as client,
+        bare_client() as client,
     ):
         answer = await client.post(f"http://127.0.0.1:{port}/x", content=b"{}")
         assert refused_by_the_gateway(answer.headers, answer.json(), 504) == "http_response_timeout"
@@ -797,12 +813,13 @@ async def test_a_client_that_vanishes_amid_its_upload_never_makes_it_look_whole(
     async with RawUpstream(script) as upstream, gateway(url(upstream)) as running:
         async with connect(running.port) as client:
             await client.send(
-                b"POST /x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n"
+                b"POST /x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n"
+                % (len(LARGE), LARGE)
             )
-            await until(lambda: upstream.peers and b"abc" in upstream.peers[0].received)
+            await until(lambda: upstream.peers and LARGE in upstream.peers[0].received)
             client.reset()
         await until(lambda: ended)
-        assert b"abc" in ended[0]
+        assert LARGE in ended[0]
         assert not ended[0].endswith(b"0\r\n\r\n")
 
 

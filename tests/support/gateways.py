@@ -14,6 +14,7 @@ import httpx
 
 from gateway import app
 from gateway.config import Settings
+from tests.support.clients import bare_client
 from tests.support.serving import serve
 
 SHIPPED = Path(__file__).parent.parent.parent / "config.yaml"
@@ -82,10 +83,7 @@ class Running:
         return self.gateway.counts[name]
 
     def client(self) -> httpx.AsyncClient:
-        """Sends nothing of its own but what a test gives it: no default headers, no cookies kept apart."""
-        client = httpx.AsyncClient(base_url=self.url, trust_env=False, timeout=20)
-        client.headers.clear()
-        return client
+        return bare_client(self.url)
 
     def admin(self) -> httpx.AsyncClient:
         transport = httpx.ASGITransport(app=self.gateway.admin)

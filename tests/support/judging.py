@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import http_sf
-import httpx
 
 MIB = 2**20
 
@@ -115,10 +114,3 @@ async def listening(running: Process, port: int, seconds: float = 10.0) -> None:
             writer.close()
             await writer.wait_closed()
             return
-
-
-def no_headers(url: str, **options: Any) -> httpx.AsyncClient:
-    """A client that adds nothing of its own that a test has not given it."""
-    client = httpx.AsyncClient(base_url=url, trust_env=False, timeout=20, **options)
-    client.headers.clear()
-    return client

@@ -156,7 +156,8 @@ class RawUpstream:
         self._failures: list[BaseException] = []
 
     async def __aenter__(self) -> RawUpstream:
-        self._server = await asyncio.start_server(self._accepted, self.host, 0, ssl=self._tls)
+        # With a short queue the kernel drops who comes when it is full, and they try again a second later.
+        self._server = await asyncio.start_server(self._accepted, self.host, 0, ssl=self._tls, backlog=4096)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 

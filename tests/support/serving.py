@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import itertools
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
@@ -70,11 +71,16 @@ async def running(
 
 
 async def quiet(server: uvicorn.Server) -> None:
-    """Until nobody is connected and nothing runs; uvicorn's own wait looks only ten times a second."""
+    """
+    Until nobody is connected and nothing runs; uvicorn's own wait looks only ten times a second. A client
+    that has closed is gone after a few turns of the loop: only after those is there time to wait for.
+    """
     state = server.server_state
     async with asyncio.timeout(10):
-        while state.connections or state.tasks:  # noqa: ASYNC110
-            await asyncio.sleep(0.002)
+        for turn in itertools.count():
+            if not (state.connections or state.tasks):
+                return
+            await asyncio.sleep(0 if turn < 20 else 0.002)
 
 
 @asynccontextmanager
