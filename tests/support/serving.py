@@ -12,7 +12,7 @@ import itertools
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import uvicorn
@@ -97,6 +97,14 @@ def port_of(server: uvicorn.Server) -> int:
     return port
 
 
+class Reply(NamedTuple):
+    """`headers` have lower-case names, each with its last value."""
+
+    status: int
+    headers: dict[bytes, bytes]
+    body: bytes
+
+
 class Client:
     """One connection, byte by byte. Everything it waits for must come within `patience` seconds."""
 
@@ -127,11 +135,15 @@ class Client:
         async with asyncio.timeout(self._patience):
             return await self.reader.read()
 
-    async def reply(self) -> tuple[int, dict[bytes, bytes], bytes]:
-        """One reply that has a Content-Length or is chunked: status, last value of each field, body."""
+    async def status_and_headers(self) -> tuple[int, dict[bytes, bytes]]:
         head = await self.head()
         line, *fields = head[:-4].split(b"\r\n")
         headers = {name.lower(): value.strip() for name, _, value in (f.partition(b":") for f in fields)}
+        return int(line.split(b" ")[1]), headers
+
+    async def reply(self) -> Reply:
+        """One reply that has a Content-Length or is chunked."""
+        status, headers = await self.status_and_headers()
         body = b""
         if b"transfer-encoding" in headers:
             while size := int(await self.until(b"\r\n"), 16):
@@ -139,7 +151,7 @@ class Client:
             await self.exactly(2)
         else:
             body = await self.exactly(int(headers.get(b"content-length", b"0")))
-        return int(line.split(b" ")[1]), headers, body
+        return Reply(status, headers, body)
 
     def end(self) -> None:
         self.writer.write_eof()
