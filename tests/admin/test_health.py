@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from gateway.mock.demo import free_ports
 from gateway.mock.server import Fault
-from tests.end_to_end.test_kill import configured
 from tests.support.gateways import BODY, CONVERSATION, PARTICIPANT, TOKEN, gateway
-from tests.support.judging import listening, no_headers, process
 from tests.support.mocking import mock
+from tests.support.ports import closed_port
+from tests.support.processes import gateway_process
+from tests.support.waiting import until
 
 JSON = TOKEN | {"Content-Type": "application/json"}
 
@@ -46,9 +46,9 @@ async def test_readiness_names_each_thing_that_is_wrong_and_liveness_none(tmp_pa
 
 async def test_an_upstream_that_is_down_does_not_make_the_gateway_unready() -> None:
     """All replicas would be taken out at once, and with them the calls that are to be told why."""
-    (port,) = free_ports(1)
-    async with gateway(f"http://127.0.0.1:{port}") as running, running.admin() as admin:
-        assert (await admin.get("/readyz")).status_code == 200
+    with closed_port() as port:
+        async with gateway(f"http://127.0.0.1:{port}") as running, running.admin() as admin:
+            assert (await admin.get("/readyz")).status_code == 200
 
 
 async def test_what_happens_is_counted() -> None:
@@ -63,9 +63,7 @@ async def test_what_happens_is_counted() -> None:
         calls = [
             asyncio.ensure_future(client.patch(PARTICIPANT, content=BODY, headers=TOKEN)) for _ in range(3)
         ]
-        async with asyncio.timeout(5):
-            while running.counts("gateway_lookups_total", "coalesced") < 2:  # noqa: ASYNC110
-                await asyncio.sleep(0.002)
+        await until(lambda: running.counts("gateway_lookups_total", "coalesced") == 2)
         held.set()
         await asyncio.gather(*calls)
         await client.patch(PARTICIPANT, content=BODY, headers=TOKEN)
@@ -120,20 +118,14 @@ async def test_the_operators_side_serves_nothing_else_and_forwards_nothing(path:
 
 async def test_the_operators_pages_are_not_on_the_clients_port(tmp_path: Path) -> None:
     """There, /healthz and /readyz are the upstream's."""
-    async with mock() as upstream:
-        port, admin_port = configured(tmp_path, upstream.url)
-        async with (
-            process("run", folder=tmp_path) as running,
-            no_headers(f"http://127.0.0.1:{port}") as client,
-            no_headers(f"http://127.0.0.1:{admin_port}") as admin,
-        ):
-            await listening(running, port)
-            await listening(running, admin_port)
-            for path in ("/healthz", "/readyz", "/counts"):
-                assert (await admin.get(path)).status_code == 200
-                assert (await client.get(path)).status_code == 404
-            assert [entry.target for entry in upstream.ledger.entries] == [
-                b"/healthz",
-                b"/readyz",
-                b"/counts",
-            ]
+    async with (
+        mock() as upstream,
+        gateway_process(tmp_path, upstream.url) as running,
+        running.client() as client,
+        running.admin() as admin,
+    ):
+        for path in ("/healthz", "/readyz", "/counts"):
+            assert (await admin.get(path)).status_code == 200
+            assert (await client.get(path)).status_code == 404
+        targets = [entry.target for entry in upstream.ledger.entries]
+        assert targets == [b"/healthz", b"/readyz", b"/counts"]

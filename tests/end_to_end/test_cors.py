@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.end_to_end.test_intermediary import HEAD, STATE, Pair, conversation, pair
-from tests.support.gateways import BODY, PARTICIPANT
+from tests.support.calls import OK_HEAD, STATE, conversation
+from tests.support.gateways import BODY, PARTICIPANT, Proxied, proxied
 from tests.support.raw_upstream import Script, answering
 
 HERE = "https://dashboard.example"
@@ -23,7 +23,7 @@ Fields = dict[str, str]
 
 
 async def ask(
-    exchanged: Pair, method: str, origin: str | None, fields: Fields | None = None
+    chain: Proxied, method: str, origin: str | None, fields: Fields | None = None
 ) -> tuple[int, Fields]:
     """Status and fields of the reply, each name once: more of one name is an error."""
     body = BODY if method == "PATCH" else b""
@@ -34,11 +34,11 @@ async def ask(
         **({"Origin": origin} if origin else {}),
     }
     lines = "".join(f"{name}: {value}\r\n" for name, value in sent.items())
-    await exchanged.client.send(f"{method} {PARTICIPANT} HTTP/1.1\r\n{lines}\r\n".encode() + body)
-    head = (await exchanged.client.head()).decode()
+    await chain.client.send(f"{method} {PARTICIPANT} HTTP/1.1\r\n{lines}\r\n".encode() + body)
+    head = (await chain.client.head()).decode()
     pairs = re.findall(r"(?m)^([^:\r\n]+): (.*)\r$", head)
     assert len(dict(pairs)) == len(pairs), head
-    await exchanged.client.exactly(int(dict(pairs).get("content-length", "0")))
+    await chain.client.exactly(int(dict(pairs).get("content-length", "0")))
     return int(head.split(" ")[1]), dict(pairs)
 
 
@@ -56,7 +56,7 @@ def policy(*origins: str, **more: Any) -> Any:
 
 def saying(*lines: bytes) -> Script:
     fields = b"".join(line + b"\r\n" for line in lines)
-    return answering(HEAD + fields + b"Content-Length: 0\r\n\r\n")
+    return answering(OK_HEAD + fields + b"Content-Length: 0\r\n\r\n")
 
 
 PREFLIGHT = {"Access-Control-Request-Method": "PATCH", "Access-Control-Request-Headers": ASKED}
@@ -64,31 +64,31 @@ PREFLIGHT = {"Access-Control-Request-Method": "PATCH", "Access-Control-Request-H
 
 async def test_without_cors_a_preflight_is_the_upstreams_to_answer() -> None:
     said = (b"Access-Control-Allow-Origin: " + HERE.encode(), b"Access-Control-Allow-Methods: PATCH")
-    async with pair(saying(*said)) as exchanged:
-        status, fields = await ask(exchanged, "OPTIONS", HERE, PREFLIGHT)
+    async with proxied(saying(*said)) as chain:
+        status, fields = await ask(chain, "OPTIONS", HERE, PREFLIGHT)
         assert (status, of_cors(fields)) == (200, {"allow-origin": HERE, "allow-methods": "PATCH"})
-        [request] = exchanged.requests
+        [request] = chain.requests
         assert (request.method, request.target) == (b"OPTIONS", PARTICIPANT.encode())
         assert request.header(b"origin") == HERE.encode()
         assert request.header(b"access-control-request-method") == b"PATCH"
 
 
 async def test_without_cors_a_page_that_the_upstream_lets_in_may_read_what_the_gateway_adds() -> None:
-    reply = HEAD + b"Access-Control-Allow-Origin: *\r\nContent-Length: 0\r\n\r\n"
-    async with pair(conversation(reply)) as exchanged:
-        status, fields = await ask(exchanged, "PATCH", HERE)
+    reply = OK_HEAD + b"Access-Control-Allow-Origin: *\r\nContent-Length: 0\r\n\r\n"
+    async with proxied(conversation(reply)) as chain:
+        status, fields = await ask(chain, "PATCH", HERE)
         assert (status, "gateway-rewrite" in fields) == (200, True)
         exposed = {"allow-origin": "*", "expose-headers": "gateway-rewrite, server-timing, x-request-id"}
         assert of_cors(fields) == exposed
-    async with pair(conversation()) as exchanged:
-        _, fields = await ask(exchanged, "PATCH", HERE)
+    async with proxied(conversation()) as chain:
+        _, fields = await ask(chain, "PATCH", HERE)
         assert of_cors(fields) == {}
 
 
 @pytest.mark.parametrize("origin", ["*", HERE])
 async def test_with_cors_a_preflight_ends_at_the_gateway(origin: str) -> None:
-    async with pair(cors=policy(origin)) as exchanged:
-        status, fields = await ask(exchanged, "OPTIONS", HERE, PREFLIGHT)
+    async with proxied(cors=policy(origin)) as chain:
+        status, fields = await ask(chain, "OPTIONS", HERE, PREFLIGHT)
         assert status == 200
         assert of_cors(fields) == {
             "allow-origin": origin,
@@ -97,14 +97,14 @@ async def test_with_cors_a_preflight_ends_at_the_gateway(origin: str) -> None:
             "max-age": "600",
         }
         assert "origin" in fields["vary"].lower()
-        assert exchanged.upstream.peers == []
+        assert chain.upstream.peers == []
 
 
 async def test_with_cors_an_options_that_is_no_preflight_goes_upstream() -> None:
-    async with pair(cors=policy(HERE)) as exchanged:
-        await ask(exchanged, "OPTIONS", HERE)
-        await ask(exchanged, "OPTIONS", None, PREFLIGHT)
-        assert len(exchanged.requests) == 2
+    async with proxied(cors=policy(HERE)) as chain:
+        await ask(chain, "OPTIONS", HERE)
+        await ask(chain, "OPTIONS", None, PREFLIGHT)
+        assert len(chain.requests) == 2
 
 
 @pytest.mark.parametrize(
@@ -119,20 +119,20 @@ async def test_with_cors_an_options_that_is_no_preflight_goes_upstream() -> None
     ],
 )
 async def test_with_cors_a_preflight_that_asks_for_more_is_refused(origin: str, asked: Fields) -> None:
-    async with pair(
+    async with proxied(
         cors=policy(HERE, headers=["Authorization", "Content-Type"], credentials=True)
-    ) as exchanged:
-        status, fields = await ask(exchanged, "OPTIONS", origin, asked)
+    ) as chain:
+        status, fields = await ask(chain, "OPTIONS", origin, asked)
         assert status == 400
         assert origin == HERE or "allow-origin" not in of_cors(fields)
-        assert exchanged.upstream.peers == []
+        assert chain.upstream.peers == []
 
 
 @pytest.mark.parametrize("credentials", [False, True])
 async def test_with_cors_every_reply_to_a_call_says_who_may_read_it(credentials: bool) -> None:
     """Also a refusal of a look-up, and the gateway's own errors."""
     replies = (
-        HEAD + b"Vary: Accept\r\nContent-Length: 0\r\n\r\n",
+        OK_HEAD + b"Vary: Accept\r\nContent-Length: 0\r\n\r\n",
         b"HTTP/1.1 409 Conflict\r\nContent-Length: 0\r\n\r\n",
         b"nonsense",
     )
@@ -140,17 +140,17 @@ async def test_with_cors_every_reply_to_a_call_says_who_may_read_it(credentials:
     if credentials:
         expected["allow-credentials"] = "true"
     cors = policy(HERE, "http://other.example", credentials=credentials)
-    async with pair(conversation(*replies), cors=cors, fill={"refill_on": [412]}) as exchanged:
+    async with proxied(conversation(*replies), cors=cors, fill={"refill_on": [412]}) as chain:
         for status in (200, 409, 502):
-            found, fields = await ask(exchanged, "PATCH", HERE)
+            found, fields = await ask(chain, "PATCH", HERE)
             assert (found, of_cors(fields)) == (status, expected)
             assert fields["vary"] == ("Accept, Origin" if status == 200 else "Origin")
         too_large = {"Content-Length": "2000000", "Expect": "100-continue"}
-        found, fields = await ask(exchanged, "PATCH", HERE, too_large)
+        found, fields = await ask(chain, "PATCH", HERE, too_large)
         assert (found, of_cors(fields)) == (413, expected)
     refused = answering(b"HTTP/1.1 403 Forbidden\r\nContent-Length: %d\r\n\r\n%b" % (len(STATE), STATE))
-    async with pair(refused, cors=cors) as exchanged:
-        found, fields = await ask(exchanged, "PATCH", HERE)
+    async with proxied(refused, cors=cors) as chain:
+        found, fields = await ask(chain, "PATCH", HERE)
         assert (found, of_cors(fields)) == (403, expected)
 
 
@@ -162,9 +162,9 @@ async def test_with_cors_the_policy_is_the_gateways_alone(origin: str | None) ->
         b"Access-Control-Allow-Methods: *",
         b"Access-Control-Expose-Headers: X-Secret",
     )
-    async with pair(saying(*said), cors=policy(HERE, credentials=True)) as exchanged:
+    async with proxied(saying(*said), cors=policy(HERE, credentials=True)) as chain:
         for method in ("GET", "POST"):
-            status, fields = await ask(exchanged, method, origin)
+            status, fields = await ask(chain, method, origin)
             assert status == 200
             assert "allow-origin" not in of_cors(fields)
             assert "X-Secret" not in of_cors(fields).get("expose-headers", "")
@@ -172,9 +172,9 @@ async def test_with_cors_the_policy_is_the_gateways_alone(origin: str | None) ->
 
 async def test_credentials_are_for_named_origins_only() -> None:
     with pytest.raises(ValueError, match="named origins"):
-        async with pair(cors=policy("*", credentials=True)):
+        async with proxied(cors=policy("*", credentials=True)):
             pass
-    async with pair(cors=policy("*")) as exchanged:
-        _, fields = await ask(exchanged, "GET", ELSEWHERE)
+    async with proxied(cors=policy("*")) as chain:
+        _, fields = await ask(chain, "GET", ELSEWHERE)
         assert "allow-credentials" not in of_cors(fields)
         assert of_cors(fields)["allow-origin"] == "*"

@@ -8,61 +8,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import httpx
 import pytest
 
 from gateway import app
-from gateway.mock.demo import free_ports
+from gateway.proxy.passthrough import AHEAD
 from gateway.server.connection import GRACE
-from tests.end_to_end.test_intermediary import DOCUMENT, HEAD, PATCH
-from tests.proxy.test_tunnel import SWITCHING, UPGRADE
-from tests.support.gateways import BODY, settings
-from tests.support.judging import Process, listening, no_headers, process, until
+from tests.support.audit_lines import audit_lines
+from tests.support.calls import DOCUMENT, GET, OK_HEAD, PATCH, SWITCHING, UPGRADE
+from tests.support.gateways import settings
+from tests.support.processes import gateway_process
 from tests.support.raw_upstream import OK, Peer, RawUpstream, Script, answering
 from tests.support.serving import connect
-
-GET = b"GET /x HTTP/1.1\r\nHost: h\r\n\r\n"
-THE_PATCH = PATCH + b"Content-Length: %d\r\n\r\n%b" % (len(BODY), BODY)
-
-
-class Started(NamedTuple):
-    process: Process
-    port: int
-    side: httpx.AsyncClient
-
-
-@asynccontextmanager
-async def started(folder: Path, upstream: int, **limits: Any) -> AsyncIterator[Started]:
-    """The gateway as a process; `side` asks its admin port."""
-    port, admin = free_ports(2)
-    chosen = settings(f"http://127.0.0.1:{upstream}", "rewrites.jsonl", limits=limits)
-    document = chosen.model_dump(mode="json", by_alias=True, include={"rules"})
-    document |= {
-        "listen": {"port": port},
-        "admin": {"port": admin},
-        "upstream": {"url": chosen.upstream.url},
-        "limits": limits,
-    }
-    for repair in (repair for rule in document["rules"] for repair in rule["repairs"]):
-        for key in ("max_age", "settle"):
-            if key in repair:
-                repair[key] = f"{repair[key]:g}s"
-    (folder / "config.yaml").write_text(json.dumps(document))  # JSON is YAML
-    async with (
-        process("run", folder=folder) as running,
-        no_headers(f"http://127.0.0.1:{admin}") as side,
-    ):
-        await listening(running, port)
-        await listening(running, admin)
-        yield Started(running, port, side)
+from tests.support.waiting import until
 
 
 async def test_a_stop_under_load_fails_no_request_that_was_let_in(tmp_path: Path) -> None:
@@ -82,7 +45,7 @@ async def test_a_stop_under_load_fails_no_request_that_was_let_in(tmp_path: Path
         async with connect(port, patience=20) as connection:
             for turn in range(100_000):
                 before, sent = sent, clock()
-                await connection.send(GET if (number + turn) % 3 else THE_PATCH)
+                await connection.send(GET if (number + turn) % 3 else PATCH)
                 try:
                     status, headers, _ = await connection.reply()
                 except (OSError, asyncio.IncompleteReadError):
@@ -94,7 +57,7 @@ async def test_a_stop_under_load_fails_no_request_that_was_let_in(tmp_path: Path
                     outcomes["told"] += 1
                     return
 
-    async with RawUpstream(upstream) as served, started(tmp_path, served.port) as gateway:
+    async with RawUpstream(upstream) as served, gateway_process(tmp_path, served.url) as gateway:
         clients = [asyncio.create_task(client(gateway.port, number)) for number in range(20)]
         await until(lambda: outcomes["200"] > 200, 20)
         loop = asyncio.get_running_loop()
@@ -107,8 +70,7 @@ async def test_a_stop_under_load_fails_no_request_that_was_let_in(tmp_path: Path
     assert outcomes["told"] + outcomes["late"] == 20
     assert outcomes["told"] > 0
     assert set(outcomes) <= {"200", "told", "late"}
-    lines = (tmp_path / "rewrites.jsonl").read_bytes().splitlines()
-    events = Counter(json.loads(line)["event"] for line in lines)
+    events = Counter(line["event"] for line in audit_lines(gateway.audit))
     patches = [request for request in served.requests if request.method == b"PATCH"]
     assert events["rewrite"] == events["outcome"] == len(patches)
     assert "Traceback" not in gateway.process.said
@@ -124,7 +86,8 @@ async def test_readiness_turns_before_the_first_client_is_refused(tmp_path: Path
 
     async with (
         RawUpstream(upstream) as served,
-        started(tmp_path, served.port) as gateway,
+        gateway_process(tmp_path, served.url) as gateway,
+        gateway.admin() as admin,
         connect(gateway.port) as client,
     ):
         await client.send(GET)
@@ -139,9 +102,9 @@ async def test_readiness_turns_before_the_first_client_is_refused(tmp_path: Path
                     writer.close()
                 except ConnectionRefusedError:
                     accepting = False
-                seen.append(((await gateway.side.get("/readyz")).status_code, accepting))
+                seen.append(((await admin.get("/readyz")).status_code, accepting))
         assert (200, False) not in seen
-        assert (await gateway.side.get("/healthz")).status_code == 200
+        assert (await admin.get("/healthz")).status_code == 200
         held.set()
         assert (await client.reply())[0] == 200
         client.writer.close()
@@ -158,15 +121,15 @@ async def test_what_does_not_end_is_cut_off_at_the_drain_timeout(tmp_path: Path,
         elif what == "a tunnel":
             await peer.send(SWITCHING)
         elif what == "a download":
-            await peer.send(HEAD + b"Content-Length: 100\r\n\r\nabc")
+            await peer.send(OK_HEAD + b"Content-Length: 100\r\n\r\nabc")
         await peer.gone()
 
     async with (
         RawUpstream(upstream) as served,
-        started(tmp_path, served.port, drain_timeout="1s") as gateway,
+        gateway_process(tmp_path, served.url, limits={"drain_timeout": "1s"}) as gateway,
         connect(gateway.port) as client,
     ):
-        await client.send({"a call": THE_PATCH, "a tunnel": UPGRADE, "a download": GET}[what])
+        await client.send({"a call": PATCH, "a tunnel": UPGRADE, "a download": GET}[what])
         await until(lambda: len(served.requests) == (2 if what == "a call" else 1))
         loop = asyncio.get_running_loop()
         began = loop.time()
@@ -182,7 +145,7 @@ async def test_what_does_not_end_is_cut_off_at_the_drain_timeout(tmp_path: Path,
         assert b"connection: close\r\ncontent-length" not in raw
         assert "Traceback" not in gateway.process.said
     if what == "a call":
-        lines = [json.loads(line) for line in (tmp_path / "rewrites.jsonl").read_bytes().splitlines()]
+        lines = audit_lines(gateway.audit)
         assert [(line["event"], line.get("status"), line.get("error")) for line in lines] == [
             ("rewrite", None, None),
             ("outcome", None, "cancelled"),
@@ -196,8 +159,8 @@ Stop = Callable[[], asyncio.Task[None]]
 async def stopping(tmp_path: Path, script: Script) -> AsyncIterator[tuple[int, RawUpstream, Stop]]:
     """In the test's own loop: the port, and what starts the stop and ends with it."""
     async with RawUpstream(script) as upstream:
-        url, audit = f"http://127.0.0.1:{upstream.port}", str(tmp_path / "rewrites.jsonl")
-        chosen = settings(url, audit, listen={"port": 0}, admin={"port": 0})
+        audit = str(tmp_path / "rewrites.jsonl")
+        chosen = settings(upstream.url, audit, listen={"port": 0}, admin={"port": 0})
         context = app.running(chosen, app.build(chosen))
         listening = await context.__aenter__()
 
@@ -246,7 +209,7 @@ async def test_bodies_under_way_are_finished_in_both_directions(tmp_path: Path) 
 
     async def upstream(peer: Peer) -> None:
         if (await peer.head()).startswith(b"GET"):
-            await peer.send(HEAD + b"Content-Length: 6\r\n\r\nabc")
+            await peer.send(OK_HEAD + b"Content-Length: 6\r\n\r\nabc")
             await go_on.wait()
             await peer.send(b"def")
         else:
@@ -261,7 +224,9 @@ async def test_bodies_under_way_are_finished_in_both_directions(tmp_path: Path) 
     ):
         await down.send(GET)
         assert b"content-length: 6\r\n" in await down.head()
-        await up.send(b"POST /x HTTP/1.1\r\nHost: h\r\nContent-Length: 6\r\n\r\nabc")
+        # So much that it is sent on at once.
+        first = b"x" * AHEAD + b"abc"
+        await up.send(b"POST /x HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % (len(first) + 3) + first)
         await until(lambda: sum(peer.received.endswith(b"abc") for peer in served.peers) == 1, 10)
         stop = begin()
         await refusing(port)

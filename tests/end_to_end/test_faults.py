@@ -10,86 +10,64 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime
-import json
 import random
-import socket
 import ssl
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import http_sf
 import pytest
 import trustme
 
 from gateway import app
 from gateway.config import UpstreamSettings
-from tests.end_to_end.test_intermediary import DOCUMENT, HEAD, PATCH, pool
-from tests.proxy.test_tunnel import nobody_holds
-from tests.support.gateways import BODY, CONVERSATION, FILLED, Running, gateway
-from tests.support.judging import until
-from tests.support.raw_upstream import OK, Peer, RawUpstream, Script, answering, silent
-from tests.support.serving import connect
+from tests.support.calls import DOCUMENT, GET, OK_HEAD, PATCH, POST_HEAD
+from tests.support.gateways import CONVERSATION, FILLED, Running, gateway
+from tests.support.judging import Refusal, refusal
+from tests.support.ports import closed_port, full_port
+from tests.support.raw_upstream import OK, Peer, RawUpstream, Script, answering, deaf, silent
+from tests.support.serving import Reply, connect
+from tests.support.waiting import until
 
-THE_PATCH = PATCH + b"Content-Length: %d\r\n\r\n%b" % (len(BODY), BODY)
-GET = b"GET /x HTTP/1.1\r\nHost: h\r\n\r\n"
-POST = b"POST /x HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\nab"
+POST = POST_HEAD + b"Content-Length: 2\r\n\r\nab"
 
-
-class Told(NamedTuple):
-    """What the client is told: status, problem type and Proxy-Status token."""
-
-    status: int
-    kind: str
-    token: str
-
-
-REFUSED = Told(502, "connection-refused", "connection_refused")
-TERMINATED = Told(502, "connection-terminated", "connection_terminated")
-INVALID = Told(502, "invalid-reply", "http_protocol_error")
-NO_CONNECTION = Told(504, "connect-timeout", "connection_timeout")
-NO_ANSWER = Told(504, "read-timeout", "http_response_timeout")
-NO_NAME = Told(502, "name-not-resolved", "dns_error")
-NO_TRUST = Told(502, "tls-failed", "tls_certificate_error")
-CUT_OFF = Told(200, "", "")
+REFUSED = Refusal(502, "connection-refused", "connection_refused")
+TERMINATED = Refusal(502, "connection-terminated", "connection_terminated")
+INVALID = Refusal(502, "invalid-reply", "http_protocol_error")
+NO_CONNECTION = Refusal(504, "connect-timeout", "connection_timeout")
+NO_ANSWER = Refusal(504, "read-timeout", "http_response_timeout")
+NO_NAME = Refusal(502, "name-not-resolved", "dns_error")
+NO_TRUST = Refusal(502, "tls-failed", "tls_certificate_error")
+CUT_OFF = Refusal(200, "", "")
 
 
 @asynccontextmanager
 async def in_front_of(url: str, **to: Any) -> AsyncIterator[Running]:
     settings = UpstreamSettings.model_validate(
-        {"url": url, "connect_timeout": "600ms", "read_timeout": "300ms", "write_timeout": "300ms", **to}
+        {"url": url, "connect_timeout": "600ms", "read_timeout": "150ms", "write_timeout": "300ms", **to}
     )
     async with gateway(url, transport=app.connect(settings)) as running:
         yield running
 
 
-async def told(running: Running, data: bytes) -> Told:
+async def told(running: Running, data: bytes) -> Refusal:
+    """What the client is told, without Retry-After; of a reply, that it is never complete."""
     async with connect(running.port) as client:
         await client.send(data)
-        head = await client.head()
-        lines = head[:-4].decode().split("\r\n")
-        fields = {name: value for name, _, value in (line.partition(": ") for line in lines[1:])}
-        status = int(lines[0].split(" ")[1])
-        assert "retry-after" not in fields
+        status, headers = await client.status_and_headers()
         if status == 200:
             body = b""
             with contextlib.suppress(ConnectionResetError):
                 body = await client.rest()
             # Neither as long as it should be nor with the chunk that would end it.
-            assert len(body) < int(fields.get("content-length", "1000"))
+            assert len(body) < int(headers.get(b"content-length", b"1000"))
             assert not body.endswith(b"0\r\n\r\n")
-            assert "content-length" in fields or "transfer-encoding" in fields
+            assert b"content-length" in headers or b"transfer-encoding" in headers
             return CUT_OFF
-        assert fields["content-type"] == "application/problem+json"
-        document = json.loads(await client.exactly(int(fields["content-length"])))
-        parsed: Any = http_sf.parse(fields["proxy-status"].encode(), tltype="list")
-        [(name, parameters)] = parsed
-        assert str(name) == "gateway"
-        assert document["status"] == status
-        kind = document["type"].rpartition(":")[2]
-        return Told(status, kind, str(parameters["error"]))
+        body = await client.exactly(int(headers[b"content-length"]))
+        return refusal(Reply(status, headers, body))
 
 
 def outcomes(running: Running) -> list[tuple[int | None, str | None]]:
@@ -129,17 +107,20 @@ FAULTS = {
     "stall before the head": (stalled(), NO_ANSWER),
     "stall in the head": (stalled(b"HTTP/1.1 200 OK\r\nX: "), NO_ANSWER),
     "stall after an interim head": (stalled(b"HTTP/1.1 100 Continue\r\n\r\n"), NO_ANSWER),
-    "reset in the body": (cut(HEAD + b"Content-Length: 100\r\n\r\nabc"), CUT_OFF),
-    "end in the body": (cut(HEAD + b"Content-Length: 100\r\n\r\nabc", reset=False), CUT_OFF),
-    "reset in the chunks": (cut(HEAD + b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n"), CUT_OFF),
+    "reset in the body": (cut(OK_HEAD + b"Content-Length: 100\r\n\r\nabc"), CUT_OFF),
+    "end in the body": (cut(OK_HEAD + b"Content-Length: 100\r\n\r\nabc", reset=False), CUT_OFF),
+    "reset in the chunks": (cut(OK_HEAD + b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n"), CUT_OFF),
     "end in the chunks": (
-        cut(HEAD + b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n", reset=False),
+        cut(OK_HEAD + b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n", reset=False),
         CUT_OFF,
     ),
-    "stall in the body": (stalled(HEAD + b"Content-Length: 100\r\n\r\nabc"), CUT_OFF),
-    "reset of what only an end would end": (cut(HEAD + b"\r\nabc"), CUT_OFF),
-    "stall of what only an end would end": (stalled(HEAD + b"\r\nabc"), CUT_OFF),
-    "nonsense in the chunks": (stalled(HEAD + b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\nx"), CUT_OFF),
+    "stall in the body": (stalled(OK_HEAD + b"Content-Length: 100\r\n\r\nabc"), CUT_OFF),
+    "reset of what only an end would end": (cut(OK_HEAD + b"\r\nabc"), CUT_OFF),
+    "stall of what only an end would end": (stalled(OK_HEAD + b"\r\nabc"), CUT_OFF),
+    "nonsense in the chunks": (
+        stalled(OK_HEAD + b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\nx"),
+        CUT_OFF,
+    ),
 }
 
 
@@ -147,9 +128,9 @@ FAULTS = {
 @pytest.mark.parametrize("data", [GET, POST], ids=["GET", "POST"])
 async def test_a_fault_under_a_call_that_is_passed_through(fault: str, data: bytes) -> None:
     script, expected = FAULTS[fault]
-    async with RawUpstream(script) as upstream, in_front_of(f"http://127.0.0.1:{upstream.port}") as running:
+    async with RawUpstream(script) as upstream, in_front_of(upstream.url) as running:
         assert await told(running, data) == expected
-        await nobody_holds(running)
+        await running.disconnected()
         assert len(upstream.requests) == 1
 
 
@@ -160,10 +141,10 @@ async def test_a_fault_under_a_patch_is_told_recorded_and_never_sent_twice(fault
     look_up = answering(DOCUMENT.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n", 1))
     async with (
         RawUpstream(look_up, script) as upstream,
-        in_front_of(f"http://127.0.0.1:{upstream.port}") as running,
+        in_front_of(upstream.url) as running,
     ):
-        assert await told(running, THE_PATCH) == expected
-        await nobody_holds(running)
+        assert await told(running, PATCH) == expected
+        await running.disconnected()
         assert [(request.method, request.body) for request in upstream.requests] == [
             (b"GET", b""),
             (b"PATCH", FILLED),
@@ -179,13 +160,13 @@ async def test_a_fault_under_a_patch_is_told_recorded_and_never_sent_twice(fault
 @pytest.mark.parametrize("fault", FAULTS)
 async def test_a_fault_under_a_look_up_means_that_nothing_is_patched(fault: str) -> None:
     script, expected = FAULTS[fault]
-    async with RawUpstream(script) as upstream, in_front_of(f"http://127.0.0.1:{upstream.port}") as running:
-        found = await told(running, THE_PATCH)
+    async with RawUpstream(script) as upstream, in_front_of(upstream.url) as running:
+        found = await told(running, PATCH)
         if expected == CUT_OFF:
             assert found.status in (502, 504)
         else:
             assert found == expected
-        await nobody_holds(running)
+        await running.disconnected()
         # A GET may be tried again, on a connection that was idle; here none was.
         assert [(request.method, request.target) for request in upstream.requests] == [
             (b"GET", CONVERSATION.encode())
@@ -195,13 +176,9 @@ async def test_a_fault_under_a_look_up_means_that_nothing_is_patched(fault: str)
 
 
 async def test_an_upstream_that_does_not_take_the_request_is_504() -> None:
-    async def deaf(peer: Peer) -> None:
-        peer.writer.transport.pause_reading()  # type: ignore[attr-defined]
-        await asyncio.Event().wait()
-
     async with (
         RawUpstream(deaf) as upstream,
-        in_front_of(f"http://127.0.0.1:{upstream.port}") as running,
+        in_front_of(upstream.url) as running,
         connect(running.port) as client,
     ):
         await client.send(b"POST /x HTTP/1.1\r\nHost: h\r\nContent-Length: 50000000\r\n\r\n")
@@ -211,49 +188,30 @@ async def test_an_upstream_that_does_not_take_the_request_is_504() -> None:
         client.reset()
         with contextlib.suppress(ConnectionError):
             await sending
-        await nobody_holds(running)
+        await running.disconnected()
 
 
 # Before a connection is had: nothing was sent, and the log says so.
 
 
-@pytest.fixture
-def closed_port() -> Iterator[int]:
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        yield unused.getsockname()[1]
-
-
-@pytest.fixture
-def full_port() -> Iterator[int]:
-    """A listener whose queue is full: further connections neither succeed nor fail."""
-    with contextlib.ExitStack() as stack:
-        full = stack.enter_context(socket.socket())
-        full.bind(("127.0.0.1", 0))
-        full.listen(0)
-        for _ in range(8):
-            filler = stack.enter_context(socket.socket())
-            filler.setblocking(False)
-            filler.connect_ex(full.getsockname())
-        yield full.getsockname()[1]
-
-
-async def nothing_sent(running: Running, expected: Told) -> None:
-    for data in (GET, POST, THE_PATCH):
-        assert await told(running, data) == expected
-    await nobody_holds(running)
+async def nothing_sent(running: Running, expected: Refusal) -> None:
+    said = await asyncio.gather(*(told(running, data) for data in (GET, POST, PATCH)))
+    assert said == [expected] * 3
+    await running.disconnected()
     assert [line["event"] for line in running.lines()] == ["reject", "outcome"]
     assert outcomes(running) == [(expected.status, expected.kind)]
 
 
-async def test_an_upstream_that_refuses_connections(closed_port: int) -> None:
-    async with in_front_of(f"http://127.0.0.1:{closed_port}") as running:
-        await nothing_sent(running, REFUSED)
+async def test_an_upstream_that_refuses_connections() -> None:
+    with closed_port() as port:
+        async with in_front_of(f"http://127.0.0.1:{port}") as running:
+            await nothing_sent(running, REFUSED)
 
 
-async def test_an_upstream_that_does_not_accept(full_port: int) -> None:
-    async with in_front_of(f"http://127.0.0.1:{full_port}") as running:
-        await nothing_sent(running, NO_CONNECTION)
+async def test_an_upstream_that_does_not_accept() -> None:
+    with full_port() as port:
+        async with in_front_of(f"http://127.0.0.1:{port}") as running:
+            await nothing_sent(running, NO_CONNECTION)
 
 
 @pytest.mark.parametrize("name", ["gateway.invalid", "a" * 64 + ".invalid"])
@@ -294,7 +252,7 @@ async def test_a_certificate_that_holds(authority: trustme.CA, tmp_path: Path) -
         over_tls(authority, tmp_path, certified(authority)) as (upstream, running),
         connect(running.port) as client,
     ):
-        await client.send(THE_PATCH)
+        await client.send(PATCH)
         assert (await client.reply())[0] == 200
         assert [request.method for request in upstream.requests] == [b"GET", b"PATCH"]
         assert upstream.requests[0].header(b"host") == b"localhost:%d" % upstream.port
@@ -353,7 +311,7 @@ async def test_a_patch_into_a_closing_connection_is_applied_once_or_an_error() -
                 statuses[b"/%d" % number] = status
                 await asyncio.sleep(chance.random() * 0.004)
 
-    async with RawUpstream(fickle) as upstream, in_front_of(f"http://127.0.0.1:{upstream.port}") as running:
+    async with RawUpstream(fickle) as upstream, in_front_of(upstream.url) as running:
         numbers = iter(range(count))
         await asyncio.gather(*(work(running, numbers) for _ in range(6)))
         assert len(statuses) == count
@@ -372,11 +330,11 @@ async def test_a_get_into_a_closing_connection_goes_again_on_a_new_one() -> None
 
     async with (
         RawUpstream(once_more_then_reset, answering(OK)) as upstream,
-        in_front_of(f"http://127.0.0.1:{upstream.port}") as running,
+        in_front_of(upstream.url) as running,
         connect(running.port) as client,
     ):
         for _ in range(3):
             await client.send(GET)
             assert (await client.reply())[0] == 200
         assert len(upstream.peers) == 2
-        assert pool(running).size == 1
+        assert running.pool.size == 1

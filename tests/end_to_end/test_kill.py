@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import random
 import signal
 import time
@@ -12,35 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from gateway.mock.demo import free_ports
 from gateway.mock.server import Fault
+from tests.support.audit_lines import audit_lines
 from tests.support.gateways import BODY, PARTICIPANT
-from tests.support.judging import listening, no_headers, process, until
 from tests.support.mocking import mock
+
+# tests/test_cli.py still looks for `configured` here.
+from tests.support.processes import configured as configured
+from tests.support.processes import gateway_process
 from tests.support.serving import connect
-
-CONFIG = """\
-listen: {{port: {port}}}
-admin: {{port: {admin}}}
-upstream: {{url: "{upstream}"}}
-audit: {{path: rewrites.jsonl}}
-rules:
-  - name: web-participant-state
-    match: {{path: "/api/v2/conversations/web/instances/{{conversationId}}/participants/{{participantId}}"}}
-    repairs:
-      - {{type: content_type}}
-      - type: fill
-        field: state
-        from: "/api/v2/conversations/web/instances/{{conversationId}}"
-        select: "$.participants[?@.id == _.participantId].state"
-        allow: [active, connected]
-"""
-
-
-def configured(folder: Path, upstream: str) -> tuple[int, int]:
-    port, admin = free_ports(2)
-    (folder / "config.yaml").write_text(CONFIG.format(port=port, admin=admin, upstream=upstream))
-    return port, admin
+from tests.support.waiting import until
 
 
 async def patch_after_patch(port: int, name: str, seed: int) -> int:
@@ -71,28 +51,25 @@ async def test_killed_at_any_moment_every_rewrite_that_the_upstream_saw_is_on_th
     seen: dict[str, bytes] = {}
     accepted = 0
     async with mock() as upstream:
-        port, _ = configured(tmp_path, upstream.url)
         for turn in range(8):
-            async with process("run", folder=tmp_path) as running:
-                await listening(running, port)
+            async with gateway_process(tmp_path, upstream.url) as gateway:
                 clients = [
-                    asyncio.ensure_future(patch_after_patch(port, f"{turn}-{n}", seed + n)) for n in range(20)
+                    asyncio.ensure_future(patch_after_patch(gateway.port, f"{turn}-{n}", seed + n))
+                    for n in range(20)
                 ]
                 await until(lambda: upstream.ledger.of("PATCH"))
                 await asyncio.sleep(choose.uniform(0, 0.5))
-                running.signal(signal.SIGKILL)
+                gateway.process.signal(signal.SIGKILL)
                 accepted += sum(await asyncio.gather(*clients))
-                assert await running.exit() == -signal.SIGKILL
+                assert await gateway.process.exit() == -signal.SIGKILL
             # One that was cut off amid its body had left, too.
             for entry in upstream.ledger.of("PATCH"):
                 seen[dict(entry.headers)[b"x-request-id"].decode()] = entry.body
             assert len(upstream.ledger.entries) < 9_000, "the ledger forgets: judge more often"
             upstream.ledger.clear()
 
-    lines = [json.loads(line) for line in log.read_bytes().splitlines()]
-    rewrites = {line["id"]: line for line in lines if line["event"] == "rewrite"}
+    rewrites = {line["id"]: line for line in audit_lines(log) if line["event"] == "rewrite"}
     told = f"seed {seed}: {len(seen)} seen, {accepted} accepted, {len(rewrites)} recorded"
-    assert log.read_bytes().endswith(b"\n"), told
     assert len(seen) >= accepted > 200, told
     assert not seen.keys() - rewrites.keys(), told
     for request_id, body in seen.items():
@@ -108,93 +85,88 @@ async def test_killed_at_any_moment_every_rewrite_that_the_upstream_saw_is_on_th
 async def test_told_to_stop_it_finishes_what_is_in_flight_and_exits_0(
     tmp_path: Path, number: signal.Signals
 ) -> None:
-    async with mock() as upstream:
-        port, admin = configured(tmp_path, upstream.url)
-        async with (
-            process("run", folder=tmp_path) as running,
-            no_headers(f"http://127.0.0.1:{port}") as client,
-            no_headers(f"http://127.0.0.1:{admin}") as side,
-        ):
-            await listening(running, port)
-            await listening(running, admin)
-            assert (await side.get("/readyz")).json()["ready"] is True
-            held = asyncio.Event()
-            upstream.faults.append(Fault(method="PATCH", hold=held))
-            call = asyncio.ensure_future(client.patch(PARTICIPANT, content=BODY))
-            await upstream.ledger.arrived(2)
-            running.signal(number)
-            await until(lambda: "stopping" in running.said)
+    async with (
+        mock() as upstream,
+        gateway_process(tmp_path, upstream.url) as gateway,
+        gateway.client() as client,
+        gateway.admin() as side,
+    ):
+        running = gateway.process
+        assert (await side.get("/readyz")).json()["ready"] is True
+        held = asyncio.Event()
+        upstream.faults.append(Fault(method="PATCH", hold=held))
+        call = asyncio.ensure_future(client.patch(PARTICIPANT, content=BODY))
+        await upstream.ledger.arrived(2)
+        running.signal(number)
+        await until(lambda: "stopping" in running.said)
 
-            # Readiness turns, and the old connections are finished with, before the process ends.
-            ready = await side.get("/readyz")
-            assert ready.status_code == 503
-            assert ready.json()["checks"]["draining"] != "ok"
-            assert (await side.get("/healthz")).status_code == 200
-            async with asyncio.timeout(5):
-                while True:
-                    try:
-                        _, writer = await asyncio.open_connection("127.0.0.1", port)
-                    except ConnectionRefusedError:
-                        break
-                    writer.close()
-                    await asyncio.sleep(0.01)
-            # The server looks every tenth of a second whether all is done: let it look, and go on waiting.
-            await asyncio.sleep(0.3)
-            assert running.ended is None
-            held.set()
-            answer = await call
-            assert answer.status_code == 202
-            assert answer.headers["connection"] == "close"
-            assert await running.exit() == 0
-    events = [json.loads(line)["event"] for line in (tmp_path / "rewrites.jsonl").read_bytes().splitlines()]
+        # Readiness turns, and the old connections are finished with, before the process ends.
+        ready = await side.get("/readyz")
+        assert ready.status_code == 503
+        assert ready.json()["checks"]["draining"] != "ok"
+        assert (await side.get("/healthz")).status_code == 200
+        async with asyncio.timeout(5):
+            while True:
+                try:
+                    _, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+                except ConnectionRefusedError:
+                    break
+                writer.close()
+                await asyncio.sleep(0.01)
+        # The server looks every tenth of a second whether all is done: let it look, and go on waiting.
+        await asyncio.sleep(0.3)
+        assert running.ended is None
+        held.set()
+        answer = await call
+        assert answer.status_code == 202
+        assert answer.headers["connection"] == "close"
+        assert await running.exit() == 0
+    events = [line["event"] for line in audit_lines(gateway.audit)]
     assert events == ["rewrite", "outcome"]
     assert "Traceback" not in running.said
 
 
 async def test_told_twice_it_ends_at_once(tmp_path: Path) -> None:
-    async with mock() as upstream:
-        port, _ = configured(tmp_path, upstream.url)
-        async with (
-            process("run", folder=tmp_path) as running,
-            no_headers(f"http://127.0.0.1:{port}") as client,
-        ):
-            await listening(running, port)
-            held = asyncio.Event()
-            upstream.faults.append(Fault(method="PATCH", hold=held))
-            call = asyncio.ensure_future(client.patch(PARTICIPANT, content=BODY))
-            await upstream.ledger.arrived(2)
-            running.signal(signal.SIGTERM)
-            await until(lambda: "stopping" in running.said)
-            running.signal(signal.SIGTERM)
-            assert await running.exit(2) == -signal.SIGTERM
-            held.set()
-            outcome = await asyncio.gather(call, return_exceptions=True)
-            assert isinstance(outcome[0], Exception)  # never a made-up reply
+    async with (
+        mock() as upstream,
+        gateway_process(tmp_path, upstream.url) as gateway,
+        gateway.client() as client,
+    ):
+        held = asyncio.Event()
+        upstream.faults.append(Fault(method="PATCH", hold=held))
+        call = asyncio.ensure_future(client.patch(PARTICIPANT, content=BODY))
+        await upstream.ledger.arrived(2)
+        gateway.process.signal(signal.SIGTERM)
+        await until(lambda: "stopping" in gateway.process.said)
+        gateway.process.signal(signal.SIGTERM)
+        assert await gateway.process.exit(2) == -signal.SIGTERM
+        held.set()
+        outcome = await asyncio.gather(call, return_exceptions=True)
+        assert isinstance(outcome[0], Exception)  # never a made-up reply
 
 
 async def test_on_sighup_the_log_is_opened_anew_and_no_call_notices(tmp_path: Path) -> None:
     log, old = tmp_path / "rewrites.jsonl", tmp_path / "rewrites.jsonl.1"
-    async with mock() as upstream:
-        port, admin = configured(tmp_path, upstream.url)
-        async with (
-            process("run", folder=tmp_path) as running,
-            no_headers(f"http://127.0.0.1:{port}") as client,
-            no_headers(f"http://127.0.0.1:{admin}") as side,
-        ):
-            await listening(running, port)
-            held = asyncio.Event()
-            upstream.faults.append(Fault(method="PATCH", hold=held))
-            call = asyncio.ensure_future(client.patch(PARTICIPANT, content=BODY))
-            await upstream.ledger.arrived(2)
-            log.rename(old)
-            running.signal(signal.SIGHUP)
-            async with asyncio.timeout(5):
-                while not log.exists():
-                    assert (await side.get("/readyz")).status_code == 200
-            held.set()
-            assert (await call).status_code == 202
-            assert (await client.patch(PARTICIPANT, content=BODY)).status_code == 202
-            running.signal(signal.SIGTERM)
-            assert await running.exit() == 0
-    events = [[json.loads(line)["event"] for line in file.read_bytes().splitlines()] for file in (old, log)]
+    async with (
+        mock() as upstream,
+        gateway_process(tmp_path, upstream.url) as gateway,
+        gateway.client() as client,
+        gateway.admin() as side,
+    ):
+        running = gateway.process
+        held = asyncio.Event()
+        upstream.faults.append(Fault(method="PATCH", hold=held))
+        call = asyncio.ensure_future(client.patch(PARTICIPANT, content=BODY))
+        await upstream.ledger.arrived(2)
+        log.rename(old)
+        running.signal(signal.SIGHUP)
+        async with asyncio.timeout(5):
+            while not log.exists():
+                assert (await side.get("/readyz")).status_code == 200
+        held.set()
+        assert (await call).status_code == 202
+        assert (await client.patch(PARTICIPANT, content=BODY)).status_code == 202
+        running.signal(signal.SIGTERM)
+        assert await running.exit() == 0
+    events = [[line["event"] for line in audit_lines(file)] for file in (old, log)]
     assert events == [["rewrite"], ["outcome", "rewrite", "outcome"]]

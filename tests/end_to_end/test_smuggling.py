@@ -10,9 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import h11
 import httptools
@@ -20,11 +18,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from gateway import app
-from gateway.config import UpstreamSettings
-from gateway.upstream.transport import Transport
-from tests.support.gateways import Running, gateway
-from tests.support.raw_upstream import OK, Peer, RawUpstream, Script, answering
+from tests.support.gateways import proxied
+from tests.support.raw_upstream import Peer, RawUpstream, Script
 from tests.support.serving import Client, connect
 
 # An end by itself, soon after the last byte, whatever a mutated message still seems to lack.
@@ -105,31 +100,16 @@ async def in_pieces(client: Client, data: bytes, cuts: list[int]) -> None:
         start = end
 
 
-class Pair(NamedTuple):
-    upstream: RawUpstream
-    running: Running
-    client: Client
-
-    def sent_upstream(self) -> list[Message]:
-        """Since the last time: what both parsers agree that the upstream was asked for."""
-        found: list[Message] = []
-        for peer in self.upstream.peers:
-            data = bytes(peer.received)
-            peer.received.clear()
-            seen = as_h11_reads(data)
-            assert as_llhttp_reads(data) in (seen, None)
-            found += seen
-        return found
-
-
-@asynccontextmanager
-async def pair(*scripts: Script, **limits: Any) -> AsyncIterator[Pair]:
-    async with (
-        RawUpstream(*(scripts or (answering(OK),))) as upstream,
-        gateway(f"http://127.0.0.1:{upstream.port}", limits=limits) as running,
-        connect(running.port) as client,
-    ):
-        yield Pair(upstream, running, client)
+def sent_upstream(upstream: RawUpstream) -> list[Message]:
+    """Since the last time: what both parsers agree that the upstream was asked for."""
+    found: list[Message] = []
+    for peer in upstream.peers:
+        data = bytes(peer.received)
+        peer.received.clear()
+        seen = as_h11_reads(data)
+        assert as_llhttp_reads(data) in (seen, None)
+        found += seen
+    return found
 
 
 # Towards the upstream.
@@ -148,19 +128,19 @@ MESSAGES = [
 
 
 async def test_requests_cut_at_every_byte_are_the_same_requests_upstream() -> None:
-    async with pair() as exchanged:
+    async with proxied() as chain:
         for cut in range(1, len(PIPELINE)):
-            await in_pieces(exchanged.client, PIPELINE, [cut])
-            assert [(await exchanged.client.reply())[0] for _ in MESSAGES] == [200] * 3
-            assert exchanged.sent_upstream() == MESSAGES
-        assert len(exchanged.upstream.requests) == 3 * (len(PIPELINE) - 1)
+            await in_pieces(chain.client, PIPELINE, [cut])
+            assert [(await chain.client.reply())[0] for _ in MESSAGES] == [200] * 3
+            assert sent_upstream(chain.upstream) == MESSAGES
+        assert len(chain.upstream.requests) == 3 * (len(PIPELINE) - 1)
 
 
 async def test_requests_that_come_byte_by_byte_are_the_same_requests_upstream() -> None:
-    async with pair() as exchanged:
-        await in_pieces(exchanged.client, PIPELINE, list(range(len(PIPELINE))))
-        assert [(await exchanged.client.reply())[0] for _ in MESSAGES] == [200] * 3
-        assert exchanged.sent_upstream() == MESSAGES
+    async with proxied() as chain:
+        await in_pieces(chain.client, PIPELINE, list(range(len(PIPELINE))))
+        assert [(await chain.client.reply())[0] for _ in MESSAGES] == [200] * 3
+        assert sent_upstream(chain.upstream) == MESSAGES
 
 
 TOKENS = st.text("ABCdef-_.!", min_size=1, max_size=8).map(str.encode)
@@ -199,12 +179,12 @@ def requests(draw: st.DrawFn) -> tuple[bytes, Message, list[tuple[bytes, bytes]]
 async def test_any_requests_in_any_pieces_are_the_same_requests_upstream(
     sent: list[tuple[bytes, Message, list[tuple[bytes, bytes]]]], cuts: list[int]
 ) -> None:
-    async with pair() as exchanged:
-        await in_pieces(exchanged.client, b"".join(data for data, _, _ in sent), cuts)
+    async with proxied() as chain:
+        await in_pieces(chain.client, b"".join(data for data, _, _ in sent), cuts)
         for _ in sent:
-            assert (await exchanged.client.reply())[0] == 200
-        assert exchanged.sent_upstream() == [message for _, message, _ in sent]
-        for request, (_, _, fields) in zip(exchanged.upstream.requests, sent, strict=True):
+            assert (await chain.client.reply())[0] == 200
+        assert sent_upstream(chain.upstream) == [message for _, message, _ in sent]
+        for request, (_, _, fields) in zip(chain.upstream.requests, sent, strict=True):
             mine = [(name.lower(), value) for name, value in fields]
             assert [pair for pair in request.headers if pair[0] in dict(mine)] == mine
 
@@ -252,13 +232,13 @@ async def test_what_is_accepted_of_mangled_requests_is_what_others_read_in_them(
     data: bytes, edits: list[Edit], cuts: list[int]
 ) -> None:
     data = edited(data, edits)
-    async with pair(**SHORT) as exchanged:
+    async with proxied(limits=SHORT) as chain:
         try:
-            await in_pieces(exchanged.client, data, cuts)
-            await exchanged.client.rest()
+            await in_pieces(chain.client, data, cuts)
+            await chain.client.rest()
         except ConnectionError:
             pass  # the gateway has refused it, and is not listening any more
-        accepted = exchanged.sent_upstream()
+        accepted = sent_upstream(chain.upstream)
         # h11 alone refuses a trailer for the name it has: the gateway drops them all.
         assert accepted in [
             [reduced(message) for message in (read(data) or [])[: len(accepted)]]
@@ -275,12 +255,6 @@ def reduced(message: Message) -> Message:
 
 
 # Towards the client.
-
-
-def impatient(port: int) -> Transport:
-    return app.connect(
-        UpstreamSettings.model_validate({"url": f"http://127.0.0.1:{port}", "read_timeout": "30ms"})
-    )
 
 
 REPLY = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nX: y\r\n\r\n%b" % (len(EVIL), EVIL)
@@ -372,12 +346,12 @@ async def test_a_reply_cut_at_every_byte_is_the_same_reply(data: bytes) -> None:
                 await asyncio.sleep(0)
             await peer.send(data[cut:])
 
-    async with pair(script) as exchanged:
+    async with proxied(script) as chain:
         for _ in range(1, len(data)):
-            await exchanged.client.send(b"GET /first HTTP/1.1\r\nHost: h\r\n\r\n")
-            status, _, body = await exchanged.client.reply()
+            await chain.client.send(b"GET /first HTTP/1.1\r\nHost: h\r\n\r\n")
+            status, _, body = await chain.client.reply()
             assert (status, body) == read
-        assert len(exchanged.upstream.peers) == 1
+        assert len(chain.upstream.peers) == 1
 
 
 @fuzzed
@@ -386,11 +360,7 @@ async def test_no_mangled_reply_is_read_otherwise_or_answers_another_request(
     data: bytes, edits: list[Edit], cuts: list[int]
 ) -> None:
     data = edited(data, edits)
-    async with (
-        RawUpstream(saying(data, cuts)) as upstream,
-        gateway(f"http://127.0.0.1:{upstream.port}", transport=impatient(upstream.port)) as running,
-        connect(running.port) as client,
-    ):
+    async with proxied(saying(data, cuts), to={"read_timeout": "30ms"}) as (_, running, client):
         await client.send(b"GET /first HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
         raw = await client.rest()
         got = reply_h11_reads(raw)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import httpx
 
+from tests.support.clients import bare_client
 from tests.support.gateways import BODY, CONVERSATION, FILLED, PARTICIPANT
 from tests.support.judging import process, until
 
@@ -42,7 +43,7 @@ async def test_without_once_it_stays_up_with_lines_to_try_until_it_is_told_to_st
         lines = [line.strip() for line in running.said.splitlines() if line.strip().startswith("curl")]
         through = next(line.split()[-1] for line in lines if "PATCH" in line)
         ready = next(line.split()[-1] for line in lines if "readyz" in line)
-        async with httpx.AsyncClient(trust_env=False) as client:
+        async with bare_client() as client:
             assert (await client.patch(through, content=BODY)).status_code == 202
             assert (await client.get(ready)).json()["ready"] is True
             running.signal(signal.SIGINT)

@@ -11,11 +11,10 @@ import pytest
 
 from gateway import app
 from gateway.config import UpstreamSettings
-from gateway.mock.api import Participant
-from gateway.mock.server import Conversation, Conversations, Fault
+from gateway.mock.server import Fault
 from tests.support.gateways import BODY, FILLED, PARTICIPANT, TOKEN, gateway
 from tests.support.judging import refused_by_the_gateway, told
-from tests.support.mocking import RunningMock, mock
+from tests.support.mocking import RunningMock, mock, one_conversation
 
 CONFORMING = b'{"state":"connected","attributes":{}}'
 JSON = TOKEN | {"Content-Type": "application/json"}
@@ -258,9 +257,8 @@ async def test_on_reject_relays_the_refusal_when_the_look_up_fails(fault: Fault)
 
 
 async def test_on_reject_relays_the_refusal_when_there_is_nothing_to_fill_in() -> None:
-    ended = Conversations({"c1": Conversation("messages", {"p1": Participant(state="disconnected")})})
     async with (
-        mock(ended) as upstream,
+        mock(one_conversation(p1="disconnected")) as upstream,
         gateway(upstream.url, rule={"mode": "on_reject"}) as running,
         running.client() as client,
     ):

@@ -19,14 +19,10 @@ from websockets.exceptions import ConnectionClosed, ConnectionClosedError, Inval
 from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
 
-from gateway.upstream.pool import Pool
-from tests.support.gateways import CONVERSATION, PARTICIPANT, Running, gateway
-from tests.support.judging import until
+from tests.support.calls import SWITCHING, UPGRADE
+from tests.support.gateways import CONVERSATION, PARTICIPANT, Running, gateway, proxied
 from tests.support.raw_upstream import OK, Peer, RawUpstream, answering
-from tests.support.serving import Client, connect
-
-UPGRADE = b"GET /ws HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: raw/1\r\n\r\n"
-SWITCHING = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: raw/1\r\n\r\n"
+from tests.support.serving import Client
 
 
 async def echo(peer: ServerConnection) -> None:
@@ -51,13 +47,6 @@ async def websocket(
                 yield client, running
 
 
-async def nobody_holds(running: Running) -> None:
-    """Until the pool has no connection left: the tunnel is gone at both ends."""
-    pool = running.gateway.transport
-    assert isinstance(pool, Pool)
-    await until(lambda: not pool.size)
-
-
 async def test_messages_pass_both_ways_as_they_are() -> None:
     async with websocket(max_size=None) as (client, running):
         for message in (
@@ -73,7 +62,7 @@ async def test_messages_pass_both_ways_as_they_are() -> None:
         await client.send(iter(["in ", "frag", "ments"]))
         assert await client.recv() == "in fragments"
         await client.close()
-        await nobody_holds(running)
+        await running.disconnected()
 
 
 async def test_pings_are_answered_by_the_other_side() -> None:
@@ -109,7 +98,7 @@ async def test_close_codes_arrive(code: int, reason: str, first: str) -> None:
             await client.recv()
         assert (client.close_code, client.close_reason) == (code, reason)
         assert await closed == (code, reason)
-        await nobody_holds(running)
+        await running.disconnected()
 
 
 async def test_a_subprotocol_is_negotiated() -> None:
@@ -191,7 +180,7 @@ async def test_a_side_that_breaks_off_ends_the_other(first: str, caplog: pytest.
             await client.recv()
         assert client.close_code == 1006
         await asyncio.wait_for(ended.wait(), 2)
-        await nobody_holds(running)
+        await running.disconnected()
     assert [record for record in caplog.records if record.name == "asyncio"] == []
 
 
@@ -207,11 +196,7 @@ async def switched(peer: Peer) -> None:
 async def tunnel(
     script: Callable[[Peer], Awaitable[None]], **limits: Any
 ) -> AsyncIterator[tuple[Client, RawUpstream, Running]]:
-    async with (
-        RawUpstream(script, answering(OK)) as upstream,
-        gateway(f"http://127.0.0.1:{upstream.port}", limits=limits) as running,
-        connect(running.port) as client,
-    ):
+    async with proxied(script, answering(OK), limits=limits) as (upstream, running, client):
         yield client, upstream, running
 
 
@@ -233,7 +218,7 @@ async def test_a_tunnel_that_is_silent_ends_and_one_that_is_not_goes_on() -> Non
         quiet_since = loop.time()
         assert await client.rest() == b""
         assert 0.15 < loop.time() - quiet_since < 2
-        await nobody_holds(running)
+        await running.disconnected()
 
 
 async def test_a_tunnel_in_which_nobody_ever_speaks_ends() -> None:
@@ -245,7 +230,7 @@ async def test_a_tunnel_in_which_nobody_ever_speaks_ends() -> None:
         await client.send(UPGRADE)
         await client.head()
         assert await client.rest() == b""
-        await nobody_holds(running)
+        await running.disconnected()
 
 
 async def test_bytes_sent_before_the_101_are_the_tunnels() -> None:
@@ -264,7 +249,7 @@ async def test_bytes_sent_before_the_101_are_the_tunnels() -> None:
         assert await client.rest() == b""
         assert upstream_.peers[0].received.endswith(b"\r\n\r\nGET /hidden HTTP/1.1\r\nHost: h\r\n\r\n")
         assert len(upstream_.peers) == 1
-        await nobody_holds(running)
+        await running.disconnected()
 
 
 @pytest.mark.parametrize("direction", ["up", "down"])
@@ -324,7 +309,7 @@ async def test_a_slow_side_slows_the_other_and_every_byte_arrives(direction: str
         if direction == "up":
             client.end()
         await client.rest()
-        await nobody_holds(running)
+        await running.disconnected()
 
 
 @pytest.mark.parametrize(
@@ -389,7 +374,7 @@ async def test_a_client_that_ends_its_side_still_hears_the_upstream(caplog: pyte
         await client.send(b"bye")
         client.end()
         assert await client.rest() == b"you said bye"
-        await nobody_holds(running)
+        await running.disconnected()
     assert caplog.records == []
 
 
@@ -414,6 +399,6 @@ async def test_writing_into_a_tunnel_whose_upstream_has_gone_is_no_error_in_the_
             await client.send(b"y")
             await asyncio.sleep(0.01)
         client.reset()
-        await nobody_holds(running)
+        await running.disconnected()
     gc.collect()
     assert [record for record in caplog.records if record.name == "asyncio"] == []

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 
 from gateway import app
 from gateway.config import Settings
-from tests.support.serving import serve
+from gateway.upstream.pool import Pool
+from tests.support.audit_lines import audit_lines
+from tests.support.clients import bare_client
+from tests.support.raw_upstream import OK, RawUpstream, Received, Script, answering
+from tests.support.serving import Client, connect, serve
+from tests.support.waiting import until
 
 SHIPPED = Path(__file__).parent.parent.parent / "config.yaml"
 CONVERSATION = "/api/v2/conversations/web/instances/c1"
@@ -24,15 +28,15 @@ FILLED = b'{"state":"connected","attributes": {"supervisorNote": "test"}}'
 TOKEN = {"Authorization": "Bearer one"}
 
 
-def settings(
+def document(
     upstream: str,
     audit: str,
     /,
     fill: Mapping[str, Any] | None = None,
     rule: Mapping[str, Any] | None = None,
     **sections: Any,
-) -> Settings:
-    """The seed's rule. `fill` and `rule` change keys of theirs, `sections` whole sections."""
+) -> dict[str, Any]:
+    """With the rule of the seed. `fill` and `rule` change keys of theirs, `sections` whole sections."""
     the_fill = {
         "type": "fill",
         "field": "state",
@@ -54,13 +58,17 @@ def settings(
         "repairs": [{"type": "encoding"}, {"type": "content_type"}, the_fill],
         **(rule or {}),
     }
-    whole = {
+    return {
         "upstream": {"url": upstream},
         "audit": {"path": audit},
         "rules": [the_rule],
         **sections,
     }
-    return Settings.model_validate(whole)
+
+
+def settings(upstream: str, audit: str, /, **changes: Any) -> Settings:
+    """`changes` are those of `document`."""
+    return Settings.model_validate(document(upstream, audit, **changes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,17 +83,28 @@ class Running:
 
     def lines(self, event: str | None = None) -> list[dict[str, Any]]:
         """The audit log's lines, each parsed; of one event, or all."""
-        found = [json.loads(line) for line in self.audit.read_text().splitlines()]
-        return [line for line in found if event is None or line["event"] == event]
+        return [line for line in audit_lines(self.audit) if event is None or line["event"] == event]
 
     def counts(self, name: str, *labels: str) -> int:
         return self.gateway.counts[name, *labels]
 
+    @property
+    def asked(self) -> int:
+        """Look-ups that were sent, and those that waited for another's."""
+        return sum(self.counts("gateway_lookups_total", result) for result in ("sent", "coalesced"))
+
+    @property
+    def pool(self) -> Pool:
+        transport = self.gateway.transport
+        assert isinstance(transport, Pool)
+        return transport
+
+    async def disconnected(self) -> None:
+        """Until the pool has no connection to the upstream left."""
+        await until(lambda: not self.pool.size)
+
     def client(self) -> httpx.AsyncClient:
-        """Sends nothing of its own but what a test gives it: no default headers, no cookies kept apart."""
-        client = httpx.AsyncClient(base_url=self.url, trust_env=False, timeout=20)
-        client.headers.clear()
-        return client
+        return bare_client(self.url)
 
     def admin(self) -> httpx.AsyncClient:
         transport = httpx.ASGITransport(app=self.gateway.admin)
@@ -95,7 +114,7 @@ class Running:
 @asynccontextmanager
 async def gateway(upstream: str, /, audit: str | None = None, **changes: Any) -> AsyncIterator[Running]:
     """
-    `changes` are those of `settings`, and the seams: app.build's clock, wall, store, transport and parts,
+    `changes` are those of `document`, and the seams: app.build's clock, wall, store, transport and parts,
     and the protocol's rate_window.
     """
     window = changes.pop("rate_window", None)
@@ -114,3 +133,26 @@ async def gateway(upstream: str, /, audit: str | None = None, **changes: Any) ->
                 yield Running(port, built, Path(path))
         finally:
             await built.close()
+
+
+class Proxied(NamedTuple):
+    """A raw upstream, the gateway in front of it, and one raw connection to that."""
+
+    upstream: RawUpstream
+    running: Running
+    client: Client
+
+    @property
+    def requests(self) -> list[Received]:
+        return self.upstream.requests
+
+
+@asynccontextmanager
+async def proxied(
+    *scripts: Script, to: Mapping[str, Any] | None = None, **changes: Any
+) -> AsyncIterator[Proxied]:
+    """The upstream does what `scripts` say, or answers OK. `to` adds keys to the section upstream."""
+    async with RawUpstream(*(scripts or (answering(OK),))) as upstream:
+        changes["upstream"] = {"url": upstream.url, **(to or {})}
+        async with gateway(upstream.url, **changes) as running, connect(running.port) as client:
+            yield Proxied(upstream, running, client)

@@ -1,18 +1,18 @@
-"""What the end-to-end tests ask again and again: of a reply, of an error, of a moment, of a process."""
+"""What tests ask of a reply again and again: what it says of the rewrite, who refused and why."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import os
-import signal
-import sys
-from collections.abc import AsyncIterator, Callable, Mapping
-from pathlib import Path
-from typing import Any
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import http_sf
-import httpx
+
+# tests/test_cli.py and tests/upstream still look for these here.
+from tests.support.processes import listening as listening
+from tests.support.processes import process as process
+from tests.support.serving import Reply
+from tests.support.waiting import until as until
 
 MIB = 2**20
 
@@ -42,83 +42,19 @@ def refused_by_the_gateway(headers: Mapping[str, str], document: Mapping[str, An
     return str(parameters["error"])
 
 
-async def until(condition: Callable[[], object], seconds: float = 5.0) -> None:
-    """For what has no event of its own to wait for."""
-    async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.002)
+class Refusal(NamedTuple):
+    """What a client is told: the status, the problem's type, Proxy-Status' error and Retry-After."""
+
+    status: int
+    kind: str
+    error: str
+    retry_after: str | None = None
 
 
-class Process:
-    """`gateway …` as a process of its own; what it says is collected as it comes."""
-
-    def __init__(self, running: asyncio.subprocess.Process) -> None:
-        self._running = running
-        self._said = bytearray()
-        assert running.stdout is not None
-        self._reading = asyncio.ensure_future(self._read(running.stdout))
-
-    async def _read(self, stream: asyncio.StreamReader) -> None:
-        while piece := await stream.read(65_536):
-            self._said += piece
-
-    @property
-    def said(self) -> str:
-        return self._said.decode(errors="backslashreplace")
-
-    @property
-    def ended(self) -> int | None:
-        return self._running.returncode
-
-    def signal(self, number: signal.Signals) -> None:
-        self._running.send_signal(number)
-
-    async def exit(self, seconds: float = 10.0) -> int:
-        async with asyncio.timeout(seconds):
-            await self._reading
-            return await self._running.wait()
-
-
-@contextlib.asynccontextmanager
-async def process(*arguments: str, folder: Path, **environment: str) -> AsyncIterator[Process]:
-    """Killed, by its id, when the block ends."""
-    started = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "gateway",
-        *arguments,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-        cwd=folder,
-        env={**os.environ, "COLUMNS": "200", "NO_COLOR": "1", **environment},
-    )
-    running = Process(started)
-    try:
-        yield running
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            started.kill()
-        await running.exit()
-
-
-async def listening(running: Process, port: int, seconds: float = 10.0) -> None:
-    """Returns when the process accepts connections on `port`; fails with what it said if it ends before."""
-    async with asyncio.timeout(seconds):
-        while True:
-            assert running.ended is None, running.said
-            try:
-                _, writer = await asyncio.open_connection("127.0.0.1", port)
-            except OSError:
-                await asyncio.sleep(0.01)
-                continue
-            writer.close()
-            await writer.wait_closed()
-            return
-
-
-def no_headers(url: str, **options: Any) -> httpx.AsyncClient:
-    """A client that adds nothing of its own that a test has not given it."""
-    client = httpx.AsyncClient(base_url=url, trust_env=False, timeout=20, **options)
-    client.headers.clear()
-    return client
+def refusal(reply: Reply) -> Refusal:
+    """That of the gateway, with all that such a reply must have."""
+    headers = {name.decode(): value.decode() for name, value in reply.headers.items()}
+    document = json.loads(reply.body)
+    error = refused_by_the_gateway(headers, document, reply.status)
+    kind = document["type"].removeprefix("urn:gateway:error:")
+    return Refusal(reply.status, kind, error, headers.get("retry-after"))

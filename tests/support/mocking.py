@@ -8,7 +8,15 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from gateway.mock.server import Conversations, Mock, MockSettings, server
+import httpx
+
+from gateway.mock.api import Participant
+from gateway.mock.server import Conversation, Conversations, Mock, MockSettings, server
+from tests.support.clients import bare_client
+
+API = "/api/v2/conversations"
+SEED = f"{API}/web/instances/c1/participants/p1"
+JSON = {"content-type": "application/json"}
 
 
 class RunningMock(Mock):
@@ -19,6 +27,20 @@ class RunningMock(Mock):
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
+
+    def client(self) -> httpx.AsyncClient:
+        return bare_client(self.url, {"authorization": "Bearer alice"})
+
+
+def code(reply: httpx.Response) -> tuple[int, str]:
+    """Status and code of a reply that is one of the API's errors."""
+    return reply.status_code, reply.json()["code"]
+
+
+def one_conversation(media: Any = "messages", **states: Any) -> Conversations:
+    """Conversation c1 alone, with a participant for each of `states`."""
+    people = {name: Participant(state=state) for name, state in states.items()}
+    return Conversations({"c1": Conversation(media, people)})
 
 
 @asynccontextmanager

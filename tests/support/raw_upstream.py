@@ -155,8 +155,16 @@ class RawUpstream:
         self._tasks: set[asyncio.Task[None]] = set()
         self._failures: list[BaseException] = []
 
+    @property
+    def url(self) -> str:
+        return f"http://{self.host}:{self.port}"
+
+    def bodies(self, method: bytes) -> list[bytes]:
+        return [request.body for request in self.requests if request.method == method]
+
     async def __aenter__(self) -> RawUpstream:
-        self._server = await asyncio.start_server(self._accepted, self.host, 0, ssl=self._tls)
+        # With a short queue the kernel drops who comes when it is full, and they try again a second later.
+        self._server = await asyncio.start_server(self._accepted, self.host, 0, ssl=self._tls, backlog=4096)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 

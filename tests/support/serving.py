@@ -8,10 +8,11 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import itertools
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import uvicorn
@@ -70,11 +71,16 @@ async def running(
 
 
 async def quiet(server: uvicorn.Server) -> None:
-    """Until nobody is connected and nothing runs; uvicorn's own wait looks only ten times a second."""
+    """
+    Until nobody is connected and nothing runs; uvicorn's own wait looks only ten times a second. A client
+    that has closed is gone after a few turns of the loop: only after those is there time to wait for.
+    """
     state = server.server_state
     async with asyncio.timeout(10):
-        while state.connections or state.tasks:  # noqa: ASYNC110
-            await asyncio.sleep(0.002)
+        for turn in itertools.count():
+            if not (state.connections or state.tasks):
+                return
+            await asyncio.sleep(0 if turn < 20 else 0.002)
 
 
 @asynccontextmanager
@@ -89,6 +95,14 @@ async def serve(
 def port_of(server: uvicorn.Server) -> int:
     port: int = server.servers[0].sockets[0].getsockname()[1]
     return port
+
+
+class Reply(NamedTuple):
+    """`headers` have lower-case names, each with its last value."""
+
+    status: int
+    headers: dict[bytes, bytes]
+    body: bytes
 
 
 class Client:
@@ -121,11 +135,15 @@ class Client:
         async with asyncio.timeout(self._patience):
             return await self.reader.read()
 
-    async def reply(self) -> tuple[int, dict[bytes, bytes], bytes]:
-        """One reply that has a Content-Length or is chunked: status, last value of each field, body."""
+    async def status_and_headers(self) -> tuple[int, dict[bytes, bytes]]:
         head = await self.head()
         line, *fields = head[:-4].split(b"\r\n")
         headers = {name.lower(): value.strip() for name, _, value in (f.partition(b":") for f in fields)}
+        return int(line.split(b" ")[1]), headers
+
+    async def reply(self) -> Reply:
+        """One reply that has a Content-Length or is chunked."""
+        status, headers = await self.status_and_headers()
         body = b""
         if b"transfer-encoding" in headers:
             while size := int(await self.until(b"\r\n"), 16):
@@ -133,7 +151,7 @@ class Client:
             await self.exactly(2)
         else:
             body = await self.exactly(int(headers.get(b"content-length", b"0")))
-        return int(line.split(b" ")[1]), headers, body
+        return Reply(status, headers, body)
 
     def end(self) -> None:
         self.writer.write_eof()

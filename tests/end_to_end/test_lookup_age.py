@@ -1,0 +1,88 @@
+"""How old a filled value may be (S2): max_age counts from the start of the look-up to the forward."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+from gateway.mock.server import Fault
+from tests.support.clock import Clock
+from tests.support.gateways import BODY, PARTICIPANT, TOKEN, gateway
+from tests.support.judging import told
+from tests.support.mocking import mock
+
+
+async def test_max_age_counts_from_the_start_of_the_get() -> None:
+    clock = Clock(100.0)
+    async with (
+        mock() as upstream,
+        gateway(upstream.url, clock=clock) as running,
+        running.client() as client,
+    ):
+        held = asyncio.Event()
+        upstream.faults.append(Fault(method="GET", hold=held))
+        call = asyncio.ensure_future(client.patch(PARTICIPANT, content=BODY, headers=TOKEN))
+        await upstream.ledger.arrived(1)
+        clock.now += 0.7
+        held.set()
+        slow = await call
+        clock.now += 0.29
+        cached = await client.patch(PARTICIPANT, content=BODY, headers=TOKEN)
+        clock.now += 0.02
+        expired = await client.patch(PARTICIPANT, content=BODY, headers=TOKEN)
+
+        ages = [told(it.headers["gateway-rewrite"])["age"] for it in (slow, cached, expired)]
+        sources = [told(it.headers["gateway-rewrite"])["source"] for it in (slow, cached, expired)]
+        assert ages == ["0.7", "0.99", "0.0"]
+        assert sources == ["lookup", "cache", "lookup"]
+        recorded = [line["changes"][1]["age_ms"] for line in running.lines("rewrite")]
+        assert recorded == [700, 990, 0]
+
+
+async def test_an_answer_that_is_too_old_when_it_comes_is_asked_for_again() -> None:
+    clock = Clock(100.0)
+    async with (
+        mock() as upstream,
+        gateway(upstream.url, clock=clock) as running,
+        running.client() as client,
+    ):
+        held = asyncio.Event()
+        upstream.faults.append(Fault(method="GET", hold=held))
+        call = asyncio.ensure_future(client.patch(PARTICIPANT, content=BODY, headers=TOKEN))
+        await upstream.ledger.arrived(1)
+        upstream.change("c1", "p1", state="active")
+        clock.now += 1.5
+        held.set()
+        answer = await call
+
+        assert answer.status_code == 202
+        assert len(upstream.ledger.of("GET")) == 2
+        assert json.loads(upstream.ledger.of("PATCH")[0].body)["state"] == "active"
+        assert float(told(answer.headers["gateway-rewrite"])["age"]) <= 1
+
+
+async def test_a_max_age_of_nothing_is_a_fresh_get_for_each_call() -> None:
+    async with (
+        mock() as upstream,
+        gateway(upstream.url, fill={"max_age": 0}) as running,
+        running.client() as client,
+    ):
+        for _ in range(3):
+            await client.patch(PARTICIPANT, content=BODY, headers=TOKEN)
+
+        assert [entry.method for entry in upstream.ledger.entries] == ["GET", "PATCH"] * 3
+
+
+async def test_calls_in_a_row_cost_one_get_within_max_age_and_never_make_it_younger() -> None:
+    clock = Clock(100.0)
+    async with (
+        mock() as upstream,
+        gateway(upstream.url, clock=clock) as running,
+        running.client() as client,
+    ):
+        for _ in range(8):
+            await client.patch(PARTICIPANT, content=BODY, headers=TOKEN)
+            clock.now += 0.3
+
+        # At 0, 0.3, 0.6, 0.9 from the first GET; at 1.2 from the second.
+        assert len(upstream.ledger.of("GET")) == 2

@@ -1,0 +1,131 @@
+"""`gateway …` as a process of its own: what it says, at which ports it listens, how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import signal
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tests.support.clients import bare_client
+from tests.support.gateways import document
+from tests.support.ports import unused_ports
+from tests.support.waiting import until
+
+
+class Process:
+    """What it says is collected as it comes."""
+
+    def __init__(self, running: asyncio.subprocess.Process) -> None:
+        self._running = running
+        self._said = bytearray()
+        assert running.stdout is not None
+        self._reading = asyncio.ensure_future(self._read(running.stdout))
+
+    async def _read(self, stream: asyncio.StreamReader) -> None:
+        while piece := await stream.read(65_536):
+            self._said += piece
+
+    @property
+    def said(self) -> str:
+        return self._said.decode(errors="backslashreplace")
+
+    @property
+    def ended(self) -> int | None:
+        return self._running.returncode
+
+    def signal(self, number: signal.Signals) -> None:
+        self._running.send_signal(number)
+
+    async def exit(self, seconds: float = 10.0) -> int:
+        async with asyncio.timeout(seconds):
+            await self._reading
+            return await self._running.wait()
+
+
+@contextlib.asynccontextmanager
+async def process(*arguments: str, folder: Path, **environment: str) -> AsyncIterator[Process]:
+    """Killed, by its id, when the block ends."""
+    started = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "gateway",
+        *arguments,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        cwd=folder,
+        env={**os.environ, "COLUMNS": "200", "NO_COLOR": "1", **environment},
+    )
+    running = Process(started)
+    try:
+        yield running
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            started.kill()
+        await running.exit()
+
+
+async def listening(running: Process, port: int, seconds: float = 10.0) -> None:
+    """Returns when the process accepts connections on `port`; fails with what it said if it ends before."""
+    async with asyncio.timeout(seconds):
+        while True:
+            assert running.ended is None, running.said
+            try:
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+            except OSError:
+                await asyncio.sleep(0.01)
+                continue
+            writer.close()
+            await writer.wait_closed()
+            return
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayProcess:
+    process: Process
+    port: int
+    admin_port: int
+    audit: Path
+
+    def client(self) -> httpx.AsyncClient:
+        return bare_client(f"http://127.0.0.1:{self.port}")
+
+    def admin(self) -> httpx.AsyncClient:
+        return bare_client(f"http://127.0.0.1:{self.admin_port}")
+
+
+@contextlib.asynccontextmanager
+async def gateway_process(folder: Path, upstream: str, /, **changes: Any) -> AsyncIterator[GatewayProcess]:
+    """
+    `gateway run` in `folder`, at ports that the kernel chooses, until the block ends; `changes` are those of
+    `gateways.document`.
+    """
+    write_configuration(folder, upstream, 0, 0, **changes)
+    async with process("run", folder=folder) as running:
+        await until(lambda: "listening on" in running.said or running.ended is not None, 10)
+        ports = re.search(r"listening on 127\.0\.0\.1:(\d+), admin on 127\.0\.0\.1:(\d+)", running.said)
+        assert ports is not None, running.said
+        yield GatewayProcess(running, int(ports[1]), int(ports[2]), folder / "rewrites.jsonl")
+
+
+def write_configuration(folder: Path, upstream: str, port: int, admin: int, **changes: Any) -> None:
+    ports = {"listen": {"port": port}, "admin": {"port": admin}}
+    chosen = document(upstream, "rewrites.jsonl", **ports, **changes)
+    (folder / "config.yaml").write_text(json.dumps(chosen, indent=1))  # JSON is YAML
+
+
+def configured(folder: Path, upstream: str) -> tuple[int, int]:
+    """Writes a configuration with ports that are free, for who has to know them before; returns these."""
+    port, admin = unused_ports(2)
+    write_configuration(folder, upstream, port, admin)
+    return port, admin
