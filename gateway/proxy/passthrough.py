@@ -143,7 +143,7 @@ class Passthrough:
         with await self.locks.acquire(conversation, exclusive=True):
             await self.lookups.invalidate(conversation)
             try:
-                reply = await self._sent(client, headers, client.run_to_the_end)
+                reply = await self._sent(client, headers, client.shield_from_disconnect)
             finally:
                 await self.lookups.invalidate(conversation)
         with reply:

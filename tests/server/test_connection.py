@@ -11,15 +11,19 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import trustme
 import uvicorn
 
 from gateway.errors import BodyTimeout, BodyTooLarge, GatewayError, ReadTimeout
-from gateway.server.connection import MAX_LINGERING, App, ServerLimits, ServerStats, build
-from gateway.server.request_cycle import ClientDisconnected, DuplexStream, Message, RequestCycle
+from gateway.server.asgi import Message
+from gateway.server.connection import MAX_LINGERING, App, build
+from gateway.server.duplex_stream import DuplexStream
+from gateway.server.limits import ServerLimits, ServerStats
+from gateway.server.request_cycle import RequestCycle
+from gateway.server.write_flow import ClientDisconnected
 from tests.support.refused_heads import ANSWERS, HOPELESS_HEADS, REFUSED_HEADS, SECRET, each_of, with_secret
 from tests.support.serving import Client, connect, exchange, on_both_loops, port_of, quiet, running, serve
 
@@ -206,8 +210,9 @@ async def test_a_request_is_the_same_wherever_it_is_cut() -> None:
 async def directly(app: App) -> AsyncIterator[tuple[Any, Client]]:
     """A protocol whose input the test hands over by itself, on a socket that its output goes to."""
     config = uvicorn.Config(
-        app,
+        cast(Any, app),
         http=build(ServerLimits(), ServerStats()),
+        interface="asgi3",
         ws="none",
         lifespan="off",
         log_config=None,
@@ -1358,23 +1363,16 @@ async def test_over_tls_requests_and_refusals_and_tunnels_are_the_same() -> None
 @pytest.mark.parametrize("how", ["close", "reset", "end"])
 @on_both_loops
 async def test_a_client_that_leaves_is_noticed(how: str, caplog: pytest.LogCaptureFixture) -> None:
-    begun, gone, done = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    begun, done = asyncio.Event(), asyncio.Event()
     heard: list[Any] = []
 
     async def app(scope: Message, receive: Any, send: Any) -> None:
         it = of(scope)
-
-        def abandon() -> None:
-            heard.append("abandoned")
-            gone.set()
-
-        it.abandon = abandon
         await body_of(receive)
-        assert not it.disconnected
+        assert not it.gone
         begun.set()
         heard.append(await receive())
-        await gone.wait()
-        heard.append(it.disconnected)
+        heard.append(it.gone)
         try:
             await reply(send, b"too late")
         except ClientDisconnected:
@@ -1386,16 +1384,20 @@ async def test_a_client_that_leaves_is_noticed(how: str, caplog: pytest.LogCaptu
     async with serve(app) as port, connect(port) as client:
         await client.send(post(b"x" * 300_000))
         await begun.wait()
-        if how == "reset":
-            client.reset()
-        elif how == "end":
-            client.end()
-        else:
-            client.writer.close()
+        leave(client, how)
         async with asyncio.timeout(5):
             await done.wait()
-    assert heard == ["abandoned", {"type": "http.disconnect"}, True, "send raised"]
+    assert heard == [{"type": "http.disconnect"}, True, "send raised"]
     assert caplog.records == []
+
+
+def leave(client: Client, how: str) -> None:
+    if how == "reset":
+        client.reset()
+    elif how == "end":
+        client.end()
+    else:
+        client.writer.close()
 
 
 @on_both_loops
@@ -1417,47 +1419,58 @@ async def test_a_client_that_leaves_in_its_body_ends_it_with_a_disconnect() -> N
             assert await heard.get() == {"type": "http.disconnect"}
 
 
+@pytest.mark.parametrize("how", ["close", "reset", "end"])
+@pytest.mark.parametrize("wanted", [True, False])
 @on_both_loops
-async def test_a_task_that_is_cancelled_because_its_client_left_makes_no_noise(
-    caplog: pytest.LogCaptureFixture,
+async def test_a_task_is_cancelled_when_its_client_leaves_if_it_wants_that_and_makes_no_noise(
+    wanted: bool, how: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     begun, stats = asyncio.Event(), ServerStats()
+    cancelled: list[bool] = []
 
     async def app(scope: Message, receive: Any, send: Any) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        of(scope).abandon = task.cancel
+        it = of(scope)
+        it.cancel_on_disconnect = True
+        it.cancel_on_disconnect = wanted
+        assert (await receive())["type"] == "http.request"
         begun.set()
-        await asyncio.Event().wait()
+        try:
+            assert await receive() == {"type": "http.disconnect"}
+            await asyncio.sleep(0)
+            cancelled.append(False)
+        except asyncio.CancelledError:
+            cancelled.append(True)
+            raise
 
-    async with running(app, stats=stats) as server:
-        async with connect(port_of(server)) as client:
-            await client.send(GET)
-            await begun.wait()
+    async with running(app, stats=stats) as server, connect(port_of(server)) as client:
+        await client.send(GET)
+        await begun.wait()
+        leave(client, how)
         await quiet(server)
+    assert cancelled == [wanted]
     assert caplog.records == []
     assert stats.aborted == {}
 
 
 @on_both_loops
-async def test_nothing_is_abandoned_once_the_reply_is_complete() -> None:
-    abandoned: list[str] = []
-    done = asyncio.Event()
+async def test_no_task_is_cancelled_once_its_reply_is_complete() -> None:
+    done, finished = asyncio.Event(), asyncio.Event()
 
     async def app(scope: Message, receive: Any, send: Any) -> None:
-        of(scope).abandon = lambda: abandoned.append("x")
+        of(scope).cancel_on_disconnect = True
         await reply(send, b"x")
         assert await receive() == {"type": "http.disconnect"}
         with pytest.raises(RuntimeError):
             await send({"type": "http.response.body", "body": b"more"})
         await done.wait()
+        finished.set()
 
     async with serve(app) as port:
         async with connect(port) as client:
             await client.send(GET)
             await client.reply()
         done.set()
-    assert abandoned == []
+    assert finished.is_set()
 
 
 @on_both_loops
@@ -1887,14 +1900,25 @@ async def test_a_tunnel_has_back_pressure_both_ways() -> None:
     assert max(read) < 1 << 20
 
 
-@pytest.mark.parametrize("how", ["close", "abort", "return", "raise", "client"])
+@pytest.mark.parametrize("how", ["close", "abort", "return", "raise", "client", "client, cancelled"])
 @on_both_loops
 async def test_how_a_tunnel_ends(how: str, caplog: pytest.LogCaptureFixture) -> None:
-    abandoned: list[str] = []
+    cancelled: list[bool] = []
     ended = asyncio.Event()
 
     async def after(stream: DuplexStream) -> None:
-        of(tunnel.scopes[0]).abandon = lambda: abandoned.append("x")
+        of(tunnel.scopes[0]).cancel_on_disconnect = how != "client"
+        try:
+            await whole_tunnel(stream)
+            await asyncio.sleep(0)
+            cancelled.append(False)
+        except asyncio.CancelledError:
+            cancelled.append(True)
+            raise
+        finally:
+            ended.set()
+
+    async def whole_tunnel(stream: DuplexStream) -> None:
         await stream.write(b"last words")
         if how == "close":
             stream.close()
@@ -1902,12 +1926,11 @@ async def test_how_a_tunnel_ends(how: str, caplog: pytest.LogCaptureFixture) -> 
             stream.abort()
         elif how == "raise":
             raise LookupError
-        elif how == "client":
+        elif how.startswith("client"):
             while await stream.read():
                 continue
             with pytest.raises(ClientDisconnected):
                 await stream.write(b"x")
-        ended.set()
 
     tunnel = Tunnel(after)
     stats = ServerStats()
@@ -1915,7 +1938,7 @@ async def test_how_a_tunnel_ends(how: str, caplog: pytest.LogCaptureFixture) -> 
         async with connect(port_of(server)) as client:
             await client.send(UPGRADE)
             await client.head()
-            if how == "client":
+            if how.startswith("client"):
                 await client.until(b"words")
                 client.reset()
                 async with asyncio.timeout(5):
@@ -1926,7 +1949,7 @@ async def test_how_a_tunnel_ends(how: str, caplog: pytest.LogCaptureFixture) -> 
                 with suppress(ConnectionResetError):
                     await client.rest()
         await quiet(server)
-    assert (abandoned == ["x"]) is (how == "client")
+    assert cancelled == ([] if how == "raise" else [how == "client, cancelled"])
     assert stats.aborted == (
         {"tunnel": 1} if how == "abort" else {"application-error": 1} if how == "raise" else {}
     )

@@ -11,13 +11,14 @@ import inspect
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import uvicorn
 import uvloop
 
-from gateway.server.connection import App, ServerLimits, ServerStats, build
+from gateway.server.connection import App, build
+from gateway.server.limits import ServerLimits, ServerStats
 
 LOOPS = pytest.mark.parametrize(
     "loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"]
@@ -45,9 +46,10 @@ async def running(
 ) -> AsyncIterator[uvicorn.Server]:
     """For the tests that stop the server themselves; `port_of` tells where it listens."""
     config = uvicorn.Config(
-        app,
+        cast(Any, app),
         http=build(limits or ServerLimits(), stats or ServerStats()),
         port=0,
+        interface="asgi3",
         ws="none",
         lifespan="off",
         log_config=None,
