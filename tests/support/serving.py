@@ -40,14 +40,10 @@ def on_both_loops(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..
     return result
 
 
-@asynccontextmanager
-async def running(
-    app: App, limits: ServerLimits | None = None, stats: ServerStats | None = None
-) -> AsyncIterator[uvicorn.Server]:
-    """For the tests that stop the server themselves; `port_of` tells where it listens."""
+def _config(app: App, limits: ServerLimits, stats: ServerStats) -> uvicorn.Config:
     config = uvicorn.Config(
         cast(Any, app),
-        http=build(limits or ServerLimits(), stats or ServerStats()),
+        http=build(limits, stats),
         port=0,
         interface="asgi3",
         ws="none",
@@ -58,6 +54,15 @@ async def running(
         timeout_graceful_shutdown=10,
     )
     config.load()
+    return config
+
+
+@asynccontextmanager
+async def running(
+    app: App, limits: ServerLimits | None = None, stats: ServerStats | None = None
+) -> AsyncIterator[uvicorn.Server]:
+    """For the tests that stop the server themselves; `port_of` tells where it listens."""
+    config = _config(app, limits or ServerLimits(), stats or ServerStats())
     server = uvicorn.Server(config)
     server.lifespan = config.lifespan_class(config)
     await server.startup()
@@ -77,6 +82,26 @@ async def quiet(server: uvicorn.Server) -> None:
     async with asyncio.timeout(10):
         while state.connections or state.tasks:  # noqa: ASYNC110
             await asyncio.sleep(0.002)
+
+
+@asynccontextmanager
+async def directly(app: App) -> AsyncIterator[tuple[Any, Client]]:
+    """A protocol whose input the test hands over by itself, on a socket that its output goes to."""
+    config = _config(app, ServerLimits(), ServerStats())
+    server = uvicorn.Server(config)
+    ours, theirs = socket.socketpair()
+    factory: Any = config.http_protocol_class
+    loop = asyncio.get_running_loop()
+    transport, protocol = await loop.connect_accepted_socket(
+        lambda: factory(config=config, server_state=server.server_state, app_state={}, _loop=loop), ours
+    )
+    reader, writer = await asyncio.open_unix_connection(sock=theirs)
+    try:
+        yield protocol, Client(reader, writer, 5.0)
+    finally:
+        writer.close()
+        transport.abort()
+        await asyncio.sleep(0)
 
 
 @asynccontextmanager
