@@ -17,17 +17,18 @@ import gc
 import json
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import uvloop
-from starlette.types import Message, Scope
 
 from benchmarks import rig
 from gateway import app
 from gateway.config import Settings
 from gateway.http.headers import Fields, Header, Headers
+from gateway.proxy.lifecycle import Lifecycle
+from gateway.proxy.tunnel import ByteStream
 from gateway.state.memory import MemoryStore, Sizes
 from gateway.upstream.reply import Reply
 from gateway.upstream.transport import BeforeSend
@@ -94,23 +95,46 @@ class Upstream:
         pass
 
 
-@dataclass(slots=True)
-class Exchange:
-    """What protocol.py offers beside ASGI."""
+class Call:
+    """A gateway.proxy.client.ClientRequest, and its body. It keeps the status of the reply alone."""
 
-    target: bytes
-    headers: Fields
-    task: asyncio.Task[None] | None
-    method: str = "PATCH"
-    version: str = "1.1"
-    address: str = "127.0.0.1"
-    send: None = None  # so that the gateway uses ASGI's
-    abandon: Callable[[], object] | None = None
-    disconnected: bool = False
+    method = "PATCH"
+    version = "1.1"
+    address = "127.0.0.1"
     upgrade: bytes | None = None
+    cancel_on_disconnect = False
+    gone = False
+    ended = False
+    status = 0
 
-    def whole_body(self) -> None:
-        """It comes by ASGI's way."""
+    def __init__(self, target: bytes, headers: Fields, body: bytes) -> None:
+        self.target = target
+        self.headers = headers
+        self._body = body
+
+    @property
+    def body(self) -> Call:
+        return self
+
+    def whole(self) -> bytes | None:
+        self.ended = True
+        return self._body
+
+    async def read(self) -> bytes:
+        raise AssertionError("the body is whole")
+
+    def respond(self, status: int, headers: Headers, body: bytes, extra_headers: Headers = ()) -> bool:
+        self.status = status
+        return True
+
+    async def start(self, status: int, headers: Headers, extra_headers: Headers = ()) -> None:
+        self.status = status
+
+    async def write(self, piece: bytes, more: bool) -> None:
+        pass
+
+    def switch(self, headers: Headers) -> ByteStream:
+        raise AssertionError("no upgrade was offered")
 
 
 class Kept(NamedTuple):
@@ -123,6 +147,7 @@ class Kept(NamedTuple):
 @dataclass(slots=True)
 class Flood:
     gateway: app.Gateway
+    lifecycle: Lifecycle
     store: MemoryStore
     statuses: dict[int, int]
     locks: int = 0
@@ -136,19 +161,9 @@ class Flood:
                 (b"content-length", b"%d" % len(body)),
             ]
         )
-        scope: Scope = {
-            "type": "http",
-            "extensions": {"gateway": Exchange(target, headers, asyncio.current_task())},
-        }
-
-        async def receive() -> Message:
-            return {"type": "http.request", "body": body, "more_body": False}
-
-        async def send(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                self.statuses[message["status"]] = self.statuses.get(message["status"], 0) + 1
-
-        await self.gateway.app(scope, receive, send)
+        call = Call(target, headers, body)
+        await self.lifecycle.serve(call)
+        self.statuses[call.status] = self.statuses.get(call.status, 0) + 1
         self.locks = max(self.locks, len(self.gateway.locks))
 
     async def run(self, name: str, calls: int, at_once: int, body: bytes) -> None:
@@ -185,7 +200,9 @@ async def measure(calls: int, at_once: int, max_entries: int) -> bool:
     settings = Settings.model_validate(chosen)
     upstream = Upstream()
     store = MemoryStore(settings.state_cache.max_entries, settings.state_cache.max_bytes, time.monotonic)
-    flood = Flood(app.build(settings, transport=upstream, store=store), store, {})
+    gateway = app.build(settings, transport=upstream, store=store)
+    assert isinstance(gateway.app, Lifecycle)
+    flood = Flood(gateway, gateway.app, store, {})
     await flood.run("warm", 2000, at_once, UNFILLED)
     floods = {
         "ids": UNFILLED,

@@ -17,13 +17,12 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 from urllib.parse import urlsplit
 
 import uvicorn
 from starlette.applications import Starlette
 from starlette.middleware.cors import CORSMiddleware
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.admin import health
 from gateway.admin.metrics import Counts, Gauge, Key, Metrics
@@ -33,7 +32,8 @@ from gateway.http.forwarding import Hop
 from gateway.proxy.lifecycle import Lifecycle
 from gateway.proxy.passthrough import Passthrough, UploadSlots
 from gateway.rules import Rules
-from gateway.server import connection as protocol
+from gateway.server import asgi, connection
+from gateway.server.limits import ServerLimits, ServerStats
 from gateway.state.credentials import CredentialFingerprints
 from gateway.state.locks import MemoryLocks
 from gateway.state.lookup import Lookups
@@ -70,7 +70,7 @@ class Listening(NamedTuple):
 class Gateway:
     """All that runs. `draining` is set when the process is about to stop."""
 
-    app: protocol.App
+    app: connection.App
     admin: Starlette
     lookups: Lookups
     store: Store
@@ -78,7 +78,7 @@ class Gateway:
     audit: Audit
     transport: Transport
     counts: Counts
-    stats: protocol.ServerStats
+    stats: ServerStats
     draining: asyncio.Event
 
     async def close(self) -> None:
@@ -186,7 +186,7 @@ def build(
         audit=audit,
         transport=transport,
         counts=counts,
-        stats=protocol.ServerStats(),
+        stats=ServerStats(),
         draining=draining,
     )
 
@@ -214,21 +214,21 @@ def _size(store: MemoryStore, table: int) -> float:
     return store.sizes()[table]
 
 
-def downstream_limits(settings: Settings, **changes: Any) -> protocol.ServerLimits:
-    names = {field.name for field in fields(protocol.ServerLimits)}
+def downstream_limits(settings: Settings, **changes: Any) -> ServerLimits:
+    names = {field.name for field in fields(ServerLimits)}
     # A reply that waits for its client holds a connection to the upstream: half of those are for the others.
     changes = {"max_stalled": max(1, settings.upstream.max_connections // 2)} | changes
-    return protocol.ServerLimits(**(settings.limits.model_dump(include=names) | changes))
+    return ServerLimits(**(settings.limits.model_dump(include=names) | changes))
 
 
-def _without_cors(app: ASGIApp) -> ASGIApp:
+def _without_cors(app: asgi.AsgiApp) -> asgi.AsgiApp:
     """
     What the upstream says of CORS ends here: its origins together with the gateway's credentials would let
     in whom neither of them meant.
     """
 
-    async def silenced(scope: Scope, receive: Receive, send: Send) -> None:
-        async def said(message: Message) -> None:
+    async def silenced(scope: asgi.Message, receive: asgi.Receive, send: asgi.Send) -> None:
+        async def said(message: asgi.Message) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [
                     pair for pair in message["headers"] if not pair[0].startswith(b"access-control-")
@@ -240,9 +240,9 @@ def _without_cors(app: ASGIApp) -> ASGIApp:
     return silenced
 
 
-def with_cors(app: ASGIApp, cors: CorsSettings) -> protocol.App:
+def with_cors(lifecycle: Lifecycle, cors: CorsSettings) -> asgi.AsgiApp:
     return CORSMiddleware(
-        _without_cors(app),
+        _without_cors(asgi.application(lifecycle.serve)),
         allow_origins=cors.origins,
         allow_methods=cors.methods,
         allow_headers=cors.headers,
@@ -309,11 +309,8 @@ async def running(settings: Settings, gateway: Gateway) -> AsyncIterator[Listeni
         private = bound.enter_context(bind("admin", settings.admin.host, settings.admin.port))
         server = _Server(
             uvicorn.Config(
-                gateway.app,
-                http=protocol.build(
-                    downstream_limits(settings),
-                    gateway.stats,
-                ),
+                cast(Any, gateway.app),
+                http=connection.build(downstream_limits(settings), gateway.stats),
                 timeout_graceful_shutdown=math.ceil(limits.drain_timeout),
                 **QUIET,
             )

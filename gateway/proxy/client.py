@@ -1,5 +1,5 @@
 """
-The client's side of one call: its request read, its reply relayed, over ASGI as `protocol.py` offers it.
+The client's side of one call: what the lifecycle needs of a request and its reply, and what it makes of them.
 """
 
 from __future__ import annotations
@@ -9,57 +9,70 @@ import contextlib
 import itertools
 import secrets
 from collections.abc import AsyncIterator, Iterator
-from typing import Any, Protocol
-
-from starlette.types import Message, Receive, Send
+from typing import Protocol
 
 from gateway.errors import BodyTooLarge, GatewayError, InvalidReply
 from gateway.http.forwarding import Hop, sane_id, upstream_request_headers
 from gateway.http.headers import Fields, Header, Headers, by_name
 from gateway.http.problem import problem
-from gateway.proxy.tunnel import Down
+from gateway.proxy.tunnel import ByteStream
+
+
+class Body(Protocol):
+    """The body of a request or of a reply, as it comes."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether read() has nothing more to give."""
+
+    def whole(self) -> bytes | None:
+        """What is left of it, if all that is here by now; then there is nothing to read any more."""
+
+    async def read(self) -> bytes:
+        """
+        What has come, as soon as there is any; b"" at the end. A request's raises OSError when the client has
+        left, and either's a GatewayError where it breaks off.
+        """
 
 
 class ClientRequest(Protocol):
     """
-    The request as protocol.py has read it, the task that serves it, word of a client that left, and shortcuts
-    past ASGI where a message is whole.
+    One request, and the way back to the client that sent it. One task serves it, and calls all of these.
     """
 
     method: str
-    target: bytes
-    version: str
+    target: bytes  # as it was sent
+    version: str  # of HTTP: "1.1"
     headers: Fields
-    address: str
-    task: asyncio.Task[None]
-    abandon: Any
-    disconnected: bool
-    upgrade: bytes | None
+    address: str  # the peer's
+    upgrade: bytes | None  # the protocol that the client offers to switch to
+    cancel_on_disconnect: bool  # whether the task is cancelled when the client leaves before it has its reply
 
-    async def receive(self) -> Message: ...
+    @property
+    def body(self) -> Body: ...
 
-    async def send(self, message: Message) -> None: ...
+    @property
+    def gone(self) -> bool:
+        """Whether the client has left."""
 
-    def whole_body(self) -> bytes | None: ...
+    def respond(self, status: int, headers: Headers, body: bytes, extra_headers: Headers = ()) -> bool:
+        """
+        The whole reply in one step; none of `extra_headers` says how long it is. False, and nothing is done,
+        where that would have to wait: then it takes start() and write(). Raises like these.
+        """
 
-    def respond(self, status: int, headers: Headers, body: bytes, extra_headers: Headers = ()) -> bool: ...
+    async def start(self, status: int, headers: Headers, extra_headers: Headers = ()) -> None:
+        """Raises ValueError for a head that can't be written, and OSError when the client has left."""
 
-    def switch(self, headers: Headers) -> Down: ...
+    async def write(self, piece: bytes, more: bool) -> None:
+        """A piece of the reply's body, the last unless there is `more`. Raises OSError."""
+
+    def switch(self, headers: Headers) -> ByteStream:
+        """Answers 101 with these fields; what follows is raw. Raises like start()."""
 
 
 class ClientGone(Exception):
     """The client left before anything was sent upstream: the call ends without a trace."""
-
-
-class Body(Protocol):
-    """A reply's body: what upstream.Reply offers."""
-
-    @property
-    def ended(self) -> bool: ...
-
-    def whole(self) -> bytes | None: ...
-
-    async def read(self) -> bytes: ...
 
 
 # Enough of an id to tell the calls of all gateways apart: what is random is drawn once.
@@ -73,20 +86,14 @@ class Client:
     _ahead = b""
     _whole = False
 
-    def __init__(
-        self, exchange: ClientRequest, receive: Receive | None = None, send: Send | None = None
-    ) -> None:
-        """`receive` and `send` where something stands between the gateway and its protocol."""
-        self.exchange = exchange
-        self._direct = send is None
-        self._receive = receive or exchange.receive
-        self._send = send or exchange.send
-        self.method = exchange.method
-        self.target = exchange.target
-        self.path = exchange.target.partition(b"?")[0]
-        self.headers = exchange.headers
-        self.fields = exchange.headers.derived(by_name)
-        self.address = exchange.address
+    def __init__(self, request: ClientRequest) -> None:
+        self._request = request
+        self.method = request.method
+        self.target = request.target
+        self.path = request.target.partition(b"?")[0]
+        self.headers = request.headers
+        self.fields = request.headers.derived(by_name)
+        self.address = request.address
         explicit = self.fields.get(b"x-request-id")
         self.id = explicit.decode() if explicit is not None and sane_id(explicit) else next(_ids)
         self.extra_headers: list[Header] = [(b"x-request-id", self.id.encode())]  # goes with what goes onward
@@ -96,44 +103,44 @@ class Client:
         return b"transfer-encoding" in self.fields or self.fields.get(b"content-length", b"0") != b"0"
 
     def upstream_request_headers(self, hop: Hop) -> Fields:
-        """The fields for the upstream, as forwarding.onward says."""
-        return self.headers.derived(upstream_request_headers, hop, self.address, self.exchange.version)
+        """The fields for the upstream, as http/forwarding.py makes them."""
+        return self.headers.derived(upstream_request_headers, hop, self.address, self._request.version)
 
     def cancel_on_disconnect(self) -> None:
         """From here on the call is cancelled when the client leaves."""
-        self.exchange.abandon = self.exchange.task.cancel
+        self._request.cancel_on_disconnect = True
 
-    def run_to_the_end(self) -> None:
+    def shield_from_disconnect(self) -> None:
         """
         From here on the call runs to its end, whether or not somebody waits for the reply. Raises
         ClientGone when the client has left already: nothing is sent for nobody.
         """
-        self.exchange.abandon = None
-        if self.exchange.disconnected:
+        self._request.cancel_on_disconnect = False
+        if self._request.gone:
             raise ClientGone
 
     @property
     def upgrade(self) -> bytes | None:
         """The protocol that the client offers to switch to."""
-        return self.exchange.upgrade
+        return self._request.upgrade
 
-    def switch(self, headers: Headers) -> Down:
+    def switch(self, headers: Headers) -> ByteStream:
         """Answers 101 with these fields; what follows is raw."""
         with _fields_that_can_be_sent():
-            down = self.exchange.switch(headers)
+            stream = self._request.switch(headers)
         self.started = True
-        return down
+        return stream
 
     @property
     def gone(self) -> bool:
-        return self.exchange.disconnected
+        return self._request.gone
 
     async def read(self, limit: int) -> bytes:
         """The whole body. Raises BodyTooLarge from the head alone where it says so."""
         length = self.fields.get(b"content-length")
         if length is not None and int(length) > limit:
             raise BodyTooLarge(f"the body has {length.decode()} bytes, limits.max_body is {limit}")
-        whole = self.exchange.whole_body()
+        whole = self._request.body.whole()
         if whole is not None:
             if len(whole) > limit:
                 raise BodyTooLarge(f"the body is longer than limits.max_body, {limit} bytes")
@@ -141,23 +148,18 @@ class Client:
         if length is None and not self.has_body:
             return b""
         body = b""
-        while True:
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                raise ClientGone
-            piece = message.get("body", b"")
-            body = body + piece if body else piece
+        while not self._whole:
+            body += await self._piece()
             if len(body) > limit:
                 raise BodyTooLarge(f"the body is longer than limits.max_body, {limit} bytes")
-            if not message.get("more_body", False):
-                return bytes(body)
+        return body
 
     async def read_ahead(self, limit: int, patience: float | None = None) -> bool:
         """
         To the body's end, past `limit` bytes, or until `patience` seconds are over. Whether the end was seen;
         if not, body() begins with what was read.
         """
-        whole = self.exchange.whole_body()
+        whole = self._request.body.whole()
         if whole is not None:
             self._ahead, self._whole = whole, True
             return True
@@ -186,20 +188,21 @@ class Client:
                 yield piece
 
     async def _piece(self) -> bytes:
-        message = await self._receive()
-        if message["type"] == "http.disconnect":
-            raise ClientGone
-        self._whole = not message.get("more_body", False)
-        piece: bytes = message.get("body", b"")
+        body = self._request.body
+        try:
+            piece = await body.read()
+        except OSError as error:
+            raise ClientGone from error
+        self._whole = body.ended
         return piece
 
     async def relay(
         self, status: int, headers: Headers, extra_headers: Headers, body: Body, keep: int = 0
     ) -> bytes | None:
         """
-        Head and body as they come, `own` behind the headers. An error in the body is raised: the client's
-        reply stays cut off. A client that leaves while something is waited for ends the call. Returns the
-        body if it is no longer than `keep` bytes.
+        Head and body as they come. An error in the body is raised: the client's reply stays cut off. A client
+        that leaves while something is waited for ends the call. Returns the body if it is no longer than
+        `keep` bytes.
         """
         whole = body.whole()
         if whole is not None:
@@ -214,27 +217,23 @@ class Client:
                 kept += piece[: keep + 1]
             ended = body.ended
             if piece or ended:
-                await self._send({"type": "http.response.body", "body": piece, "more_body": not ended})
+                await self._request.write(piece, not ended)
             if ended:
                 return kept if len(kept) <= keep else None
 
     async def answer(self, status: int, headers: Headers, body: bytes, extra_headers: Headers = ()) -> None:
-        if self._direct:
-            try:
-                self.started = self.exchange.respond(status, headers, body, extra_headers)
-            except ValueError as error:
-                raise InvalidReply(str(error)) from error
-            if self.started:
-                return
-        self.cancel_on_disconnect()
-        await self._start(status, headers, extra_headers)
-        await self._send({"type": "http.response.body", "body": body, "more_body": False})
+        try:
+            self.started = self._request.respond(status, headers, body, extra_headers)
+        except ValueError as error:
+            raise InvalidReply(str(error)) from error
+        if not self.started:
+            self.cancel_on_disconnect()
+            await self._start(status, headers, extra_headers)
+            await self._request.write(body, False)
 
     async def _start(self, status: int, headers: Headers, extra_headers: Headers) -> None:
         with _fields_that_can_be_sent():
-            await self._send(
-                {"type": "http.response.start", "status": status, "headers": [*headers, *extra_headers]}
-            )
+            await self._request.start(status, headers, extra_headers)
         self.started = True
 
     async def refuse(self, error: GatewayError, headers: Headers = ()) -> None:
@@ -244,7 +243,7 @@ class Client:
 
 @contextlib.contextmanager
 def _fields_that_can_be_sent() -> Iterator[None]:
-    """What the upstream said is sound in itself, but protocol.py refuses to say it: nothing was written."""
+    """What the upstream said is sound in itself, but the server refuses to write it: nothing was written."""
     try:
         yield
     except ValueError as error:

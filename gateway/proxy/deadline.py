@@ -1,5 +1,6 @@
 """
-The time that each call has. All have the same, so who began first is due first: one timer serves them all.
+The time that each call has. All have the same, so the first to begin is the first to be due: one timer
+serves them all.
 """
 
 from __future__ import annotations
@@ -13,15 +14,18 @@ class Deadline:
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
-        self._due: dict[asyncio.Task[Any], float] = {}  # who began first, first
+        self._due: dict[asyncio.Task[Any], float] = {}  # in the order in which they began
         self._timer: asyncio.TimerHandle | None = None
 
-    def begin(self, task: asyncio.Task[Any]) -> None:
-        """The task is cancelled when its time is over before `end` is called."""
+    def begin(self) -> asyncio.Task[Any]:
+        """The task that runs this, which is cancelled when its time is over before `end` is called."""
+        task = asyncio.current_task()
+        assert task is not None
         loop = task.get_loop()
         when = self._due[task] = loop.time() + self.seconds
         if self._timer is None:
             self._timer = loop.call_at(when, self._ring, loop)
+        return task
 
     def end(self, task: asyncio.Task[Any]) -> bool:
         """Whether the task was cancelled for its time, and nobody else has cancelled it: that is undone."""

@@ -4,18 +4,17 @@ The life of a call. Read this first.
     match → read → diagnose → look up → rewrite → record → forward → settle
 
 `enforce` is that list; what another mode does differently stands beside it, and MODES names them.
-What no rule matches is carried through by `passage.py`. All that touches the world is an argument.
+What no rule matches is carried through by passthrough.py. All that touches the world is an argument.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from msgspec import Struct
-from starlette.types import Receive, Scope, Send
 
 from gateway.audit.writer import Audit
 from gateway.errors import (
@@ -102,7 +101,7 @@ class Lifecycle:
         self._lookups = lookups
         self._locks = locks
         self._upstream = upstream
-        self._passage = passthrough
+        self._passthrough = passthrough
         self._audit = audit
         self._credentials = credentials
         self._hop = hop
@@ -111,20 +110,14 @@ class Lifecycle:
         self._max_body = max_body
         self._deadline = Deadline(deadline)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._call(Client(scope["extensions"]["gateway"], receive, send))
-
-    def serve(self, exchange: ClientRequest) -> Coroutine[Any, Any, None]:
-        """The same without ASGI, whose messages most calls can do without."""
-        return self._call(Client(exchange))
-
-    async def _call(self, client: Client) -> None:
+    async def serve(self, request: ClientRequest) -> None:
+        client = Client(request)
         try:
             if b"via" in client.fields and forwarding.looped(client.headers, self._hop):
                 raise LoopDetected("its Via field names this gateway")
             route = self._rules.match(client.method, client.path)  # match
             if route is None:
-                await self._passage.carry(client)
+                await self._passthrough.carry(client)
             else:
                 await self._live(client, route)
         except GatewayError as error:
@@ -138,8 +131,7 @@ class Lifecycle:
     async def _live(self, client: Client, route: RouteMatch) -> None:
         credential = client.headers.derived(self._credentials.of)
         record = CallRecord(client, route.rule, credential, self._clock())
-        task, late = client.exchange.task, False
-        self._deadline.begin(task)
+        task, late = self._deadline.begin(), False
         try:
             try:
                 client.cancel_on_disconnect()
@@ -319,7 +311,7 @@ class Lifecycle:
 
     async def _untouched(self, matched: MatchedCall, reason: str, **details: Any) -> Reply:
         def before_send() -> None:
-            matched.client.run_to_the_end()
+            matched.client.shield_from_disconnect()
             matched.record.leaves(self._audit, reason, **details)
 
         with await self._turn(matched):
@@ -336,7 +328,7 @@ class Lifecycle:
         def before_send() -> Callable[[], None] | None:
             if not self._lookups.still_usable(answers):
                 raise Stale
-            matched.client.run_to_the_end()
+            matched.client.shield_from_disconnect()
             return matched.record.sends(self._audit, matched.call, call, changes, answers.unfilled)
 
         try:

@@ -143,7 +143,7 @@ class Passthrough:
             reply = None
             try:
                 try:
-                    reply = await self._sent(client, headers, client.run_to_the_end)
+                    reply = await self._sent(client, headers, client.shield_from_disconnect)
                 finally:
                     await self.lookups.invalidate_after(conversation)
             except asyncio.CancelledError:

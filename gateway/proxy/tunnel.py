@@ -11,19 +11,26 @@ from typing import Protocol
 from gateway.errors import UpstreamError
 
 
-class Down(Protocol):
-    async def read(self) -> bytes: ...
+class ByteStream(Protocol):
+    """One side of a tunnel."""
 
-    async def write(self, data: bytes) -> None: ...
+    async def read(self) -> bytes:
+        """Empty once that side has ended."""
 
-    def close(self) -> None: ...
+    async def write(self, data: bytes) -> None:
+        """Returns when that side keeps up."""
+
+    def close(self) -> None:
+        """What was written is sent first."""
 
 
-class Up(Down, Protocol):
+class HalfClosableStream(ByteStream, Protocol):
+    """A side that can be told that no more will come, and still be read."""
+
     def write_eof(self) -> None: ...
 
 
-async def join(down: Down, up: Up, idle: float) -> None:
+async def join(client: ByteStream, upstream: HalfClosableStream, idle: float) -> None:
     """
     Returns when the upstream has ended, when the client broke off, or after `idle` seconds without a
     byte either way. Each write waits for its reader, so a slow side slows the other and nothing piles up.
@@ -35,9 +42,9 @@ async def join(down: Down, up: Up, idle: float) -> None:
             def heard() -> None:
                 silence.reschedule(loop.time() + idle)
 
-            sending = asyncio.create_task(_pump(down.read, up.write, heard, up.write_eof))
+            sending = asyncio.create_task(_pump(client.read, upstream.write, heard, upstream.write_eof))
             try:
-                await _pump(up.read, down.write, heard)
+                await _pump(upstream.read, client.write, heard)
             finally:
                 sending.cancel()
                 await asyncio.wait([sending])
@@ -45,8 +52,8 @@ async def join(down: Down, up: Up, idle: float) -> None:
         # Silence, or an end that broke off: both are ends of a tunnel, and there is nobody to tell.
         return
     finally:
-        up.close()
-        down.close()
+        upstream.close()
+        client.close()
 
 
 async def _pump(

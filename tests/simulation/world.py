@@ -11,13 +11,13 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from random import Random
 from typing import Any
 
 import msgspec
-from starlette.types import ASGIApp, Message
 
 from gateway import app
 from gateway.app import Parts
@@ -25,6 +25,8 @@ from gateway.audit.writer import Audit, Batch, Line
 from gateway.config import Settings
 from gateway.errors import GatewayError
 from gateway.http.headers import Fields, Header, Headers
+from gateway.proxy.lifecycle import Lifecycle
+from gateway.proxy.tunnel import ByteStream
 from gateway.state.memory import MemoryStore
 from gateway.state.store import Store
 from gateway.upstream.transport import Transport
@@ -188,10 +190,13 @@ class World:
             parts=replace(self.parts, audit=lambda path, wall, soon: Journal(path, wall, loop.clock, log)),
         )
 
+        lifecycle = gateway.app
+        assert isinstance(lifecycle, Lifecycle)
+
         async def everything() -> None:
             async with asyncio.TaskGroup() as group:
                 for action in schedule.actions:
-                    group.create_task(self._act(action, loop, upstream, gateway.app, told))
+                    group.create_task(self._act(action, loop, upstream, lifecycle, told))
             await asyncio.sleep(QUIET)
             await gateway.close()
 
@@ -226,7 +231,7 @@ class World:
         action: Request | Change | Jump,
         loop: Loop,
         upstream: SimulatedUpstream,
-        gateway: ASGIApp,
+        gateway: Lifecycle,
         told: dict[str, Told],
     ) -> None:
         await asyncio.sleep(action.at)
@@ -242,7 +247,7 @@ class World:
 
 
 class Client:
-    """One call: what protocol.py offers the gateway as the request's scope, receive, send and exchange."""
+    """One call: a gateway.proxy.client.ClientRequest, and what the client lived through."""
 
     def __init__(self, request: Request, loop: Loop) -> None:
         self._loop = loop
@@ -252,36 +257,33 @@ class Client:
         self.version = "1.1"
         self.headers = Fields(self._fields())
         self.address = "192.0.2.1"
-        self.task: asyncio.Task[Any] | None = None
-        self.upgrade = None
-        self.abandon: Callable[[], object] | None = None
-        self.disconnected = False
-        self._left = asyncio.Event()
-        half = len(request.body) // 2 if request.gap else 0
-        self._pieces = [request.body[:half], request.body[half:]] if half else [request.body]
+        self.upgrade: bytes | None = None
+        self.body = SimulatedBody(self.told, loop)
+        self.cancel_on_disconnect = False
+        self.gone = False
+        self._task: asyncio.Task[Any] | None = None
         if request.leaves is not None:
             loop.call_later(request.leaves, self._leave)
 
-    async def call(self, gateway: ASGIApp) -> None:
+    async def call(self, gateway: Lifecycle) -> None:
         told = self.told
         try:
             async with asyncio.timeout(PATIENCE):
-                self.task = asyncio.current_task()
-                await gateway({"type": "http", "extensions": {"gateway": self}}, self.receive, self.send)
+                self._task = asyncio.current_task()
+                await gateway.serve(self)
         except (OSError, GatewayError, asyncio.CancelledError) as error:
-            # What protocol.py expects: of a client that left, and of a reply that broke off (C3).
+            # What the server expects: of a client that left, and of a reply that broke off (C3).
             told.failure = error
         told.ended = self._loop.clock()
 
     def _leave(self) -> None:
         if self.told.complete:
             return
-        self.disconnected = True
+        self.gone = True
         self.told.left = self._loop.clock()
-        self._left.set()
-        if self.abandon is not None:
-            self.abandon()
-        self.abandon = None
+        self.body.broken.set()
+        if self.cancel_on_disconnect and self._task is not None:
+            self._task.cancel()
 
     def _fields(self) -> list[Header]:
         request = self.told.request
@@ -298,43 +300,62 @@ class Client:
             headers.append((b"x-client-read", b"1"))
         return headers
 
-    def whole_body(self) -> bytes | None:
-        if self.disconnected or len(self._pieces) != 1 or self.told.request.gap:
-            return None
-        return bytes(self._piece()["body"])
-
     def respond(self, status: int, headers: Headers, body: bytes, extra_headers: Headers = ()) -> bool:
-        """Never at once: the simulated client is told by messages alone."""
+        """Never in one step: the simulated client is told piece by piece."""
         return False
 
-    async def receive(self) -> Message:
-        if self.disconnected or not self._pieces:
-            await self._left.wait()
-            return {"type": "http.disconnect"}
-        if len(self._pieces) == 1 and self.told.request.gap:
-            try:
-                async with asyncio.timeout(self.told.request.gap):
-                    await self._left.wait()
-            except TimeoutError:
-                return self._piece()
-            return {"type": "http.disconnect"}
+    async def start(self, status: int, headers: Headers, extra_headers: Headers = ()) -> None:
+        self._check()
+        self.told.status, self.told.headers = status, [*headers, *extra_headers]
+
+    async def write(self, piece: bytes, more: bool) -> None:
+        self._check()
+        self.told.body += piece
+        self.told.complete = not more
+
+    def switch(self, headers: Headers) -> ByteStream:
+        raise AssertionError("no upgrade was offered")
+
+    def _check(self) -> None:
+        if self.gone:
+            raise OSError("the client has gone")
+
+
+class SimulatedBody:
+    """A call's body: whole at once, or in two halves with a gap between them."""
+
+    def __init__(self, told: Told, loop: Loop) -> None:
+        self._told = told
+        self._loop = loop
+        self._gap = told.request.gap
+        body = told.request.body
+        half = len(body) // 2 if self._gap else 0
+        self._pieces = [body[:half], body[half:]] if half else [body]
+        self.broken = asyncio.Event()  # the client has left
+
+    @property
+    def ended(self) -> bool:
+        return not self._pieces
+
+    def whole(self) -> bytes | None:
+        if self.broken.is_set() or len(self._pieces) != 1 or self._gap:
+            return None
         return self._piece()
 
-    def _piece(self) -> Message:
-        piece = self._pieces.pop(0)
-        if not self._pieces:
-            self.told.joined = self._loop.clock()
-        return {"type": "http.request", "body": piece, "more_body": bool(self._pieces)}
-
-    async def send(self, message: Message) -> None:
-        if self.disconnected:
+    async def read(self) -> bytes:
+        if self._gap and len(self._pieces) == 1:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._gap):
+                    await self.broken.wait()
+        if self.broken.is_set():
             raise OSError("the client has gone")
-        told = self.told
-        if message["type"] == "http.response.start":
-            told.status, told.headers = message["status"], list(message["headers"])
-            return
-        told.body += message["body"]
-        told.complete = not message["more_body"]
+        return self._piece()
+
+    def _piece(self) -> bytes:
+        piece = self._pieces.pop(0) if self._pieces else b""
+        if not self._pieces:
+            self._told.joined = self._loop.clock()
+        return piece
 
 
 def digest(body: bytes) -> str:

@@ -12,13 +12,14 @@ import itertools
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import pytest
 import uvicorn
 import uvloop
 
-from gateway.server.connection import App, ServerLimits, ServerStats, build
+from gateway.server.connection import App, build
+from gateway.server.limits import ServerLimits, ServerStats
 
 LOOPS = pytest.mark.parametrize(
     "loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"]
@@ -40,15 +41,12 @@ def on_both_loops(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..
     return result
 
 
-@asynccontextmanager
-async def running(
-    app: App, limits: ServerLimits | None = None, stats: ServerStats | None = None
-) -> AsyncIterator[uvicorn.Server]:
-    """For the tests that stop the server themselves; `port_of` tells where it listens."""
+def _config(app: App, limits: ServerLimits, stats: ServerStats) -> uvicorn.Config:
     config = uvicorn.Config(
-        app,
-        http=build(limits or ServerLimits(), stats or ServerStats()),
+        cast(Any, app),
+        http=build(limits, stats),
         port=0,
+        interface="asgi3",
         ws="none",
         lifespan="off",
         log_config=None,
@@ -57,6 +55,15 @@ async def running(
         timeout_graceful_shutdown=10,
     )
     config.load()
+    return config
+
+
+@asynccontextmanager
+async def running(
+    app: App, limits: ServerLimits | None = None, stats: ServerStats | None = None
+) -> AsyncIterator[uvicorn.Server]:
+    """For the tests that stop the server themselves; `port_of` tells where it listens."""
+    config = _config(app, limits or ServerLimits(), stats or ServerStats())
     server = uvicorn.Server(config)
     server.lifespan = config.lifespan_class(config)
     await server.startup()
@@ -81,6 +88,26 @@ async def quiet(server: uvicorn.Server) -> None:
             if not (state.connections or state.tasks):
                 return
             await asyncio.sleep(0 if turn < 20 else 0.002)
+
+
+@asynccontextmanager
+async def directly(app: App) -> AsyncIterator[tuple[Any, Client]]:
+    """A protocol whose input the test hands over by itself, on a socket that its output goes to."""
+    config = _config(app, ServerLimits(), ServerStats())
+    server = uvicorn.Server(config)
+    ours, theirs = socket.socketpair()
+    factory: Any = config.http_protocol_class
+    loop = asyncio.get_running_loop()
+    transport, protocol = await loop.connect_accepted_socket(
+        lambda: factory(config=config, server_state=server.server_state, app_state={}, _loop=loop), ours
+    )
+    reader, writer = await asyncio.open_unix_connection(sock=theirs)
+    try:
+        yield protocol, Client(reader, writer, 5.0)
+    finally:
+        writer.close()
+        transport.abort()
+        await asyncio.sleep(0)
 
 
 @asynccontextmanager

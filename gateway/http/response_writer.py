@@ -1,0 +1,118 @@
+"""
+A response as bytes: status line, fields, and a body framed as the head says. Pure.
+
+Law: a head is checked as a whole before a byte of it is given out, so that no field can add a line to it. A
+body that is not as long as its Content-Length is an error, and never looks whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Final
+
+from gateway.http.chunked import LAST_CHUNK, chunk
+from gateway.http.grammar import BODILESS, CHUNKED, NO_BODY, UNTIL_CLOSE
+from gateway.http.headers import Fields, Header, Headers, first
+from gateway.http.writer import OF_A_REPLY_WITHOUT_LENGTH, OF_THE_CONNECTION, checked, field_lines
+
+_STATUS_LINES: Final = {
+    status.value: b"HTTP/1.1 %d %b\r\n" % (status, status.phrase.encode("ascii")) for status in HTTPStatus
+}
+_CLOSE: Final = b"connection: close\r\n\r\n"  # the end of a head; RFC 9112 section 9.6
+
+
+class ResponseWriter:
+    """One response: its head was checked, and waits to go out with the first bytes of the body."""
+
+    __slots__ = ("_framing", "closes", "complete", "head")
+
+    def __init__(
+        self,
+        status: int,
+        headers: Headers,
+        extra_headers: Headers,
+        method: bytes,
+        minor: int,
+        date: Callable[[], bytes],
+    ) -> None:
+        """
+        To a request with this method, in HTTP/1.`minor`. `headers` may say how long the body is,
+        `extra_headers` may not. `date` is asked for the value of Date where `headers` has none. Raises
+        ValueError for a head that can't be written.
+        """
+        if not 200 <= status <= 999:
+            raise ValueError(f"{status} is not the status of a final reply")
+        # RFC 9110 section 8.6: a 204 has no length, and a 304's would be that of the reply it stands for.
+        sizeless = status in BODILESS
+        unwritten = OF_A_REPLY_WITHOUT_LENGTH if sizeless else OF_THE_CONNECTION
+        if isinstance(headers, Fields):
+            lines = headers.derived(field_lines, unwritten)
+        else:
+            lines = field_lines(headers, unwritten)
+        head = (_STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status) + lines.text
+        if extra_headers:
+            head += checked(b"\r\n".join([*map(b": ".join, extra_headers), b""]), len(extra_headers))
+        if not lines.dated:
+            head += b"date: %b\r\n" % date()  # RFC 9110 section 6.6.1
+        # How the body ends (RFC 9112 section 6.3).
+        if sizeless or method == b"HEAD":
+            self._framing = NO_BODY
+        elif lines.length is not None:
+            self._framing = lines.length
+        elif minor:
+            self._framing = CHUNKED
+            head += b"transfer-encoding: chunked\r\n"
+        else:
+            self._framing = UNTIL_CLOSE
+        self.head: bytes | None = head  # None once it was given out
+        self.closes = lines.closes  # the fields say that the connection ends with this response
+        self.complete = False
+
+    @property
+    def ends_by_close(self) -> bool:
+        """Whether only the end of the connection tells the client that the body has ended."""
+        return self._framing == UNTIL_CLOSE
+
+    def write(self, body: bytes, more: bool, close: bool) -> bytes:
+        """
+        The bytes for a piece of the body, the last unless there is `more`; before the first of them the head,
+        which says that the connection ends if `close`. Raises RuntimeError where the body is not as long as
+        the head said.
+        """
+        if self.complete:
+            raise RuntimeError("a body after the reply was complete")
+        framing = self._framing
+        if framing >= 0:
+            framing -= len(body)
+            if framing < 0 or (framing and not more):
+                raise RuntimeError("the body is not as long as the reply's Content-Length")
+            self._framing = framing
+        elif framing == CHUNKED:
+            body = chunk(body)
+            if not more:
+                body += LAST_CHUNK
+        elif framing == NO_BODY:
+            body = b""
+        self.complete = not more
+        head = self.head
+        if head is None:
+            return body
+        self.head = None
+        return head + (_CLOSE if close else b"\r\n") + body
+
+    def write_head(self, close: bool) -> bytes:
+        """The head alone, before anything of the body is there. Once."""
+        head, self.head = self.head, None
+        assert head is not None
+        return head + (_CLOSE if close else b"\r\n")
+
+
+def switching(headers: Headers, protocol: bytes) -> bytes:
+    """The head of a 101 that accepts `protocol`, with these fields. Raises ValueError."""
+    fields: list[Header] = list(headers)
+    if first(fields, b"upgrade") is None:
+        fields.append((b"upgrade", protocol))
+    if first(fields, b"connection") is None:
+        fields.append((b"connection", b"upgrade"))
+    return _STATUS_LINES[101] + field_lines(fields).text + b"\r\n"

@@ -1,0 +1,41 @@
+"""
+What one client may take of the gateway, and what the connections of one server have counted together.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from math import inf
+
+from gateway.http.request_parser import HeadLimits
+from gateway.server.stalled_replies import StalledReplies
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerLimits(HeadLimits):
+    """Durations in seconds."""
+
+    max_connections: int = 20_000
+    max_in_flight: int = 1_000
+    # For a whole head; on a new connection, from the connect to the head's first byte too.
+    head_timeout: float = 10.0
+    body_timeout: float = 10.0  # between two pieces of a body that the application waits for
+    keep_alive: float = 60.0  # between a reply and the next request
+    write_timeout: float = 60.0  # without the client taking a byte of what is ready for it
+    min_rate: int = 500  # bytes a second, of a body or a reply, while the client is waited for. 0: any
+    rate_window: float = 10.0  # of such waiting, over which min_rate is the average
+    max_stalled: int = 100  # replies that wait for their clients: past it, who has stalled longest is cut off
+
+
+@dataclass(slots=True)
+class ServerStats:
+    """What the connections of one server share. The counters' keys: a refusal's slug, an abort's cause."""
+
+    refused: Counter[str] = field(default_factory=Counter)
+    aborted: Counter[str] = field(default_factory=Counter)
+    turned_away: int = 0  # connections over the limit that are still to read why
+    awaiting: int = 0  # applications that wait for their client's body
+    stalled: StalledReplies = field(default_factory=StalledReplies)
+    overload_logged: float = -inf
+    stopping: bool = False

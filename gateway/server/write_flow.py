@@ -1,0 +1,163 @@
+"""
+Back pressure from one client: writing waits while it does not read, and one that reads too little is cut off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable
+from math import inf
+from typing import Literal
+
+from gateway.server.client_watch import ClientWatch
+from gateway.server.limits import ServerLimits
+from gateway.server.stalled_replies import StalledReplies
+
+if sys.platform != "win32":
+    import fcntl
+    import termios
+
+
+class ClientDisconnected(OSError):
+    """Nothing can be sent to this client any more, and nothing more comes from it."""
+
+
+class WriteFlow:
+    """
+    The transport, and whether more may be written to it. `deadline` is when overdue() is to be asked. What
+    counts is what the client has taken, not what the kernel has taken for it.
+    """
+
+    __slots__ = (
+        "_cut_off",
+        "_limits",
+        "_loop",
+        "_min_rate",
+        "_stalled",
+        "_unsent",
+        "_waiters",
+        "_watch",
+        "deadline",
+        "paused",
+        "transport",
+    )
+
+    def __init__(
+        self,
+        transport: asyncio.Transport,
+        loop: asyncio.AbstractEventLoop,
+        limits: ServerLimits,
+        stalled: StalledReplies,
+        cut_off: Callable[[str], None],
+    ) -> None:
+        self.transport = transport
+        self.paused = False
+        self.deadline = inf
+        self._loop = loop
+        self._limits = limits
+        self._stalled: StalledReplies | None = stalled
+        self._cut_off: Callable[[str], None] | None = cut_off
+        self._min_rate = limits.min_rate
+        self._unsent = 0
+        self._waiters: list[asyncio.Future[None]] = []
+        self._watch: ClientWatch | None = None
+
+    async def drain(self) -> None:
+        """Until the client has taken enough for more to be written, or has gone."""
+        stalled = self._stalled
+        if self.paused and stalled is not None:
+            stalled.add(self, self._limits.max_stalled, self._loop)
+        try:
+            while self.paused:
+                waiter = self._loop.create_future()
+                self._waiters.append(waiter)
+                await waiter
+        finally:
+            if stalled is not None:
+                stalled.discard(self)
+
+    def cut_off(self, cause: str) -> None:
+        if self._cut_off is not None:
+            self._cut_off(cause)
+
+    def pause(self) -> None:
+        """More is ready for the client than it takes: it is waited for."""
+        self.paused = True
+        self._watched().start(self._loop.time())
+        self._look_on()
+
+    def resume(self) -> None:
+        self.paused = False
+        # After close() there is still something to take, and a deadline for it.
+        if self._watch is not None and not self.transport.is_closing():
+            self.deadline = inf
+            self._watch.moved(self._taken())
+            self._watch.stop(self._loop.time())
+        self._wake()
+
+    def finish(self) -> None:
+        """The connection ends when all was taken: the client is waited for until then."""
+        if self.transport.get_write_buffer_size():
+            self._watched().extend(self._loop.time())
+            self._look_on()
+
+    def lost(self) -> None:
+        """Nobody takes anything any more; who waits is told so by what it writes next."""
+        self.paused = False
+        self._cut_off = None
+        self._wake()
+
+    def becomes_tunnel(self) -> None:
+        """A tunnel is no reply: a side that is slow for a while is its way of life."""
+        self._stalled = None
+        self._min_rate = 0
+        if self._watch is not None:
+            self._watch.rated = False
+
+    def overdue(self, now: float) -> Literal["timeout", "rate"] | None:
+        """What the client has failed in by the deadline; None if it is given another."""
+        assert self._watch is not None
+        taken = self._taken()
+        if taken > 0:
+            self._watch.moved(taken)
+            self._watch.extend(now)
+        self._watch.rated = self.paused and self._min_rate > 0
+        verdict = self._watch.verdict(now)
+        self.deadline = self._watch.deadline if verdict is None else inf
+        return verdict
+
+    def _watched(self) -> ClientWatch:
+        if self._watch is None:
+            limits = self._limits
+            self._watch = ClientWatch(limits.write_timeout, self._min_rate, limits.rate_window)
+        self._watch.rated = self.paused and self._min_rate > 0
+        return self._watch
+
+    def _look_on(self) -> None:
+        self._unsent = self._count_unsent()
+        if self._watch is not None:
+            self.deadline = self._watch.deadline
+
+    def _taken(self) -> int:
+        """Bytes that the client took since this was asked last."""
+        before, self._unsent = self._unsent, self._count_unsent()
+        return before - self._unsent
+
+    def _count_unsent(self) -> int:
+        """Bytes the client has not taken: a slow reader empties the kernel's buffer long before ours."""
+        unsent = self.transport.get_write_buffer_size()
+        if sys.platform != "win32":
+            sock = self.transport.get_extra_info("socket")
+            try:
+                queued = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0")
+            except OSError:
+                return unsent  # not every system counts a socket's queue
+            unsent += int.from_bytes(queued, sys.byteorder)
+        return unsent
+
+    def _wake(self) -> None:
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
