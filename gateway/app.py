@@ -31,6 +31,7 @@ from gateway.config import CorsSettings, Settings, UpstreamSettings
 from gateway.http.forwarding import Hop
 from gateway.proxy.lifecycle import Lifecycle
 from gateway.proxy.passthrough import Passthrough, UploadSlots
+from gateway.proxy.phases import Phases
 from gateway.rules import Rules
 from gateway.server import asgi, connection
 from gateway.server.limits import ServerLimits, ServerStats
@@ -157,12 +158,20 @@ def build(
         max_body=limits.max_body,
         tunnel_idle=limits.tunnel_idle,
     )
-    lifecycle = Lifecycle(
-        rules=rules,
+    phases = Phases(
         lookups=lookups,
         locks=locks,
         upstream=transport,
+        audit=audit,
+        clock=clock,
+        counts=counts,
+        lookup_deadline=limits.deadline / 2,  # the call itself is to have the rest
+    )
+    lifecycle = Lifecycle(
+        rules=rules,
+        phases=phases,
         passthrough=passthrough,
+        lookups=lookups,
         audit=audit,
         credentials=credentials,
         hop=hop,

@@ -1,0 +1,62 @@
+"""
+A matched call as it was diagnosed: the value that the phases after that hand on.
+"""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from gateway.proxy.call_record import CallRecord
+from gateway.proxy.client import Client
+from gateway.repairs import Diagnosis
+from gateway.repairs.call import Call
+from gateway.rules import RouteMatch
+from gateway.state.lookup import LookupRequest, parsed
+from gateway.state.store import Key
+
+
+class MatchedCall(Struct, frozen=True):
+    """
+    `call` is as it came. `changing`: it may change the state of its `conversation`, or where that is None, of
+    any.
+    """
+
+    client: Client
+    route: RouteMatch
+    call: Call
+    found: Diagnosis
+    conversation: str | None
+    changing: bool
+    record: CallRecord
+
+    @property
+    def writes(self) -> bool:
+        """Whether it may change anything that a fill looks up, in its own conversation or in any."""
+        return self.conversation is not None or self.changing
+
+    def lookup_requests(self, now: float) -> list[LookupRequest]:
+        """For the members that are missing. `now` is of the store's clock: the call had arrived by then."""
+        requests = []
+        for one in self.found.missing:
+            target = self.route.targets[one.field]
+            key = Key(self.conversation or "", target.target, self.record.credential)
+            requests.append(LookupRequest(target, key, self.call.headers, self.client.extra_headers, now))
+        return requests
+
+    def contradicted_by(self, reply_body: bytes) -> bool:
+        """Whether the reply to the filled call names another value than one that was filled (S5)."""
+        document = None
+        for change in self.record.changes:
+            if change.repair != "fill":
+                continue
+            target, value = self.route.targets[change.record["field"]], change.record["after"]
+            if target.fill.agrees(reply_body, value):
+                continue
+            if document is None:
+                try:
+                    document = parsed(reply_body)
+                except (ValueError, RecursionError):
+                    return False
+            if target.fill.contradicted(document, value, target.data):
+                return True
+        return False

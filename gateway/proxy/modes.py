@@ -1,0 +1,85 @@
+"""
+What is done with a matched call that has something to repair, by its rule's mode. To add a mode: a function
+of the phases here, its row in MODES, its name in rules.Mode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TypeAlias
+
+from gateway.errors import LookupFailed, NotSent, StoreUnavailable, UpstreamError
+from gateway.proxy.call_record import changes_recorded
+from gateway.proxy.matched_call import MatchedCall
+from gateway.proxy.phases import HELD, Overtaken, Phases
+from gateway.state.lookup import LookupRefused, LookupResults
+from gateway.upstream.reply import Reply
+
+Mode: TypeAlias = Callable[[Phases, MatchedCall], Awaitable[Reply]]
+
+# A PATCH refused with one of these changed nothing at the upstream, and a repair may cure it.
+CURABLE = frozenset({400, 415, 422})
+
+
+async def enforce(phases: Phases, matched: MatchedCall, rejected: Reply | None = None) -> Reply:
+    """`rejected`: the upstream's refusal of the call as it came, relayed when nothing can be done."""
+    lock, results = phases.ready_at_once(matched) or await phases.ready(matched)  # look up
+    try:
+        while True:
+            rewritten = phases.rewrite(matched, results)  # rewrite
+            if rejected is not None and not rewritten[1]:
+                matched.record.skipped = results.unfilled
+                return rejected
+            try:
+                reply = await phases.forward(matched, rewritten, results)  # record, forward, settle
+            except Overtaken:
+                results = await phases.confirmed(matched, None)
+                continue
+            if reply.status >= 300 and reply.status in results.refill_on:
+                reply = await phases.refill(matched, results, reply)
+            return reply
+    finally:
+        lock.release()
+
+
+async def on_reject(phases: Phases, matched: MatchedCall) -> Reply:
+    """Untouched first, and repaired only when the upstream refuses it so."""
+    reply = await phases.untouched(matched, "not-rejected")
+    if reply.status not in CURABLE or not await reply.hold(HELD):
+        return reply
+    matched.client.cancel_on_disconnect()
+    try:
+        return await enforce(phases, matched, rejected=reply)
+    except LookupRefused:
+        matched.record.skipped = "lookup-refused"
+    except (NotSent, UpstreamError, LookupFailed) as error:
+        if matched.record.changes:
+            raise
+        matched.record.skipped = error.slug()
+    return reply
+
+
+async def shadow(phases: Phases, matched: MatchedCall) -> Reply:
+    """Untouched; what would have been sent is looked up and recorded."""
+    try:
+        results = await phases.look_up(matched)
+    except LookupRefused:
+        results = LookupResults({}, "lookup-refused")
+    except (UpstreamError, LookupFailed, StoreUnavailable) as error:
+        results = LookupResults({}, error.slug())
+    call, changes = phases.rewrite(matched, results)
+    would = changes_recorded(matched.call, call, changes)
+    return await phases.untouched(matched, "shadow", unfilled=results.unfilled, **would)
+
+
+async def observe(phases: Phases, matched: MatchedCall) -> Reply:
+    """Untouched; what would be needed is recorded."""
+    return await phases.untouched(matched, "observe", needs=matched.found.needs)
+
+
+MODES: Mapping[str, Mode] = {
+    "observe": observe,
+    "shadow": shadow,
+    "enforce": enforce,
+    "on_reject": on_reject,
+}

@@ -1,0 +1,233 @@
+"""
+The phases of a matched call after its diagnosis: look up, rewrite, record and forward, settle.
+
+modes.py puts them in order. What touches the world is an argument: look-ups, locks, transport, audit log,
+clock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+from gateway.audit.writer import Audit
+from gateway.errors import LookupFailed, ReadTimeout, StoreUnavailable, UpstreamError
+from gateway.proxy.matched_call import MatchedCall
+from gateway.repairs import rewrite
+from gateway.repairs.call import Call, Change
+from gateway.state.lookup import LookupRefused, LookupResults, Lookups
+from gateway.state.store import ConversationLock, Locks
+from gateway.upstream.reply import Reply
+from gateway.upstream.transport import BeforeSend, Commit, Transport
+
+HELD = 2**16  # bytes: of a refusal that is kept to be relayed, of a reply that is compared
+TRIES = 3  # look-ups under one lock: each is overtaken only by a write that names no conversation
+NOTHING = LookupResults({})
+
+Rewritten: TypeAlias = tuple[Call, tuple[Change, ...]]
+Ready: TypeAlias = tuple[ConversationLock, LookupResults]
+
+
+class Overtaken(Exception):
+    """The call did not leave: while it waited for a connection, what it was to be filled with got too old."""
+
+
+class Phases:
+    def __init__(
+        self,
+        *,
+        lookups: Lookups,
+        locks: Locks,
+        upstream: Transport,
+        audit: Audit,
+        clock: Callable[[], float],
+        counts: Counter[tuple[str, ...]],
+        lookup_deadline: float,
+    ) -> None:
+        """`lookup_deadline`: seconds that a call's look-ups may take together."""
+        self._lookups = lookups
+        self._locks = locks
+        self._upstream = upstream
+        self._audit = audit
+        self._clock = clock
+        self._counts = counts
+        self._lookup_deadline = lookup_deadline
+
+    # --- look up
+
+    def ready_at_once(self, matched: MatchedCall) -> Ready | None:
+        """The lock and the results, where neither has to be waited for: nothing comes between them."""
+        lock = self._locks.try_acquire(matched.conversation, exclusive=matched.changing)
+        if lock is None:
+            return None
+        if not matched.found.missing:
+            return lock, LookupResults({}, matched.found.unfilled)
+        began = self._clock()
+        results = None
+        try:
+            results = self._lookups.try_cached(matched.lookup_requests(self._lookups.now()))
+        finally:
+            if results is None:
+                lock.release()
+        if results is None:
+            return None
+        matched.record.lookup = self._clock() - began
+        return lock, results
+
+    async def ready(self, matched: MatchedCall) -> Ready:
+        """
+        The same with waiting. Looked up before the lock is taken, since a slow GET must not hold up a
+        hang-up; unless a write is under way: it may change what is read now.
+        """
+        results = None
+        if not self._locks.exclusive_pending(matched.conversation):
+            results = await self._look_up(matched)
+        lock = await self._lock(matched)
+        confirmed = None
+        try:
+            confirmed = await self.confirmed(matched, None if lock.waited else results)
+        finally:
+            if confirmed is None:
+                lock.release()
+        return lock, confirmed
+
+    async def confirmed(self, matched: MatchedCall, results: LookupResults | None) -> LookupResults:
+        """
+        Under the lock, where no write can come between: what was overtaken, or aged, is looked up again.
+        """
+        for _ in range(TRIES):
+            if results is not None and await self._lookups.usable(results):
+                return results
+            results = await self._look_up(matched)
+        return results if results and await self._lookups.usable(results) else LookupResults({}, "unsettled")
+
+    async def _look_up(self, matched: MatchedCall) -> LookupResults:
+        if not matched.found.missing:
+            return LookupResults({}, matched.found.unfilled)
+        began = self._clock()
+        try:
+            return await self.look_up(matched)
+        except LookupRefused:
+            if not matched.route.rule.forwards_unfilled:
+                raise
+            return LookupResults({}, "lookup-refused")
+        except (UpstreamError, LookupFailed):
+            if not matched.route.rule.forwards_unfilled:
+                raise
+            return LookupResults({}, "lookup-failed")
+        finally:
+            matched.record.lookup += self._clock() - began
+
+    async def look_up(self, matched: MatchedCall) -> LookupResults:
+        """From what is at hand or by GETs. Raises LookupRefused, or a GatewayError."""
+        requests = matched.lookup_requests(self._lookups.now())
+        cached = self._lookups.try_cached(requests)
+        if cached is not None:
+            return cached
+        try:
+            async with asyncio.timeout(self._lookup_deadline):
+                return await self._lookups.look_up_all(requests)
+        except TimeoutError as error:
+            limit = f"{self._lookup_deadline * 2:g} s"
+            raise ReadTimeout(f"the look-up took more than half of limits.deadline ({limit})") from error
+
+    # --- rewrite
+
+    def rewrite(self, matched: MatchedCall, results: LookupResults) -> Rewritten:
+        return rewrite(matched.found, results.changes(self._lookups.now()), results.guard)
+
+    # --- record and forward
+
+    async def untouched(self, matched: MatchedCall, reason: str, **details: Any) -> Reply:
+        """Forwards the call as it came, in its turn, and records why."""
+
+        def before_send() -> None:
+            matched.client.shield_from_disconnect()
+            matched.record.leaves(self._audit, reason, **details)
+
+        with await self._lock(matched):
+            return await self._send(matched, matched.call, NOTHING, before_send)
+
+    async def forward(self, matched: MatchedCall, rewritten: Rewritten, results: LookupResults) -> Reply:
+        """Under the lock. Raises Overtaken."""
+        call, changes = rewritten
+
+        def before_send() -> Commit | None:
+            if not self._lookups.still_usable(results):
+                raise Overtaken
+            matched.client.shield_from_disconnect()
+            return matched.record.sends(self._audit, matched.call, call, changes, results.unfilled)
+
+        try:
+            return await self._send(matched, call, results, before_send)
+        finally:
+            matched.record.sent()
+
+    async def refill(self, matched: MatchedCall, sent: LookupResults, refusal: Reply) -> Reply:
+        """The refusal proves that nothing was applied: once more, if the state is another by now (C2)."""
+        if not await refusal.hold(HELD):
+            return refusal
+        try:
+            fresh = await self.look_up(matched)
+            if not (sent.differ(fresh) and await self._lookups.usable(fresh)):
+                return refusal
+        except (LookupRefused, UpstreamError, LookupFailed, StoreUnavailable):
+            return refusal
+        try:
+            reply = await self.forward(matched, self.rewrite(matched, fresh), fresh)
+        except (Overtaken, StoreUnavailable):
+            return refusal
+        self._counts["gateway_refills_total",] += 1
+        return reply
+
+    async def _lock(self, matched: MatchedCall) -> ConversationLock:
+        return await self._locks.acquire(matched.conversation, exclusive=matched.changing)
+
+    # --- forward and settle
+
+    async def _send(
+        self, matched: MatchedCall, call: Call, results: LookupResults, before_send: BeforeSend
+    ) -> Reply:
+        """
+        Sends once. What was read before is invalidated before the call leaves and again when it is over: all
+        but a filled call that is accepted may have changed the state, whatever came of it (S5).
+        """
+        keeps = bool(results.values) and not matched.changing
+        if not keeps and matched.writes:
+            await self._lookups.invalidate(matched.conversation)
+        accepted = False
+        reply = None
+        began = self._clock()
+        try:
+            try:
+                reply = await self._upstream.send(
+                    call.method,
+                    call.target,
+                    call.headers,
+                    call.body or (b"" if matched.client.has_body else None),
+                    extra_headers=matched.client.extra_headers,
+                    before_send=before_send,
+                )
+                accepted = 200 <= reply.status < 300
+                if accepted and matched.found.explicit:
+                    await self._accept(matched)
+            finally:
+                matched.record.upstream += self._clock() - began
+                if not (keeps and accepted) and matched.writes:
+                    await self._lookups.invalidate_after(matched.conversation)
+        except asyncio.CancelledError:
+            # While the store was told: then nobody else closes the reply.
+            if reply is not None:
+                reply.close()
+            raise
+        self._counts["gateway_forwards_total", "yes" if results.values else "no"] += 1
+        return reply
+
+    async def _accept(self, matched: MatchedCall) -> None:
+        """Before what was read is invalidated: whoever reads from then on is to know of it (S5)."""
+        for explicit in matched.found.explicit:
+            if isinstance(explicit.value, str):
+                target = matched.route.targets[explicit.field]
+                await self._lookups.accept(matched.conversation, target, explicit.value)
