@@ -147,8 +147,8 @@ class WriteFlow:
     def _count_unsent(self) -> int:
         """Bytes the client has not taken: a slow reader empties the kernel's buffer long before ours."""
         unsent = self.transport.get_write_buffer_size()
-        if sys.platform != "win32":
-            sock = self.transport.get_extra_info("socket")
+        sock = self.transport.get_extra_info("socket")
+        if sys.platform != "win32" and sock is not None:
             try:
                 queued = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0")
             except OSError:

@@ -1,78 +1,82 @@
 """
-How long a client is waited for, over a socket: each deadline, and the least rate. What counts as too slow is
-tested with values in test_client_watch.py.
+How long a client is waited for, in virtual time: each deadline to the second, with the limits that are the
+default.
+
+That they are kept over sockets and by real timers is in test_slow_clients.py.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import socket
-from contextlib import suppress
 from typing import Any
 
 import pytest
 
 from gateway.errors import BodyTimeout
 from gateway.server.asgi import Message
+from gateway.server.connection import LINGER
 from gateway.server.limits import ServerLimits, ServerStats
 from gateway.server.write_flow import ClientDisconnected
 from tests.support.applications import Echo, Held, body_of, reply
 from tests.support.raw_requests import GET, LAST, get, post
-from tests.support.serving import (
-    Client,
-    connect,
-    exchange,
-    on_both_loops,
-    port_of,
-    quiet,
-    running,
-    serve,
-)
+from tests.support.virtual import VirtualClient, in_virtual_time, now
+
+ANY_RATE = ServerLimits(min_rate=0)
+UPLOAD = b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 1000000\r\n\r\n"
 
 
-@on_both_loops
+def problem(got: bytes) -> Any:
+    """The document of the one reply that the client got."""
+    head, _, body = got.partition(b"\r\n\r\n")
+    assert head.count(b"HTTP/1.1") == 1
+    assert b"\r\nconnection: close" in head
+    return json.loads(body)
+
+
+# A head.
+
+
+@in_virtual_time
+async def test_f7_a_connection_that_says_nothing_is_closed_without_a_word() -> None:
+    client = VirtualClient(Echo())
+    assert await client.rest() == b""
+    assert client.ended_at == pytest.approx(10)
+
+
+@in_virtual_time
 async def test_f7_a_head_has_to_be_there_in_time_however_busily_it_drips() -> None:
     echo, stats = Echo(), ServerStats()
-    async with serve(echo, ServerLimits(head_timeout=0.15), stats) as port, connect(port) as client:
-        start = asyncio.get_running_loop().time()
-
-        async def drip() -> None:
-            for byte in get(b"/", *[b"X: y"] * 90):
-                client.writer.write(bytes([byte]))
-                await asyncio.sleep(0.01)
-
-        dripping = asyncio.create_task(drip())
-        status, headers, body = await client.reply()
-        assert (status, headers[b"connection"]) == (408, b"close")
-        assert json.loads(body)["code"] == "gateway.head-timeout"
-        assert 0.1 < asyncio.get_running_loop().time() - start < 2
-        assert await client.rest() == b""
-        dripping.cancel()
+    client = VirtualClient(echo, stats=stats)
+    await asyncio.sleep(3)
+    for byte in get(b"/", *[b"X: y"] * 90):
+        client.send(bytes([byte]))
+        await asyncio.sleep(0.1)
+        if client.over:
+            break
+    got = await client.rest()
+    assert got.startswith(b"HTTP/1.1 408 ")
+    assert problem(got)["code"] == "gateway.head-timeout"
+    assert client.eof_at == pytest.approx(13), "of the head's first byte"
+    await asyncio.sleep(LINGER + 1)
+    assert client.ended_at == pytest.approx(13 + LINGER), "the client had time to read it"
     assert stats.refused == {"head-timeout": 1}
     assert echo.scopes == []
 
 
-@on_both_loops
-async def test_f7_a_connection_that_says_nothing_is_closed_without_a_word() -> None:
-    async with serve(Echo(), ServerLimits(head_timeout=0.05)) as port:
-        assert await exchange(port, b"") == b""
-
-
-@on_both_loops
+@in_virtual_time
 async def test_f7_an_idle_connection_is_closed_without_a_word_and_a_busy_one_is_not() -> None:
-    async with (
-        serve(Echo(), ServerLimits(keep_alive=0.1, head_timeout=0.05)) as port,
-        connect(port) as client,
-    ):
-        for _ in range(20):
-            await client.send(GET)
-            assert (await client.reply())[0] == 200
-            await asyncio.sleep(0.01)
-        assert await client.rest() == b""
+    client = VirtualClient(Echo())
+    for _ in range(20):
+        client.send(GET)
+        await asyncio.sleep(59)
+    got = await client.rest()
+    assert got.count(b"HTTP/1.1 200") == 20
+    assert got.endswith(b"\r\n\r\n/ ")
+    assert client.ended_at == pytest.approx(19 * 59 + 60)
 
 
-@on_both_loops
+@in_virtual_time
 async def test_f7_an_application_that_waits_for_the_disconnect_does_not_keep_an_idle_connection() -> None:
     async def app(scope: Message, receive: Any, send: Any) -> None:
         await receive()
@@ -81,203 +85,130 @@ async def test_f7_an_application_that_waits_for_the_disconnect_does_not_keep_an_
         await reply(send, b"x")
         assert await waiting == {"type": "http.disconnect"}
 
-    async with serve(app, ServerLimits(keep_alive=0.05)) as port, connect(port) as client:
-        await client.send(GET)
-        await client.reply()
-        assert await client.rest() == b""
+    client = VirtualClient(app)
+    client.send(GET)
+    assert (await client.rest()).endswith(b"\r\n\r\nx")
+    assert client.ended_at == pytest.approx(60)
 
 
-@on_both_loops
+# A body.
+
+
+async def reads_after_the_reply_began(scope: Message, receive: Any, send: Any) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"begun", "more_body": True})
+    while (await receive())["type"] != "http.disconnect":
+        continue
+
+
+@in_virtual_time
 async def test_f7_a_slow_application_is_not_the_clients_fault() -> None:
     held = Held()
-    limits = ServerLimits(keep_alive=0.03, head_timeout=0.03, body_timeout=0.03, write_timeout=0.03)
-    async with serve(held, limits) as port, connect(port) as client:
-        await client.send(post(b"x"))
-        await asyncio.sleep(0.15)
-        held.go.set()
-        assert (await client.reply())[::2] == (200, b"held")
+    client = VirtualClient(held)
+    client.send(post(b"x"))
+    await asyncio.sleep(3600)
+    held.go.set()
+    await client.until(b"held")
 
 
-@on_both_loops
+@in_virtual_time
 async def test_f7_a_body_that_stops_coming_is_408() -> None:
-    raised: list[Exception] = []
+    raised: list[float] = []
 
     async def app(scope: Message, receive: Any, send: Any) -> None:
         try:
             await body_of(receive)
-        except BodyTimeout as error:
-            raised.append(error)
+        except BodyTimeout:
+            raised.append(now())
             raise
 
     stats = ServerStats()
-    async with serve(app, ServerLimits(body_timeout=0.1), stats) as port, connect(port) as client:
-        await client.send(post(b"hello")[:-3])
-        status, headers, body = await client.reply()
-        assert (status, headers[b"connection"]) == (408, b"close")
-        assert json.loads(body)["code"] == "gateway.body-timeout"
-        await client.send(b"llo" + GET)
-        assert await client.rest() == b""
-    assert len(raised) == 1
+    client = VirtualClient(app, stats=stats)
+    client.send(post(b"hello")[:-3])
+    got = await client.rest()
+    assert got.startswith(b"HTTP/1.1 408 ")
+    assert problem(got)["code"] == "gateway.body-timeout"
+    client.send(b"llo" + GET)
+    await asyncio.sleep(LINGER + 1)
+    assert client.got == got, "what comes too late is no request"
+    assert raised == [pytest.approx(10)]
     assert stats.refused == {"body-timeout": 1}
 
 
-@on_both_loops
+@in_virtual_time
 async def test_f7_a_body_that_keeps_coming_is_waited_for() -> None:
-    echo = Echo()
-    async with serve(echo, ServerLimits(body_timeout=0.12)) as port, connect(port) as client:
-        data = post(b"0123456789")
-        await client.send(data[:-10])
-        for at in range(len(data) - 10, len(data)):
-            await client.send(data[at : at + 1])
-            await asyncio.sleep(0.03)
-        assert (await client.reply())[::2] == (200, b"/ 0123456789")
+    client = VirtualClient(Echo(), ANY_RATE)
+    data = post(b"0123456789")
+    client.send(data[:-10])
+    for at in range(len(data) - 10, len(data)):
+        await asyncio.sleep(9.9)
+        client.send(data[at : at + 1])
+    await client.until(b"/ 0123456789")
 
 
-@on_both_loops
+@in_virtual_time
 async def test_f7_a_body_that_stops_coming_after_the_reply_began_cuts_it() -> None:
-    async def app(scope: Message, receive: Any, send: Any) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": b"begun", "more_body": True})
-        while (await receive())["type"] != "http.disconnect":
-            continue
-
     stats = ServerStats()
-    async with serve(app, ServerLimits(body_timeout=0.1), stats) as port, connect(port) as client:
-        await client.send(post(b"hello")[:-3])
-        await client.until(b"5\r\nbegun\r\n")
-        with pytest.raises(ConnectionResetError):
-            await client.rest()
+    client = VirtualClient(reads_after_the_reply_began, stats=stats)
+    client.send(post(b"hello")[:-3])
+    assert (await client.rest()).endswith(b"5\r\nbegun\r\n")
+    assert client.aborted
+    assert client.ended_at == pytest.approx(10)
     assert stats.aborted == {"body-timeout": 1}
 
 
-@on_both_loops
+@in_virtual_time
 async def test_f7_an_early_reply_does_not_wait_long_for_the_rest_of_the_body() -> None:
     async def app(scope: Message, receive: Any, send: Any) -> None:
         await reply(send, b"early", 401)
 
-    async with serve(app, ServerLimits(body_timeout=0.1)) as port, connect(port) as client:
-        await client.send(post(b"hello")[:-3])
-        assert (await client.reply())[0] == 401
-        assert await client.rest() == b""
+    client = VirtualClient(app)
+    client.send(post(b"hello")[:-3])
+    assert (await client.rest()).endswith(b"early")
+    assert client.eof_at == pytest.approx(10)
 
 
-@pytest.mark.parametrize(
-    ("request_head", "whole"),
-    [(GET, True), (GET, False), (LAST, True)],
-    ids=["whole", "in pieces", "the last"],
-)
-@on_both_loops
-async def test_a_client_that_reads_nothing_is_cut_off(request_head: bytes, whole: bool) -> None:
-    ended: list[BaseException | None] = []
-
-    async def app(scope: Message, receive: Any, send: Any) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        try:
-            if whole:
-                await send({"type": "http.response.body", "body": b"x" * (24 << 20)})
-            while not whole:
-                await send({"type": "http.response.body", "body": b"x" * 65536, "more_body": True})
-        except OSError as error:
-            ended.append(error)
-            raise
-
-    stats = ServerStats()
-    async with (
-        running(app, ServerLimits(write_timeout=0.15), stats) as server,
-        connect(port_of(server), buffer=8192) as client,
-    ):
-        await client.send(request_head)
-        await client.head()
-        client.writer.transport.pause_reading()  # type: ignore[attr-defined]
-        await quiet(server)
-    assert stats.aborted == {"write-timeout": 1}
-    assert [type(error) for error in ended] == ([] if whole else [ClientDisconnected])
-
-
-@on_both_loops
-async def test_a_client_that_reads_slowly_is_not_cut_off() -> None:
-    body = b"x" * 8_000_000
-
-    async def app(scope: Message, receive: Any, send: Any) -> None:
-        await reply(send, body, 200, (b"connection", b"close"))
-
-    async with serve(app, ServerLimits(write_timeout=0.15)) as port:
-        loop = asyncio.get_running_loop()
-        with socket.socket() as sock:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
-            sock.setblocking(False)
-            await loop.sock_connect(sock, ("127.0.0.1", port))
-            await loop.sock_sendall(sock, GET)
-            size = 0
-            # Slower than the kernel's buffers are deep: for a while only the peer's window moves.
-            while piece := await loop.sock_recv(sock, 50_000 if size < 800_000 else 1 << 20):
-                size += len(piece)
-                if size < 800_000:
-                    await asyncio.sleep(0.03)
-    assert size > len(body)
-
-
-async def drip(client: Client, piece: bytes, every: float) -> None:
-    with suppress(ConnectionError):
-        while True:
-            await client.send(piece)
-            await asyncio.sleep(every)
-
-
-UPLOAD = b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 1000000\r\n\r\n"
-
-
-@on_both_loops
+@in_virtual_time
 async def test_a_body_below_the_least_rate_is_408_however_steadily_it_drips() -> None:
     stats = ServerStats()
-    limits = ServerLimits(min_rate=5000, rate_window=0.2)
-    async with serve(Echo(), limits, stats) as port, connect(port) as client:
-        await client.send(UPLOAD)
-        dripping = asyncio.create_task(drip(client, b"x", 0.01))
-        status, headers, body = await client.reply()
-        assert (status, headers[b"connection"]) == (408, b"close")
-        assert json.loads(body)["code"] == "gateway.body-timeout"
-        assert "limits.min_rate" in json.loads(body)["detail"]
-        dripping.cancel()
+    client = VirtualClient(Echo(), stats=stats)
+    client.send(UPLOAD)
+    while not client.over:
+        client.send(b"x" * 49)
+        await asyncio.sleep(0.1)
+    document = problem(client.got)
+    assert document["code"] == "gateway.body-timeout"
+    assert "limits.min_rate" in document["detail"]
+    assert client.eof_at == pytest.approx(10, abs=0.1)
     assert stats.refused == {"body-timeout": 1}
     assert stats.awaiting == 0
 
 
-@on_both_loops
+@in_virtual_time
 async def test_a_body_below_the_least_rate_is_cut_off_after_the_reply_began() -> None:
-    async def app(scope: Message, receive: Any, send: Any) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": b"begun", "more_body": True})
-        while (await receive())["type"] != "http.disconnect":
-            continue
-
     stats = ServerStats()
-    limits = ServerLimits(min_rate=5000, rate_window=0.2)
-    async with serve(app, limits, stats) as port, connect(port) as client:
-        await client.send(UPLOAD)
-        await client.until(b"5\r\nbegun\r\n")
-        dripping = asyncio.create_task(drip(client, b"x", 0.01))
-        with pytest.raises(ConnectionResetError):
-            await client.rest()
-        dripping.cancel()
+    client = VirtualClient(reads_after_the_reply_began, stats=stats)
+    client.send(UPLOAD)
+    while not client.over:
+        client.send(b"x" * 49)
+        await asyncio.sleep(0.1)
+    assert client.aborted
+    assert client.ended_at == pytest.approx(10, abs=0.1)
     assert stats.aborted == {"body-rate": 1}
 
 
-@pytest.mark.parametrize(
-    ("rate", "piece"), [(100, b"x" * 100), (0, b"x")], ids=["fast enough", "any will do"]
-)
-@on_both_loops
+@pytest.mark.parametrize(("rate", "piece"), [(500, b"x" * 51), (0, b"x")], ids=["fast enough", "any will do"])
+@in_virtual_time
 async def test_a_body_that_is_fast_enough_is_waited_for(rate: int, piece: bytes) -> None:
-    echo = Echo()
-    async with serve(echo, ServerLimits(min_rate=rate, rate_window=0.05)) as port, connect(port) as client:
-        await client.send(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % (30 * len(piece)))
-        for _ in range(30):
-            await client.send(piece)
-            await asyncio.sleep(0.01)
-        assert (await client.reply())[::2] == (200, b"/ " + 30 * piece)
+    client = VirtualClient(Echo(), ServerLimits(min_rate=rate))
+    client.send(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % (1000 * len(piece)))
+    for _ in range(1000):
+        client.send(piece)
+        await asyncio.sleep(0.1)
+    await client.until(b"/ " + 1000 * piece)
 
 
-@on_both_loops
+@in_virtual_time
 async def test_only_the_time_in_which_a_body_is_waited_for_counts() -> None:
     go = asyncio.Event()
 
@@ -286,18 +217,73 @@ async def test_only_the_time_in_which_a_body_is_waited_for_counts() -> None:
         await go.wait()
         await reply(send, await body_of(receive))
 
-    limits = ServerLimits(min_rate=1000, rate_window=0.05)
-    async with serve(app, limits) as port, connect(port) as client:
-        data = post(b"x" * 10)
-        await client.send(data[:-9])
-        await asyncio.sleep(0.2)
-        await client.send(data[-9:])
-        go.set()
-        assert (await client.reply())[::2] == (200, b"x" * 9)
+    client = VirtualClient(app)
+    data = post(b"x" * 10)
+    client.send(data[:-9])
+    await asyncio.sleep(3600)
+    client.send(data[-9:])
+    go.set()
+    await client.until(b"x" * 9)
 
 
-@on_both_loops
-async def test_a_reader_below_the_least_rate_is_cut_off_though_it_takes_something() -> None:
+# A reply.
+
+
+@pytest.mark.parametrize(
+    ("request_head", "whole"),
+    [(GET, True), (GET, False), (LAST, True)],
+    ids=["whole", "in pieces", "the last"],
+)
+@pytest.mark.parametrize("rate", [0, 500])
+@in_virtual_time
+async def test_a_client_that_reads_nothing_is_cut_off(request_head: bytes, whole: bool, rate: int) -> None:
+    ended: list[float] = []
+
+    async def app(scope: Message, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        try:
+            if whole:
+                await send({"type": "http.response.body", "body": b"x" * (1 << 20)})
+            while not whole:
+                await send({"type": "http.response.body", "body": b"x" * 65536, "more_body": True})
+        except ClientDisconnected:
+            ended.append(now())
+            raise
+
+    stats = ServerStats()
+    client = VirtualClient(app, ServerLimits(min_rate=rate), stats)
+    client.reading = False
+    client.send(request_head)
+    await client.rest()
+    await asyncio.sleep(0.001)
+    rated = rate > 0
+    assert client.ended_at == pytest.approx(10 if rated else 60)
+    assert stats.aborted == {"write-rate" if rated else "write-timeout": 1}
+    assert ended == ([] if whole else [client.ended_at])
+
+
+@in_virtual_time
+async def test_a_client_that_reads_slowly_is_not_cut_off() -> None:
+    async def app(scope: Message, receive: Any, send: Any) -> None:
+        await reply(send, b"x" * 100_000, 200, (b"connection", b"close"))
+
+    client = VirtualClient(app, ANY_RATE)
+    client.reading = False
+    client.send(GET)
+    for _ in range(100):
+        await asyncio.sleep(59)
+        client.take(1)
+        assert not client.over
+    client.take(100_000)
+    client.take(100_000)
+    assert (await client.rest()).endswith(b"x")
+
+
+@pytest.mark.parametrize(("size", "cut"), [(49, True), (51, False)])
+@in_virtual_time
+async def test_a_reader_below_the_least_rate_is_cut_off_though_it_takes_something(
+    size: int, cut: bool
+) -> None:
     ended: list[BaseException] = []
 
     async def app(scope: Message, receive: Any, send: Any) -> None:
@@ -310,35 +296,34 @@ async def test_a_reader_below_the_least_rate_is_cut_off_though_it_takes_somethin
             raise
 
     stats = ServerStats()
-    async with (
-        running(app, ServerLimits(min_rate=10_000_000, rate_window=0.2), stats) as server,
-        connect(port_of(server), buffer=4096, limit=4096) as client,
-    ):
-        await client.send(GET)
-
-        async def sip() -> None:
-            with suppress(ConnectionError):
-                while await client.reader.read(1000):  # noqa: ASYNC110
-                    await asyncio.sleep(0.01)
-
-        sipping = asyncio.create_task(sip())
-        await quiet(server)
-        sipping.cancel()
-    assert stats.aborted == {"write-rate": 1}
+    client = VirtualClient(app, stats=stats)
+    client.reading = False
+    client.send(GET)
+    for _ in range(500):
+        await asyncio.sleep(0.1)
+        client.take(size)
+        if client.over:
+            break
+    assert client.aborted is cut
+    assert stats.aborted == ({"write-rate": 1} if cut else {})
+    if cut:
+        assert client.ended_at == pytest.approx(10, abs=0.1)
+    client.abort()
+    await asyncio.sleep(0.001)
     assert [type(error) for error in ended] == [ClientDisconnected]
 
 
-@on_both_loops
+@in_virtual_time
 async def test_a_reply_that_the_application_makes_slowly_is_not_the_clients_fault() -> None:
     async def app(scope: Message, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         for left in reversed(range(10)):
-            await asyncio.sleep(0.03)
+            await asyncio.sleep(300)
             await send({"type": "http.response.body", "body": b"x", "more_body": left > 0})
 
     stats = ServerStats()
-    limits = ServerLimits(min_rate=1_000_000, rate_window=0.05)
-    async with serve(app, limits, stats) as port, connect(port) as client:
-        await client.send(GET)
-        assert (await client.reply())[::2] == (200, b"x" * 10)
+    client = VirtualClient(app, ServerLimits(min_rate=1_000_000), stats)
+    client.send(GET)
+    await client.until(b"0\r\n\r\n")
+    assert now() == pytest.approx(3000)
     assert not stats.aborted

@@ -41,7 +41,7 @@ def on_both_loops(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..
     return result
 
 
-def _config(app: App, limits: ServerLimits, stats: ServerStats) -> uvicorn.Config:
+def config_of(app: App, limits: ServerLimits, stats: ServerStats) -> uvicorn.Config:
     config = uvicorn.Config(
         cast(Any, app),
         http=build(limits, stats),
@@ -63,7 +63,7 @@ async def running(
     app: App, limits: ServerLimits | None = None, stats: ServerStats | None = None
 ) -> AsyncIterator[uvicorn.Server]:
     """For the tests that stop the server themselves; `port_of` tells where it listens."""
-    config = _config(app, limits or ServerLimits(), stats or ServerStats())
+    config = config_of(app, limits or ServerLimits(), stats or ServerStats())
     server = uvicorn.Server(config)
     server.lifespan = config.lifespan_class(config)
     await server.startup()
@@ -93,7 +93,7 @@ async def quiet(server: uvicorn.Server) -> None:
 @asynccontextmanager
 async def directly(app: App) -> AsyncIterator[tuple[Any, Client]]:
     """A protocol whose input the test hands over by itself, on a socket that its output goes to."""
-    config = _config(app, ServerLimits(), ServerStats())
+    config = config_of(app, ServerLimits(), ServerStats())
     server = uvicorn.Server(config)
     ours, theirs = socket.socketpair()
     factory: Any = config.http_protocol_class
