@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 import uvicorn
 from starlette.applications import Starlette
 from starlette.middleware.cors import CORSMiddleware
+from uvicorn.server import ServerState
 
 from gateway.admin import health
 from gateway.admin.metrics import Counts, Gauge, Key, Metrics
@@ -80,6 +81,7 @@ class Gateway:
     transport: Transport
     counts: Counts
     stats: ServerStats
+    metrics: Metrics
     draining: asyncio.Event
 
     async def close(self) -> None:
@@ -180,6 +182,11 @@ def build(
         max_body=limits.max_body,
         deadline=limits.deadline,
     )
+    stats = ServerStats()
+    metrics = Metrics(
+        counts, {"gateway_refusals_total": stats.refused, "gateway_aborts_total": stats.aborted}
+    )
+    metrics.measure(gauges(transport, store, locks, audit))
     draining = asyncio.Event()
     checks = {
         "configuration": lambda: None,
@@ -188,14 +195,15 @@ def build(
     }
     return Gateway(
         app=lifecycle if settings.cors is None else with_cors(lifecycle, settings.cors),
-        admin=health.build(checks, Metrics(counts, gauges(transport, store, locks, audit))),
+        admin=health.build(checks, metrics),
         lookups=lookups,
         store=store,
         locks=locks,
         audit=audit,
         transport=transport,
         counts=counts,
-        stats=ServerStats(),
+        stats=stats,
+        metrics=metrics,
         draining=draining,
     )
 
@@ -217,6 +225,15 @@ def gauges(transport: Transport, store: Store, locks: Locks, audit: Audit) -> di
         for number, table in enumerate(Sizes._fields):
             found["gateway_store_entries", table] = partial(_size, store, number)
     return found
+
+
+def server_gauges(state: ServerState, stats: ServerStats) -> dict[Key, Gauge]:
+    return {
+        ("gateway_client_connections",): lambda: len(state.connections),
+        ("gateway_requests_in_flight",): lambda: len(state.tasks),
+        ("gateway_bodies_awaited",): lambda: stats.awaiting,
+        ("gateway_replies_stalled",): lambda: len(stats.stalled),
+    }
 
 
 def _size(store: MemoryStore, table: int) -> float:
@@ -324,6 +341,7 @@ async def running(settings: Settings, gateway: Gateway) -> AsyncIterator[Listeni
                 **QUIET,
             )
         )
+        gateway.metrics.measure(server_gauges(server.server_state, gateway.stats))
         side = _Server(uvicorn.Config(gateway.admin, timeout_graceful_shutdown=1, **QUIET))
         tasks = [
             asyncio.create_task(server.serve(sockets=[public])),

@@ -69,17 +69,34 @@ class Sample(NamedTuple):
 
 
 class Metrics:
-    def __init__(self, counts: Counts, gauges: Mapping[Key, Gauge]) -> None:
-        """Raises ValueError for a gauge that METRICS does not declare."""
+    """
+    What is exposed. `tallies` are counters that a room keeps by itself, by the value of the one label;
+    where a metric stands there and in `counts`, it is the sum.
+    """
+
+    def __init__(self, counts: Counts, tallies: Mapping[str, Counter[str]]) -> None:
+        """Raises ValueError for a tally that METRICS does not declare."""
+        for name in tallies:
+            _declared((name, ""), "counter")
+        self._counts = counts
+        self._tallies = tallies
+        self._gauges: dict[Key, Gauge] = {}
+
+    def measure(self, gauges: Mapping[Key, Gauge]) -> None:
+        """Adds these to what is exposed. Raises ValueError for one that METRICS does not declare."""
         for key in gauges:
             _declared(key, "gauge")
-        self._counts = counts
-        self._gauges = gauges
+        self._gauges |= gauges
 
     def samples(self) -> Iterator[Sample]:
         """In the order of METRICS; a counter without labels is there from the start."""
-        values: dict[Key, float] = {(metric.name,): 0 for metric in METRICS if not metric.labels}
+        values: dict[Key, float] = {
+            (metric.name,): 0 for metric in METRICS if metric.kind == "counter" and not metric.labels
+        }
         values |= self._counts
+        for name, tally in self._tallies.items():
+            for label, count in tally.items():
+                values[name, label] = values.get((name, label), 0) + count
         values |= {key: gauge() for key, gauge in self._gauges.items()}
         for metric in METRICS:
             for key in sorted(key for key in values if key[0] == metric.name):
