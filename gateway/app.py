@@ -22,7 +22,6 @@ from urllib.parse import urlsplit
 
 import uvicorn
 from starlette.applications import Starlette
-from starlette.middleware.cors import CORSMiddleware
 from uvicorn.server import ServerState
 
 from gateway.admin import health
@@ -35,6 +34,7 @@ from gateway.proxy.passthrough import Passthrough, UploadSlots
 from gateway.proxy.phases import Phases
 from gateway.rules import Rules
 from gateway.server import asgi, connection
+from gateway.server.cors import with_cors
 from gateway.server.limits import ServerLimits, ServerStats
 from gateway.state.credentials import CredentialFingerprints
 from gateway.state.locks import MemoryLocks
@@ -123,17 +123,9 @@ def build(
     `clock` gives seconds that never jump, `wall` Unix seconds. The gateway closes the `store`. Gateways with
     one `credential_key` have one name for a caller; without one the key lives with this gateway.
     """
-    limits, to = settings.limits, settings.upstream
-    url = urlsplit(to.url)
-    hop = Hop(
-        host=None if to.preserve_host else url.netloc.encode(),
-        # A pseudonym (RFC 9110 section 7.6.3), with a comment that tells this process from its like.
-        via=b"gateway (%s)" % secrets.token_hex(4).encode(),
-        trusted=tuple(ipaddress.ip_network(network) for network in settings.listen.trusted_proxies),
-    )
     counts = Counts()
     audit = parts.audit(settings.audit.path, wall, _soon)
-    transport = transport or connect(to)
+    transport = transport or connect(settings.upstream)
     if store is None:
         store = MemoryStore(settings.state_cache.max_entries, settings.state_cache.max_bytes, clock)
     lookups = parts.lookups(
@@ -141,14 +133,60 @@ def build(
         transport,
         wall=wall,
         counts=counts,
-        max_body=limits.max_body,
-        max_pause=to.max_pause,
+        max_body=settings.limits.max_body,
+        max_pause=settings.upstream.max_pause,
     )
-    locks = parts.locks(limits.lock_timeout)
+    locks = parts.locks(settings.limits.lock_timeout)
+    credentials = parts.credentials(
+        settings.upstream.url,
+        settings.credentials.headers,
+        key=credential_key or secrets.token_bytes(32),
+    )
+    lifecycle = _lifecycle(settings, lookups, locks, transport, credentials, audit, clock, counts)
+    stats = ServerStats()
+    metrics = Metrics(
+        counts, {"gateway_refusals_total": stats.refused, "gateway_aborts_total": stats.aborted}
+    )
+    metrics.measure(gauges(transport, store, locks, audit))
+    draining = asyncio.Event()
+    checks = {
+        "configuration": lambda: None,
+        "audit_log": audit.check,
+        "draining": lambda: "the process is about to stop" if draining.is_set() else None,
+    }
+    return Gateway(
+        app=lifecycle if settings.cors is None else answering_cors(lifecycle, settings.cors),
+        admin=health.build(checks, metrics),
+        lookups=lookups,
+        store=store,
+        locks=locks,
+        audit=audit,
+        transport=transport,
+        counts=counts,
+        stats=stats,
+        metrics=metrics,
+        draining=draining,
+    )
+
+
+def _lifecycle(
+    settings: Settings,
+    lookups: Lookups,
+    locks: Locks,
+    transport: Transport,
+    credentials: CredentialFingerprints,
+    audit: Audit,
+    clock: Callable[[], float],
+    counts: Counts,
+) -> Lifecycle:
+    limits, to = settings.limits, settings.upstream
+    hop = Hop(
+        host=None if to.preserve_host else urlsplit(to.url).netloc.encode(),
+        # A pseudonym (RFC 9110 section 7.6.3), with a comment that tells this process from its like.
+        via=b"gateway (%s)" % secrets.token_hex(4).encode(),
+        trusted=tuple(ipaddress.ip_network(network) for network in settings.listen.trusted_proxies),
+    )
     rules = Rules(settings.rules, limits.max_body)
-    if credential_key is None:
-        credential_key = secrets.token_bytes(32)
-    credentials = parts.credentials(to.url, settings.credentials.headers, key=credential_key)
     passthrough = Passthrough(
         rules=rules,
         lookups=lookups,
@@ -169,7 +207,7 @@ def build(
         counts=counts,
         lookup_deadline=limits.deadline / 2,  # the call itself is to have the rest
     )
-    lifecycle = Lifecycle(
+    return Lifecycle(
         rules=rules,
         phases=phases,
         passthrough=passthrough,
@@ -181,30 +219,6 @@ def build(
         counts=counts,
         max_body=limits.max_body,
         deadline=limits.deadline,
-    )
-    stats = ServerStats()
-    metrics = Metrics(
-        counts, {"gateway_refusals_total": stats.refused, "gateway_aborts_total": stats.aborted}
-    )
-    metrics.measure(gauges(transport, store, locks, audit))
-    draining = asyncio.Event()
-    checks = {
-        "configuration": lambda: None,
-        "audit_log": audit.check,
-        "draining": lambda: "the process is about to stop" if draining.is_set() else None,
-    }
-    return Gateway(
-        app=lifecycle if settings.cors is None else with_cors(lifecycle, settings.cors),
-        admin=health.build(checks, metrics),
-        lookups=lookups,
-        store=store,
-        locks=locks,
-        audit=audit,
-        transport=transport,
-        counts=counts,
-        stats=stats,
-        metrics=metrics,
-        draining=draining,
     )
 
 
@@ -240,42 +254,22 @@ def _size(store: MemoryStore, table: int) -> float:
     return store.sizes()[table]
 
 
+def answering_cors(lifecycle: Lifecycle, settings: CorsSettings) -> asgi.AsgiApp:
+    return with_cors(
+        asgi.application(lifecycle.serve),
+        origins=settings.origins,
+        methods=settings.methods,
+        headers=settings.headers,
+        credentials=settings.credentials,
+        max_age=settings.max_age,
+    )
+
+
 def downstream_limits(settings: Settings, **changes: Any) -> ServerLimits:
     names = {field.name for field in fields(ServerLimits)}
     # A reply that waits for its client holds a connection to the upstream: half of those are for the others.
     changes = {"max_stalled": max(1, settings.upstream.max_connections // 2)} | changes
     return ServerLimits(**(settings.limits.model_dump(include=names) | changes))
-
-
-def _without_cors(app: asgi.AsgiApp) -> asgi.AsgiApp:
-    """
-    What the upstream says of CORS ends here: its origins together with the gateway's credentials would let
-    in whom neither of them meant.
-    """
-
-    async def silenced(scope: asgi.Message, receive: asgi.Receive, send: asgi.Send) -> None:
-        async def said(message: asgi.Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [
-                    pair for pair in message["headers"] if not pair[0].startswith(b"access-control-")
-                ]
-            await send(message)
-
-        await app(scope, receive, said)
-
-    return silenced
-
-
-def with_cors(lifecycle: Lifecycle, cors: CorsSettings) -> asgi.AsgiApp:
-    return CORSMiddleware(
-        _without_cors(asgi.application(lifecycle.serve)),
-        allow_origins=cors.origins,
-        allow_methods=cors.methods,
-        allow_headers=cors.headers,
-        allow_credentials=cors.credentials,
-        expose_headers=("Gateway-Rewrite", "Server-Timing", "X-Request-Id"),
-        max_age=round(cors.max_age),
-    )
 
 
 def connect(to: UpstreamSettings) -> Transport:
