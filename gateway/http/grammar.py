@@ -9,6 +9,7 @@ from typing import Final
 
 TCHAR: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"  # RFC 9110 section 5.6.2; a token is one or more
 FIELD_TEXT: Final = rb"[\t\x20-\x7e\x80-\xff]"  # RFC 9110 section 5.5: what a field value is made of
+FIELD_BYTES: Final = bytes([0x09, *range(0x20, 0x7F), *range(0x80, 0x100)])  # the same, byte by byte
 MAX_NAME: Final = 256  # bytes of a field name
 FIELD_LINES: Final = rb"(?:%b{1,%d}+:%b*+\r\n)*+" % (TCHAR, MAX_NAME, FIELD_TEXT)
 
@@ -23,8 +24,6 @@ match_length = re.compile(rb"[0-9]{1,18}").fullmatch  # below 2**63 in every imp
 search_unfit = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|(?<!\r)\n|\r(?!\n|\Z)").search
 
 _split_field_lines = re.compile(rb"([^:]++):([^\r]*+)\r\n").findall
-_NOT_FIELD_TEXT = bytes(sorted({*range(256)} - {0x09, *range(0x20, 0x7F), *range(0x80, 0x100)}))
-_FIELD_TEXT = bytes(sorted({*range(256)} - {*_NOT_FIELD_TEXT}))
 
 # Where a body's end is, if its length is no count of bytes (RFC 9112 section 6.3).
 CHUNKED: Final = -1
@@ -84,11 +83,6 @@ NEVER_NOMINATED_PREFIXES: Final = (b"content-", b"gateway-", b"if-", b"x-forward
 def parse_field_lines(lines: bytes, start: int, end: int) -> list[tuple[bytes, bytes]]:
     """Names in lower case, and values. Only for what FIELD_LINES has matched: there a CR ends a line."""
     return [(name.lower(), value.strip()) for name, value in _split_field_lines(lines, start, end)]
-
-
-def has_no_other_line_end(text: bytes, lines: int) -> bool:
-    """Whether it has just the ends of its `lines`, and no other control character: no value adds a line."""
-    return text.translate(None, _FIELD_TEXT) == b"\r\n" * lines
 
 
 def list_members(value: bytes) -> list[bytes]:

@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from gateway.http.grammar import (
     CHUNKED,
-    has_no_other_line_end,
+    FIELD_BYTES,
     list_members,
     match_length,
     match_name,
@@ -99,7 +99,7 @@ def field_lines(headers: Headers, unwritten: frozenset[bytes] = NOTHING) -> Fiel
 
 
 def checked(text: bytes, lines: int) -> bytes:
-    """The text itself. Raises Unwritable if it has more than its `lines`."""
-    if not has_no_other_line_end(text, lines):
+    """The text itself. Raises Unwritable if it has other line ends than those of its `lines`, or controls."""
+    if text.translate(None, FIELD_BYTES) != b"\r\n" * lines:
         raise Unwritable("a control character in a header field")
     return text

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import select
 import warnings
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from math import inf
 from typing import Final, Protocol, cast
@@ -48,6 +48,10 @@ class Owner(Protocol):
         """Its socket is gone."""
 
 
+def nobody() -> None:
+    """The reply of a connection that carries none."""
+
+
 class UpstreamConnection(asyncio.Protocol):
     transport: asyncio.Transport
 
@@ -61,7 +65,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._parser = ResponseParser(self, max_head, max_headers)
         self._request: OutgoingRequest | None = None  # while its reply is not over
         # Weak, since a reply that nobody holds any more is one that nobody will read.
-        self._reply: ref[Reply] | None = None
+        self._reply: Callable[[], Reply | None] = nobody
         self._headed: asyncio.Future[None] | None = None  # of who waits for the reply's head
         self.counted = False  # as one of the pool's
         self.gone = False
@@ -154,7 +158,7 @@ class UpstreamConnection(asyncio.Protocol):
             self.transport.write_eof()
 
     def _carries(self, reply: Reply) -> bool:
-        return self._reply is not None and self._reply() is reply
+        return self._reply() is reply
 
     def _hang_up(self, reply: Reply) -> None:
         """Closes the tunnel; what was written is sent first, for as long as the upstream takes it."""
@@ -194,7 +198,7 @@ class UpstreamConnection(asyncio.Protocol):
         if self._request is None:
             self.close()
         elif self._parser.switched:
-            reply = self._current()
+            reply = self._reply()
             if reply is not None:
                 reply.finish()
             self._wake()
@@ -233,13 +237,13 @@ class UpstreamConnection(asyncio.Protocol):
         if self._upload is not None and (status >= 300 or status == 101):
             # RFC 9112 section 9.5: the answer is there, nobody needs the rest of the request.
             self._stop_upload()
-        reply = self._current()
+        reply = self._reply()
         if reply is not None:
             reply.begin(self, status, headers)
         self._tell_headed()
 
     def received(self, piece: bytes) -> None:
-        reply = self._current()
+        reply = self._reply()
         if reply is None:
             return
         reply.arrived(piece)
@@ -251,7 +255,7 @@ class UpstreamConnection(asyncio.Protocol):
             self._wake()
 
     def ended(self, keep: bool) -> None:
-        request, reply = self._request, self._current()
+        request, reply = self._request, self._reply()
         self._end()
         if reply is not None:
             reply.finish()
@@ -350,7 +354,7 @@ class UpstreamConnection(asyncio.Protocol):
     def fail(self, error: BaseException) -> None:
         """Breaks the reply off, and closes the connection."""
         if self._request is not None:
-            reply = self._current()
+            reply = self._reply()
             self._end()
             if reply is not None:
                 reply.finish(error)
@@ -358,15 +362,12 @@ class UpstreamConnection(asyncio.Protocol):
         self._take_leave()
         self._abort()
 
-    def _current(self) -> Reply | None:
-        return self._reply() if self._reply is not None else None
-
     def _end(self) -> None:
         """The reply is over: nothing that comes now belongs to it."""
         if self._upload is not None:
             self._stop_upload()
         self._request = None
-        self._reply = None
+        self._reply = nobody
         self._read_deadline = self._write_deadline = inf
         if self._waiter is not None:
             self._wake()
