@@ -26,7 +26,7 @@ from uvicorn.server import ServerState
 
 from gateway.admin import health
 from gateway.admin.metrics import Counts, Gauge, Key, Metrics
-from gateway.audit.writer import Audit
+from gateway.audit.writer import AuditLog
 from gateway.config import CorsSettings, Settings, UpstreamSettings
 from gateway.http.forwarding import Hop
 from gateway.proxy.lifecycle import Lifecycle
@@ -77,7 +77,7 @@ class Gateway:
     lookups: Lookups
     store: Store
     locks: Locks
-    audit: Audit
+    audit: AuditLog
     transport: Transport
     counts: Counts
     stats: ServerStats
@@ -96,7 +96,7 @@ class Gateway:
 class Parts:
     """The classes of the parts that keep the promises: a test hands in one that breaks them."""
 
-    audit: Callable[[str, Callable[[], float], Callable[[Callable[[], None]], object]], Audit] = Audit
+    audit: Callable[[str, Callable[[], float], Callable[[Callable[[], None]], object]], AuditLog] = AuditLog
     credentials: type[CredentialFingerprints] = CredentialFingerprints
     locks: Callable[[float], Locks] = MemoryLocks
     lookups: type[Lookups] = Lookups
@@ -175,7 +175,7 @@ def _lifecycle(
     locks: Locks,
     transport: Transport,
     credentials: CredentialFingerprints,
-    audit: Audit,
+    audit: AuditLog,
     clock: Callable[[], float],
     counts: Counts,
 ) -> Lifecycle:
@@ -222,7 +222,7 @@ def _lifecycle(
     )
 
 
-def gauges(transport: Transport, store: Store, locks: Locks, audit: Audit) -> dict[Key, Gauge]:
+def gauges(transport: Transport, store: Store, locks: Locks, audit: AuditLog) -> dict[Key, Gauge]:
     """
     What can be measured of these parts: httpx does not tell of its pool, nor a store elsewhere of its
     tables.

@@ -28,7 +28,7 @@ LOOKED_FOR = 0.1
 
 
 class Line(Struct, omit_defaults=True):
-    """How each line begins. `time` is the audit's to say."""
+    """How each line begins. The log fills in `time`."""
 
     event: str
     time: str
@@ -36,7 +36,7 @@ class Line(Struct, omit_defaults=True):
 
 
 class Batch(Struct, eq=False):
-    """Lines that are on the log together, or not known to be: `written` says which."""
+    """Lines that are written together. `written`: they are on the log."""
 
     lines: list[bytes]
     written: bool = False
@@ -47,7 +47,7 @@ class _Gap(Struct, tag_field="event", tag="gap"):
     lost: int
 
 
-class Audit:
+class AuditLog:
     def __init__(
         self,
         path: str,
@@ -59,7 +59,7 @@ class Audit:
         self._wall = wall
         self._soon = soon
         self._held: list[bytes] = []
-        self._due = Batch([])
+        self._batch = Batch([])
         self._regular = True
         self._file: int | None = None
         self._identity: tuple[int, int] | None = None
@@ -73,12 +73,12 @@ class Audit:
     def append(self, line: Line) -> Batch:
         """For what may not go on before `commit`: several lines then cost one write."""
         line.time = self._time(self._wall())
-        self._due.lines.append(self._encoded(line))
-        return self._due
+        self._batch.lines.append(self._encoded(line))
+        return self._batch
 
     def commit(self) -> None:
         """Raises Unrecordable when not all lines that were entered are on the log."""
-        due, self._due = self._due, Batch([])
+        due, self._batch = self._batch, Batch([])
         self._put(b"".join(due.lines), self._wall())
         due.written = True
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from msgspec import UNSET, Struct, UnsetType
 
-from gateway.audit.writer import Audit, Batch, Line
+from gateway.audit.writer import AuditLog, Batch, Line
 from gateway.http import headers as h
 from gateway.http.headers import Fields, Header
 from gateway.proxy.client import Client
@@ -61,8 +61,11 @@ class CallRecord(Struct, eq=False):
     upstream: float = 0.0
     status: int | None = None
     changes: tuple[Change, ...] = ()
-    before: tuple[tuple[Change, ...], str | None] = ((), None)  # changes and skipped, before the last attempt
-    due: Batch | None = None
+    before: tuple[tuple[Change, ...], str | None] = (
+        (),
+        None,
+    )  # `changes` and `skipped` of the attempt before
+    batch: Batch | None = None  # in which the last rewrite was recorded
     skipped: str | None = None
     error: str | None = None
     attempt: int = 0
@@ -82,41 +85,46 @@ class CallRecord(Struct, eq=False):
             **more,
         )
 
-    def sends(
-        self, audit: Audit, before: Call, after: Call, changes: tuple[Change, ...], unfilled: str | None
+    def record_rewrite(
+        self, audit: AuditLog, before: Call, after: Call, changes: tuple[Change, ...], unfilled: str | None
     ) -> Callable[[], None] | None:
-        """Before the call leaves; a rewrite may leave only when what is returned was called (L1)."""
+        """Before the call leaves; it may leave only after the commit that is returned (L1)."""
         if not changes:
-            self.leaves(audit, unfilled or "conforming")
+            self.record_skip(audit, unfilled or "conforming")
             return None
         self.before = self.changes, self.skipped
         self.skipped = unfilled
         self.attempt += 1
         changed = changes_recorded(before, after, changes)
-        self.due = audit.append(self._decision("rewrite", skipped=unfilled, attempt=self.attempt, **changed))
+        self.batch = audit.append(
+            self._decision("rewrite", skipped=unfilled, attempt=self.attempt, **changed)
+        )
         self.changes = changes
         return audit.commit
 
-    def sent(self) -> None:
-        """Nothing is said of a rewrite that was not recorded: it was not sent."""
-        if self.due is not None and not self.due.written:
+    def drop_unrecorded(self) -> None:
+        """A rewrite whose line was not written was not sent: Gateway-Rewrite must not name it."""
+        if self.batch is not None and not self.batch.written:
             self.changes, self.skipped = self.before
             self.attempt -= 1
-        self.due = None
+        self.batch = None
 
-    def leaves(self, audit: Audit, reason: str, **details: Any) -> None:
+    def record_skip(self, audit: AuditLog, reason: str, **details: Any) -> None:
         """The call goes out as it came."""
         self.skipped = reason
         audit.append_best_effort(self._decision("skip", reason=reason, **details))
 
-    def rejects(self, audit: Audit, reason: str) -> None:
-        """The call is answered here. If nothing was sent before, that is all there is to record of it."""
+    def record_reject(self, audit: AuditLog, reason: str) -> None:
+        """
+        The gateway answers the call itself. Where something was sent before, its line is on the log
+        already.
+        """
         self.error = reason
         if not self.changes and self.skipped is None:
             self.skipped = reason
             audit.append_best_effort(self._decision("reject", reason=reason))
 
-    def ended(self, audit: Audit, now: float) -> None:
+    def record_outcome(self, audit: AuditLog, now: float) -> None:
         audit.append_best_effort(
             Outcome(
                 "outcome",

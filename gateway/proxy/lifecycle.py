@@ -14,7 +14,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable
 
-from gateway.audit.writer import Audit
+from gateway.audit.writer import AuditLog
 from gateway.errors import DeadlineExceeded, GatewayError, LoopDetected
 from gateway.http import forwarding
 from gateway.http.forwarding import Hop
@@ -42,7 +42,7 @@ class Lifecycle:
         phases: Phases,
         passthrough: Passthrough,
         lookups: Lookups,
-        audit: Audit,
+        audit: AuditLog,
         credentials: CredentialFingerprints,
         hop: Hop,
         clock: Callable[[], float],
@@ -113,7 +113,7 @@ class Lifecycle:
             raise
         finally:
             self._counts["gateway_matched_calls_total",] += 1
-            record.ended(self._audit, self._clock())
+            record.record_outcome(self._audit, self._clock())
 
     def _diagnosed(self, client: Client, route: RouteMatch, record: CallRecord, body: bytes) -> MatchedCall:
         call = Call(client.method.encode(), client.target, client.upstream_request_headers(self._hop), body)
@@ -148,13 +148,13 @@ class Lifecycle:
         """The upstream's refusal of a look-up, as the upstream said it (C5)."""
         refusal = refused.refusal
         record.status = refusal.status
-        record.rejects(self._audit, "lookup-refused")
+        record.record_reject(self._audit, "lookup-refused")
         response = forwarding.client_response_headers(refusal.headers)
         extra_headers = response.extra_headers(record.headers(), record.client.extra_headers[0])
         await record.client.answer(refusal.status, response.headers, refusal.body, extra_headers)
 
     async def _refuse(self, record: CallRecord, error: GatewayError) -> None:
-        record.rejects(self._audit, error.slug())
+        record.record_reject(self._audit, error.slug())
         if record.client.started:
             raise error
         record.status = error.status

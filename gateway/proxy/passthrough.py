@@ -1,11 +1,13 @@
 """
-What no rule matches: carried through both ways as it comes, nothing changed.
+What no rule matches: passed through both ways as it comes, nothing changed.
 
-A connection to the upstream is not to be had at a slow client's pace. A body that is small and soon whole is
-sent in one piece; the others are streamed, and these together hold no more than their share of connections.
+A slow client must not hold a connection to the upstream. A body that is small and soon whole is read first
+and sent in one piece; the others are streamed, and all of them together hold no more than half of the
+connections.
 
-Two kinds are noticed on their way. A write to a conversation takes its exclusive lock and invalidates what
-was read of it (S3, S4); a client's own GET of what a fill would look up is kept, which saves a look-up.
+Two kinds of call are noticed on their way. A write to a conversation takes its exclusive lock and
+invalidates what was read of it (S3, S4); a client's own GET of what a fill would look up is kept, which
+saves a look-up.
 """
 
 from __future__ import annotations
@@ -30,28 +32,30 @@ from gateway.state.store import Key, Locks, Reading
 from gateway.upstream.reply import Reply
 from gateway.upstream.transport import BeforeSend, Transport
 
-AHEAD = 64 * 1024  # bytes of a body that are read before it is sent …
-PATIENCE = 2.0  # … and seconds: then a client that waits for the reply's head before it goes on gets it
+# A body is streamed if it is larger than this many bytes, or not whole after these seconds: its client may be
+# waiting for the head of the reply before it sends the rest.
+MAX_READ_AHEAD = 64 * 1024
+READ_AHEAD_PATIENCE = 2.0
 
-LEARNABLE_CODINGS = frozenset({None, b"gzip", b"deflate"})
+PRIMING_CODINGS = frozenset({None, b"gzip", b"deflate"})
 
 
 class UploadSlots:
     """
-    Places for bodies that are streamed: `limit` at a time. Who finds none in `patience` seconds is refused
-    as if the pool were exhausted; for uploads it is.
+    For bodies that are streamed: `limit` at a time. A call that gets no slot in `patience` seconds is
+    refused as if the pool were exhausted; for uploads it is.
     """
 
     def __init__(self, limit: int, patience: float) -> None:
-        self._places = asyncio.Semaphore(limit)
+        self._slots = asyncio.Semaphore(limit)
         self._limit = limit
         self._patience = patience
 
     @contextlib.asynccontextmanager
-    async def route(self) -> AsyncIterator[None]:
+    async def slot(self) -> AsyncIterator[None]:
         try:
             async with asyncio.timeout(self._patience):
-                await self._places.acquire()
+                await self._slots.acquire()
         except TimeoutError as error:
             raise PoolExhausted(
                 f"{self._limit} bodies are being streamed (half of upstream.max_connections)"
@@ -59,14 +63,14 @@ class UploadSlots:
         try:
             yield
         finally:
-            self._places.release()
+            self._slots.release()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Passthrough:
     """
-    `max_body`: bytes of a write that are read before it takes its turn, and of a reply that may be learned
-    from. `tunnel_idle` in seconds.
+    `max_body`: bytes of a write that are read before its lock is taken, and of a reply that may be kept.
+    `tunnel_idle` in seconds.
     """
 
     rules: Rules
@@ -94,13 +98,17 @@ class Passthrough:
         if not client.has_body or await self._read_ahead(client, write is not None):
             await self._forward(client, write, headers, bool(method_overrides))
         else:
-            # The place before the turn, for all: nobody holds up a conversation while he waits for a place.
-            async with self.uploads.route():
+            # The slot before the lock, always: a call that waits for a slot must not hold up a conversation.
+            async with self.uploads.slot():
                 await self._forward(client, write, headers, bool(method_overrides))
 
     async def _read_ahead(self, client: Client, write: bool) -> bool:
-        # A slow sender must not hold up the conversation's other calls: the turn is for what is here.
-        return await (client.read_ahead(self.max_body) if write else client.read_ahead(AHEAD, PATIENCE))
+        # A write is read before it takes its lock, so that a slow sender does not hold up the conversation.
+        return await (
+            client.read_ahead(self.max_body)
+            if write
+            else client.read_ahead(MAX_READ_AHEAD, READ_AHEAD_PATIENCE)
+        )
 
     async def _forward(
         self, client: Client, write: PathMatch[Write] | None, headers: Fields, overridden: bool
@@ -130,8 +138,9 @@ class Passthrough:
             method, client.target, headers, extra_headers=extra_headers, upgrade=True
         ) as reply:
             if reply.status == 101:
-                back = forwarding.client_response_headers(reply.headers)
-                down = client.switch([*back.headers, *back.extra_headers([], client.extra_headers[0])])
+                response = forwarding.client_response_headers(reply.headers)
+                own = response.extra_headers([], client.extra_headers[0])
+                down = client.switch([*response.headers, *own])
                 await tunnel.join(down, reply, self.tunnel_idle)
             else:
                 await self._relay(client, reply)
@@ -147,7 +156,7 @@ class Passthrough:
                 finally:
                     await self.lookups.invalidate_after(conversation)
             except asyncio.CancelledError:
-                # While the store was told: then nobody else closes the reply.
+                # It may come while the store is told, when nothing else closes the reply.
                 if reply is not None:
                     reply.close()
                 raise
@@ -158,13 +167,13 @@ class Passthrough:
         stamp = await self.lookups.stamp(key.conversation)
         with await self._sent(client, headers) as reply:
             coding = h.first(reply.headers, b"content-encoding")
-            learnable = (
+            primes = (
                 stamp is not None
                 and reply.status == 200
                 and reply.headers.derived(h.is_json)
-                and coding in LEARNABLE_CODINGS
+                and coding in PRIMING_CODINGS
             )
-            body = await self._relay(client, reply, self.max_body if learnable else 0)
+            body = await self._relay(client, reply, self.max_body if primes else 0)
         if body and stamp is not None:
             # A compressed representation's entity tag is not the plain one's (RFC 9110 section 8.8.3).
             etag = h.first(reply.headers, b"etag") if coding is None else None
@@ -185,10 +194,9 @@ class Passthrough:
         )
 
     async def _relay(self, client: Client, reply: Reply, keep: int = 0) -> bytes | None:
-        back = reply.headers.derived(forwarding.client_response_headers)
-        return await client.relay(
-            reply.status, back.headers, back.extra_headers([], client.extra_headers[0]), reply, keep
-        )
+        response = reply.headers.derived(forwarding.client_response_headers)
+        extra_headers = response.extra_headers([], client.extra_headers[0])
+        return await client.relay(reply.status, response.headers, extra_headers, reply, keep)
 
     async def _end_here(self, client: Client) -> None:
         """RFC 9110 sections 7.6.2 and 9.3.8."""

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-from gateway.audit.writer import Audit
+from gateway.audit.writer import AuditLog
 from gateway.errors import LookupFailed, ReadTimeout, StoreUnavailable, UpstreamError
 from gateway.proxy.matched_call import MatchedCall
 from gateway.repairs import rewrite
@@ -41,7 +41,7 @@ class Phases:
         lookups: Lookups,
         locks: Locks,
         upstream: Transport,
-        audit: Audit,
+        audit: AuditLog,
         clock: Callable[[], float],
         counts: Counter[tuple[str, ...]],
         lookup_deadline: float,
@@ -141,11 +141,11 @@ class Phases:
     # --- record and forward
 
     async def untouched(self, matched: MatchedCall, reason: str, **details: Any) -> Reply:
-        """Forwards the call as it came, in its turn, and records why."""
+        """Takes the lock, forwards the call as it came, and records why it did so."""
 
         def before_send() -> None:
             matched.client.shield_from_disconnect()
-            matched.record.leaves(self._audit, reason, **details)
+            matched.record.record_skip(self._audit, reason, **details)
 
         with await self._lock(matched):
             return await self._send(matched, matched.call, NOTHING, before_send)
@@ -158,12 +158,12 @@ class Phases:
             if not self._lookups.still_usable(results):
                 raise Overtaken
             matched.client.shield_from_disconnect()
-            return matched.record.sends(self._audit, matched.call, call, changes, results.unfilled)
+            return matched.record.record_rewrite(self._audit, matched.call, call, changes, results.unfilled)
 
         try:
             return await self._send(matched, call, results, before_send)
         finally:
-            matched.record.sent()
+            matched.record.drop_unrecorded()
 
     async def refill(self, matched: MatchedCall, sent: LookupResults, refusal: Reply) -> Reply:
         """The refusal proves that nothing was applied: once more, if the state is another by now (C2)."""
@@ -218,7 +218,7 @@ class Phases:
                 if not (keeps and accepted) and matched.writes:
                     await self._lookups.invalidate_after(matched.conversation)
         except asyncio.CancelledError:
-            # While the store was told: then nobody else closes the reply.
+            # It may come while the store is told, when nothing else closes the reply.
             if reply is not None:
                 reply.close()
             raise
@@ -226,7 +226,9 @@ class Phases:
         return reply
 
     async def _accept(self, matched: MatchedCall) -> None:
-        """Before what was read is invalidated: whoever reads from then on is to know of it (S5)."""
+        """
+        Told to the store before the invalidation: what is looked up after that has to agree with it (S5).
+        """
         for explicit in matched.found.explicit:
             if isinstance(explicit.value, str):
                 target = matched.route.targets[explicit.field]

@@ -6,7 +6,7 @@ import asyncio
 import os
 from pathlib import Path
 
-from gateway.audit.writer import Audit, Line
+from gateway.audit.writer import AuditLog, Line
 from tests.support.audit_lines import audit_lines
 from tests.support.clock import Clock
 from tests.support.gateways import BODY, PARTICIPANT, TOKEN, gateway
@@ -72,7 +72,7 @@ async def test_a_rotation_while_calls_are_under_way_loses_none(tmp_path: Path) -
 
 def test_reopen_ends_the_old_file_and_opens_the_path_again(tmp_path: Path) -> None:
     path = tmp_path / "log"
-    audit = Audit(str(path), lambda: 0.0)
+    audit = AuditLog(str(path), lambda: 0.0)
     audit.append(Line("a", "", "1"))
     audit.commit()
     kept = os.open(path, os.O_RDONLY)

@@ -15,7 +15,7 @@ import pytest
 
 from gateway import app
 from gateway.app import Parts
-from gateway.audit.writer import Audit, Batch
+from gateway.audit.writer import AuditLog, Batch
 from gateway.config import UpstreamSettings
 from gateway.errors import Unrecordable
 from gateway.mock.server import Fault
@@ -98,7 +98,7 @@ async def test_of_calls_that_leave_together_none_leaves_that_cannot_be_recorded(
         await busy
 
 
-class Stuck(Audit):
+class Stuck(AuditLog):
     """A disk that hangs, and fails in the end."""
 
     stuck = False

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.audit.writer import Audit, Line, pieces
+from gateway.audit.writer import AuditLog, Line, pieces
 from gateway.errors import Unrecordable
 from tests.support.audit_lines import audit_lines
 
@@ -28,7 +28,7 @@ def test_lines_that_go_into_a_pipe_together_are_never_torn(tmp_path: Path) -> No
     writer = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
     fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 16 * 1024)
     os.write(writer, b"x" * 9_000 + b"\n")
-    audit = Audit(str(path), lambda: 0.0)
+    audit = AuditLog(str(path), lambda: 0.0)
     audit.check()
     assert audit._file is not None
     os.set_blocking(audit._file, False)
@@ -63,7 +63,7 @@ def test_pieces_are_whole_lines_and_no_larger_than_they_must_be(sizes: list[int]
 
 def test_lost_lines_are_counted_until_the_gap_is_on_the_log(tmp_path: Path) -> None:
     path = tmp_path / "sub" / "log"
-    audit = Audit(str(path), lambda: 0.0)
+    audit = AuditLog(str(path), lambda: 0.0)
     for _ in range(3):
         audit.append_best_effort(Line("outcome", "", "1"))
     audit.append(Line("rewrite", "", "1"))
@@ -107,7 +107,7 @@ def test_whatever_text_is_recorded_each_line_is_one_object_that_says_it(
     tmp_path_factory: pytest.TempPathFactory, records: list[tuple[str, str, dict[str, Any]]]
 ) -> None:
     path = tmp_path_factory.mktemp("log") / "log"
-    audit = Audit(str(path), lambda: 1.5)
+    audit = AuditLog(str(path), lambda: 1.5)
     for event, request_id, record in records:
         audit.append(Said(event, "", request_id, record))
         audit.commit()

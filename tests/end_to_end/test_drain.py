@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from gateway import app
-from gateway.proxy.passthrough import AHEAD
+from gateway.proxy.passthrough import MAX_READ_AHEAD
 from gateway.server.connection import GRACE
 from tests.support.audit_lines import audit_lines
 from tests.support.calls import DOCUMENT, GET, OK_HEAD, PATCH, SWITCHING, UPGRADE
@@ -225,7 +225,7 @@ async def test_bodies_under_way_are_finished_in_both_directions(tmp_path: Path) 
         await down.send(GET)
         assert b"content-length: 6\r\n" in await down.head()
         # So much that it is sent on at once.
-        first = b"x" * AHEAD + b"abc"
+        first = b"x" * MAX_READ_AHEAD + b"abc"
         await up.send(b"POST /x HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % (len(first) + 3) + first)
         await until(lambda: sum(peer.received.endswith(b"abc") for peer in served.peers) == 1, 10)
         stop = begin()

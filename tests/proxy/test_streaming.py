@@ -7,14 +7,14 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from gateway.proxy.passthrough import AHEAD, PATIENCE
+from gateway.proxy.passthrough import MAX_READ_AHEAD, READ_AHEAD_PATIENCE
 from tests.support.calls import GET
 from tests.support.gateways import PARTICIPANT, gateway, proxied
 from tests.support.raw_upstream import OK, Peer, RawUpstream, answering
 from tests.support.serving import connect
 from tests.support.waiting import until
 
-LARGE = b"x" * (AHEAD + 1)  # what is sent on at once; less is waited for, two seconds at most
+LARGE = b"x" * (MAX_READ_AHEAD + 1)  # what is sent on at once; less is waited for, two seconds at most
 
 
 async def test_the_first_byte_of_a_reply_arrives_before_the_last_is_sent() -> None:
@@ -114,7 +114,7 @@ async def test_a_small_beginning_of_an_upload_is_sent_on_after_two_seconds() -> 
     loop = asyncio.get_running_loop()
     began = loop.time()
     await asyncio.gather(upload(b"abc", chunked=True), upload(b"abc", chunked=False))
-    assert loop.time() - began > PATIENCE * 0.9
+    assert loop.time() - began > READ_AHEAD_PATIENCE * 0.9
 
 
 @pytest.mark.parametrize("chunked", [True, False])

@@ -21,7 +21,7 @@ import msgspec
 
 from gateway import app
 from gateway.app import Parts
-from gateway.audit.writer import Audit, Batch, Line
+from gateway.audit.writer import AuditLog, Batch, Line
 from gateway.config import Settings
 from gateway.errors import GatewayError
 from gateway.http.headers import Fields, Header, Headers
@@ -88,7 +88,7 @@ class History:
     failures: list[BaseException | str]
 
 
-class Journal(Audit):
+class Journal(AuditLog):
     """The audit log in memory, each line with the simulated time."""
 
     def __init__(
@@ -103,10 +103,10 @@ class Journal(Audit):
 
     def append(self, line: Line) -> Batch:
         self.append_best_effort(line)
-        return self._due
+        return self._batch
 
     def commit(self) -> None:
-        self._due.written, self._due = True, Batch([])
+        self._batch.written, self._batch = True, Batch([])
 
 
 @lru_cache(maxsize=4096)
