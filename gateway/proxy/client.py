@@ -96,7 +96,7 @@ class Client:
         self.address = request.address
         explicit = self.fields.get(b"x-request-id")
         self.id = explicit.decode() if explicit is not None and sane_id(explicit) else next(_ids)
-        self.extra_headers: list[Header] = [(b"x-request-id", self.id.encode())]  # goes with what goes onward
+        self.extra_headers: list[Header] = [(b"x-request-id", self.id.encode())]  # for whatever goes upstream
 
     @property
     def has_body(self) -> bool:

@@ -263,6 +263,7 @@ class ClientConnection(asyncio.Protocol):
             self._linger()
             return
         self._state = _DISCARD
+        self._deadline = inf
         cycle.keep_alive = False
         cycle.body.fail(error)
 
@@ -321,9 +322,6 @@ class ClientConnection(asyncio.Protocol):
         self.stats.awaiting -= 1
         if body.watch is not None:
             body.watch.stop(self._loop.time())
-        cycle = self._cycle
-        if cycle is not None and cycle.body is body and not cycle.complete:
-            self._deadline = inf
 
     # Replying.
 
@@ -514,7 +512,7 @@ class ClientConnection(asyncio.Protocol):
             self._refuse(HeadTimeout(f"not within {limit:g} s of its first byte (limits.head_timeout)"))
         elif self._state == _BODY and self._cycle is not None:
             self._on_body_deadline(self._cycle, due)
-        else:
+        elif self._state != _QUEUE:  # there the whole request has come: nothing is waited for
             self.close()
 
     def _on_body_deadline(self, cycle: RequestCycle, due: float) -> None:
@@ -522,7 +520,7 @@ class ClientConnection(asyncio.Protocol):
         if not cycle.complete:
             watch = cycle.body.watch
             if watch is None or not cycle.body.awaited:
-                return  # a piece has come in this very turn of the loop
+                return  # nobody waits any more, be it since this very turn of the loop
             failure = watch.verdict(due)
             if failure is None:
                 self._deadline = watch.deadline

@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 
-from gateway.errors import BodyTimeout
+from gateway.errors import BodyTimeout, GatewayError
 from gateway.server.asgi import Message
 from gateway.server.connection import LINGER
 from gateway.server.limits import ServerLimits, ServerStats
 from gateway.server.write_flow import ClientDisconnected
 from tests.support.applications import Echo, Held, body_of, reply
-from tests.support.raw_requests import GET, LAST, get, post
+from tests.support.raw_requests import GET, LAST, chunked, get, post
 from tests.support.virtual import VirtualClient, in_virtual_time, now
 
 ANY_RATE = ServerLimits(min_rate=0)
@@ -83,11 +83,15 @@ async def test_f7_an_application_that_waits_for_the_disconnect_does_not_keep_an_
         waiting = asyncio.create_task(receive())
         await asyncio.sleep(0)
         await reply(send, b"x")
-        assert await waiting == {"type": "http.disconnect"}
+        heard.append((now(), await waiting))
 
+    heard: list[tuple[float, Message]] = []
     client = VirtualClient(app)
     client.send(GET)
-    assert (await client.rest()).endswith(b"\r\n\r\nx")
+    await client.until(b"\r\n\r\nx")
+    await asyncio.sleep(0.001)
+    assert heard == [(0.0, {"type": "http.disconnect"})], "the whole reply is out: that is the end"
+    await client.rest()
     assert client.ended_at == pytest.approx(60)
 
 
@@ -109,6 +113,64 @@ async def test_f7_a_slow_application_is_not_the_clients_fault() -> None:
     await asyncio.sleep(3600)
     held.go.set()
     await client.until(b"held")
+
+
+@in_virtual_time
+async def test_f7_a_slow_application_that_had_to_wait_for_the_body_is_not_the_clients_fault() -> None:
+    async def app(scope: Message, receive: Any, send: Any) -> None:
+        body = await body_of(receive)
+        await asyncio.sleep(3600)
+        await reply(send, body)
+
+    client = VirtualClient(app)
+    client.send(post(b"hello")[:-3])
+    await asyncio.sleep(5)
+    client.send(b"llo")
+    await client.until(b"hello")
+
+
+@in_virtual_time
+async def test_f7_a_reply_in_the_turn_in_which_the_body_ends_leaves_an_idle_connection() -> None:
+    held = Held()
+    client = VirtualClient(held)
+    client.send(post(b"hello")[:-5])
+    await held.begun.wait()
+    reading = asyncio.create_task(held.cycle.body.read())
+    await asyncio.sleep(5)
+    client.send(b"hello")
+    held.cycle.respond(200, [(b"content-length", b"1")], b"x")
+    await client.rest()
+    assert client.ended_at == pytest.approx(5 + 60)
+    assert await reading == b"hello"
+    held.go.set()
+
+
+@in_virtual_time
+async def test_f7_after_a_body_that_failed_the_application_has_all_its_time() -> None:
+    async def app(scope: Message, receive: Any, send: Any) -> None:
+        with pytest.raises(GatewayError):
+            await body_of(receive)
+        await asyncio.sleep(3600)
+        await reply(send, b"late", 400)
+
+    client = VirtualClient(app)
+    client.send(chunked(b"hello")[:-5])
+    await asyncio.sleep(5)
+    client.send(b"zz\r\n")
+    assert (await client.rest()).endswith(b"late")
+
+
+@pytest.mark.parametrize("last", [True, False])
+@in_virtual_time
+async def test_f7_a_piece_that_comes_as_its_time_ends_has_come_in_time(last: bool) -> None:
+    client = VirtualClient(Echo(), ANY_RATE)
+    client.send(post(b"hello")[:-3])
+    # In one turn of the loop with the timer, and before it.
+    asyncio.get_running_loop().call_at(10 - 1e-5, client.send, b"llo" if last else b"l")
+    if not last:
+        await asyncio.sleep(15)
+        client.send(b"lo")
+    await client.until(b"/ hello")
 
 
 @in_virtual_time
@@ -277,6 +339,60 @@ async def test_a_client_that_reads_slowly_is_not_cut_off() -> None:
     client.take(100_000)
     client.take(100_000)
     assert (await client.rest()).endswith(b"x")
+
+
+@in_virtual_time
+async def test_a_last_reply_that_is_not_read_is_cut_off_though_nothing_waits_to_be_written() -> None:
+    async def app(scope: Message, receive: Any, send: Any) -> None:
+        await reply(send, b"x" * 1000)
+
+    stats = ServerStats()
+    client = VirtualClient(app, stats=stats)
+    client.reading = False
+    client.send(LAST)
+    await asyncio.sleep(61)
+    assert client.ended_at == pytest.approx(60)
+    assert stats.aborted == {"write-timeout": 1}
+
+
+@in_virtual_time
+async def test_a_client_that_has_taken_everything_is_not_waited_for_while_the_application_makes_more() -> (
+    None
+):
+    async def app(scope: Message, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"x" * 100_000, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": True})
+        await asyncio.sleep(300)
+        await send({"type": "http.response.body", "body": b"end"})
+
+    client = VirtualClient(app)
+    client.reading = False
+    client.send(GET)
+    await asyncio.sleep(5)
+    client.reading = True
+    client.take(1_000_000)
+    await client.until(b"end\r\n0\r\n\r\n")
+
+
+@in_virtual_time
+async def test_what_a_client_takes_at_the_end_of_its_waiting_counts_in_the_window() -> None:
+    async def app(scope: Message, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for _ in range(100):
+            await send({"type": "http.response.body", "body": b"x" * 100_000, "more_body": True})
+
+    stats = ServerStats()
+    client = VirtualClient(app, stats=stats)
+    client.reading = False
+    client.send(GET)
+    for _ in range(20):
+        await asyncio.sleep(9)
+        client.take(200_000)
+    assert not client.over
+    client.abort()
+    await asyncio.sleep(0.001)
+    assert not stats.aborted
 
 
 @pytest.mark.parametrize(("size", "cut"), [(49, True), (51, False)])

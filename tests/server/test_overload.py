@@ -14,6 +14,7 @@ import pytest
 from gateway.server.asgi import Message
 from gateway.server.connection import MAX_LINGERING
 from gateway.server.limits import ServerLimits, ServerStats
+from gateway.server.stalled_replies import STALL
 from tests.support.applications import Echo, Held, reply
 from tests.support.raw_requests import GET, chunked, post
 from tests.support.serving import (
@@ -25,6 +26,7 @@ from tests.support.serving import (
     running,
     serve,
 )
+from tests.support.virtual import VirtualClient, in_virtual_time
 
 
 @on_both_loops
@@ -166,3 +168,53 @@ async def test_past_max_in_flight_a_pipeline_ends_with_its_first_refusal() -> No
         held.go.set()
         assert (await first.reply())[0] == 200
     assert stats.refused == {"overloaded": 1}
+
+
+async def flooded(scope: Message, receive: Any, send: Any) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    while True:
+        await send({"type": "http.response.body", "body": b"x" * 65536, "more_body": True})
+
+
+@in_virtual_time
+async def test_past_max_stalled_the_replies_that_have_waited_longest_are_cut_off() -> None:
+    stats = ServerStats()
+    clients = []
+    for _ in range(4):
+        client = VirtualClient(flooded, ServerLimits(max_stalled=2), stats)
+        client.reading = False
+        client.send(GET)
+        clients.append(client)
+        await asyncio.sleep(0.1)
+    assert not any(client.over for client in clients), "each may keep its reply waiting for a moment"
+    assert len(stats.stalled) == 4
+    await asyncio.sleep(2)
+    assert [client.aborted for client in clients] == [True, True, False, False]
+    assert [client.ended_at for client in clients[:2]] == [pytest.approx(0.2 + STALL)] * 2
+    assert stats.aborted == {"stalled": 2}
+    clients[2].take(1_000_000)
+    await asyncio.sleep(0.001)
+    assert len(stats.stalled) == 2, "it waits again, behind the other"
+    for client in clients[2:]:
+        client.abort()
+    await asyncio.sleep(0.001)
+    assert len(stats.stalled) == 0
+
+
+@in_virtual_time
+async def test_a_reply_that_goes_on_in_time_is_not_cut_off_for_the_others() -> None:
+    stats = ServerStats()
+    clients = []
+    for _ in range(3):
+        client = VirtualClient(flooded, ServerLimits(max_stalled=2), stats)
+        client.reading = False
+        client.send(GET)
+        clients.append(client)
+    for _ in range(20):
+        await asyncio.sleep(STALL - 0.1)
+        for client in clients:
+            client.take(200_000)
+    assert not any(client.over for client in clients)
+    for client in clients:
+        client.abort()
+    await asyncio.sleep(0.001)

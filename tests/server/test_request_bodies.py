@@ -112,6 +112,25 @@ async def test_a10_100_is_sent_once_and_only_when_the_application_asks_for_the_b
 
 
 @on_both_loops
+async def test_a10_no_second_100_is_sent_when_the_application_asks_again() -> None:
+    async def app(scope: Message, receive: Any, send: Any) -> None:
+        for _ in range(2):
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.01):
+                    await receive()
+        asked.set()
+        await reply(send, await body_of(receive))
+
+    asked = asyncio.Event()
+    async with serve(app) as port, connect(port) as client:
+        await client.send(post(b"hello", b"Expect: 100-continue")[:-5])
+        assert await client.head() == b"HTTP/1.1 100 Continue\r\n\r\n"
+        await asked.wait()
+        await client.send(b"hello")
+        assert (await client.reply())[::2] == (200, b"hello")
+
+
+@on_both_loops
 async def test_a10_no_100_is_sent_once_the_body_or_the_reply_has_begun() -> None:
     async def app(scope: Message, receive: Any, send: Any) -> None:
         if scope["path"] == "/early":

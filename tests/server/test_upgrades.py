@@ -12,7 +12,7 @@ import pytest
 
 from gateway.server.asgi import Message
 from gateway.server.duplex_stream import DuplexStream
-from gateway.server.limits import ServerStats
+from gateway.server.limits import ServerLimits, ServerStats
 from gateway.server.write_flow import ClientDisconnected
 from tests.support.applications import SWITCHED, Echo, Tunnel, cycle_of
 from tests.support.raw_requests import GET, LAST, UPGRADE, get
@@ -25,6 +25,7 @@ from tests.support.serving import (
     running,
     serve,
 )
+from tests.support.virtual import VirtualClient, in_virtual_time
 
 
 @on_both_loops
@@ -121,6 +122,23 @@ async def test_a_tunnel_has_back_pressure_both_ways() -> None:
         go.set()
         assert len(await client.rest()) == 16 << 20
     assert max(read) < 1 << 20
+
+
+@in_virtual_time
+async def test_a_side_of_a_tunnel_may_be_slow_for_a_while() -> None:
+    async def after(stream: DuplexStream) -> None:
+        await stream.write(b"x" * 100_000)
+        await stream.write(b"end")
+
+    stats = ServerStats()
+    client = VirtualClient(Tunnel(after), ServerLimits(max_stalled=0), stats)
+    client.reading = False
+    client.send(UPGRADE)
+    await asyncio.sleep(59)
+    client.reading = True
+    client.take(1_000_000)
+    assert (await client.rest()).endswith(b"xend")
+    assert not stats.aborted
 
 
 @pytest.mark.parametrize("how", ["close", "abort", "return", "raise", "client", "client, cancelled"])
