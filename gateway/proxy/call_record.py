@@ -61,10 +61,8 @@ class CallRecord(Struct, eq=False):
     upstream: float = 0.0
     status: int | None = None
     changes: tuple[Change, ...] = ()
-    before: tuple[tuple[Change, ...], str | None] = (
-        (),
-        None,
-    )  # `changes` and `skipped` of the attempt before
+    # Of the attempt before: changes and skipped.
+    before: tuple[tuple[Change, ...], str | None] = ((), None)
     batch: Batch | None = None  # in which the last rewrite was recorded
     skipped: str | None = None
     error: str | None = None
@@ -96,9 +94,8 @@ class CallRecord(Struct, eq=False):
         self.skipped = unfilled
         self.attempt += 1
         changed = changes_recorded(before, after, changes)
-        self.batch = audit.append(
-            self._decision("rewrite", skipped=unfilled, attempt=self.attempt, **changed)
-        )
+        line = self._decision("rewrite", skipped=unfilled, attempt=self.attempt, **changed)
+        self.batch = audit.append(line)
         self.changes = changes
         return audit.commit
 
@@ -115,10 +112,7 @@ class CallRecord(Struct, eq=False):
         audit.append_best_effort(self._decision("skip", reason=reason, **details))
 
     def record_reject(self, audit: AuditLog, reason: str) -> None:
-        """
-        The gateway answers the call itself. Where something was sent before, its line is on the log
-        already.
-        """
+        """The gateway answers the call itself; if something was sent before, it has its line already."""
         self.error = reason
         if not self.changes and self.skipped is None:
             self.skipped = reason

@@ -104,11 +104,9 @@ class Passthrough:
 
     async def _read_ahead(self, client: Client, write: bool) -> bool:
         # A write is read before it takes its lock, so that a slow sender does not hold up the conversation.
-        return await (
-            client.read_ahead(self.max_body)
-            if write
-            else client.read_ahead(MAX_READ_AHEAD, READ_AHEAD_PATIENCE)
-        )
+        if write:
+            return await client.read_ahead(self.max_body)
+        return await client.read_ahead(MAX_READ_AHEAD, READ_AHEAD_PATIENCE)
 
     async def _forward(
         self, client: Client, write: PathMatch[Write] | None, headers: Fields, overridden: bool
