@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import socket
 from typing import NamedTuple
 
@@ -228,6 +229,7 @@ def edited(data: bytes, edits: list[Edit]) -> bytes:
 @fuzzed
 @given(st.sampled_from([WITH_LENGTH, WITH_CHUNKS, PIPELINE]), EDITS, CUTS)
 @example(WITH_CHUNKS, [Edit(0.3, 0, b"\r\nContent-Length: 5")], [])
+@example(PIPELINE, [Edit(0.859375, 0, b"\r\nTransfer-Encoding: identity")], [])
 async def test_what_is_accepted_of_mangled_requests_is_what_others_read_in_them(
     data: bytes, edits: list[Edit], cuts: list[int]
 ) -> None:
@@ -239,11 +241,19 @@ async def test_what_is_accepted_of_mangled_requests_is_what_others_read_in_them(
         except ConnectionError:
             pass  # the gateway has refused it, and is not listening any more
         accepted = sent_upstream(chain.upstream)
-        # h11 alone refuses a trailer for the name it has: the gateway drops them all.
         assert accepted in [
-            [reduced(message) for message in (read(data) or [])[: len(accepted)]]
+            [reduced(message) for message in (read(seen) or [])[: len(accepted)]]
             for read in (as_h11_reads, as_llhttp_reads)
+            for seen in (data, without_trailers(data))
         ]
+
+
+def without_trailers(data: bytes) -> bytes:
+    """
+    Both parsers refuse some trailers for the names they have. The gateway drops them all, as a recipient may
+    (RFC 9110 section 6.5.1): with them gone, what is left must be the same messages to everybody.
+    """
+    return re.sub(rb"(\r\n0+(?:;[^\r\n]*)?\r\n)(?:[^\r\n]+\r\n)+(?=\r\n)", rb"\1", data)
 
 
 def reduced(message: Message) -> Message:
