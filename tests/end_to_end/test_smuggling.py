@@ -23,7 +23,7 @@ from tests.support.gateways import proxied
 from tests.support.raw_upstream import Peer, RawUpstream, Script
 from tests.support.serving import Client, connect
 
-# An end by itself, soon after the last byte, whatever a mutated message still seems to lack.
+# A mutated message may lack its end: the gateway gives up soon after the last byte.
 SHORT = {"head_timeout": "30ms", "body_timeout": "30ms", "keep_alive": "30ms"}
 HIDDEN = b"GET /hidden HTTP/1.1\r\nHost: h\r\n\r\n"
 EVIL = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil"
@@ -55,12 +55,12 @@ def as_h11_reads(data: bytes) -> list[Message]:
         except h11.RemoteProtocolError:
             return found
         found.append(Message(request.method, request.target, body))
-        # A fresh one: h11 itself would wait for an answer, or end after a close.
+        # A new connection for each request: h11 would wait for a reply first, or end after `close`.
         data = connection.trailing_data[0]
 
 
 def as_llhttp_reads(data: bytes) -> list[Message] | None:
-    """None where it has no opinion: it knows but a list of methods."""
+    """The complete requests in `data`. None where llhttp does not know a method."""
     found: list[Message] = []
 
     class Reader:
@@ -333,7 +333,7 @@ def saying(data: bytes, cuts: list[int]) -> Script:
 
 
 async def own(port: int) -> None:
-    """Whoever comes next gets the answer to what it asked for itself."""
+    """The next client gets the replies to its own requests."""
     async with connect(port) as client:
         for target in (b"/mine/1", b"/mine/2"):
             await client.send(b"GET %b HTTP/1.1\r\nHost: h\r\n\r\n" % target)
