@@ -1,8 +1,9 @@
-"""What holds for every test: names that are the same in each process, and no garbage sought where none is."""
+"""What holds for all tests: names that are the same in every process, how many of these, and no garbage."""
 
 from __future__ import annotations
 
 import gc
+import os
 
 LONGEST_NAME = 60
 
@@ -19,3 +20,8 @@ def pytest_collection_finish() -> None:
     """Thousands of tests stay to the end: the collector need not look through them again and again."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Two for each processor: much of what is tested is how long something waits."""
+    return 2 * (os.cpu_count() or 1)

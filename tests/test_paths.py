@@ -215,7 +215,7 @@ def test_a_template_is_shadowed_when_earlier_ones_take_every_path_of_it(
 
 
 def visits(table: Routes[int], method: str, path: bytes) -> int:
-    """How many calls the interpreter makes for one match: a cost that no clock can blur."""
+    """How many calls the interpreter makes for one match: a cost that does not depend on the machine."""
     count = 0
 
     def counted(frame: FrameType, event: str, argument: object) -> None:

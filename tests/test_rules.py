@@ -1,4 +1,4 @@
-"""Which calls of the published API a rule takes, which others are writes or readings of a conversation."""
+"""Which calls of the published API a rule matches, which others are writes or readings of a conversation."""
 
 from __future__ import annotations
 
@@ -252,7 +252,7 @@ def test_what_changes_no_conversation_is_no_write(call: str) -> None:
         ("POST", f"{API}/c1", None),
     ],
 )
-def test_a_get_of_a_whole_conversation_is_one_to_learn_from(
+def test_a_clients_get_of_a_whole_conversation_may_prime_the_cache(
     method: str, path: str, source: str | None
 ) -> None:
     found = shipped().reads(method, path.encode())
@@ -260,7 +260,7 @@ def test_a_get_of_a_whole_conversation_is_one_to_learn_from(
     assert (found.value.source if found else None) == (parse(source) if source else None)
 
 
-def test_what_is_not_to_be_learned_from_is_not_read() -> None:
+def test_where_learn_is_off_no_clients_get_primes_the_cache() -> None:
     loaded = configured("http://upstream", "-", fill={"learn": False})
 
     assert Rules(loaded.rules, 1).reads("GET", f"{API}/web/instances/c1".encode()) is None

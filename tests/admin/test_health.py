@@ -45,7 +45,7 @@ async def test_readiness_names_each_thing_that_is_wrong_and_liveness_none(tmp_pa
 
 
 async def test_an_upstream_that_is_down_does_not_make_the_gateway_unready() -> None:
-    """All replicas would be taken out at once, and with them the calls that are to be told why."""
+    """Else all replicas would leave the load balancer at once, and no client would be told why."""
     with closed_port() as port:
         async with gateway(f"http://127.0.0.1:{port}") as running, running.admin() as admin:
             assert (await admin.get("/readyz")).status_code == 200
@@ -117,7 +117,7 @@ async def test_the_operators_side_serves_nothing_else_and_forwards_nothing(path:
 
 
 async def test_the_operators_pages_are_not_on_the_clients_port(tmp_path: Path) -> None:
-    """There, /healthz and /readyz are the upstream's."""
+    """On the clients' port /healthz and /readyz are forwarded to the upstream."""
     async with (
         mock() as upstream,
         gateway_process(tmp_path, upstream.url) as running,

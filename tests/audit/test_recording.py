@@ -14,18 +14,14 @@ from tests.support.audit_lines import audit_lines
 from tests.support.calls import PATCH
 from tests.support.gateways import BODY, FILLED, PARTICIPANT, TOKEN, gateway
 from tests.support.judging import refused_by_the_gateway
-from tests.support.mocking import mock
+from tests.support.mocking import mock, mocked
 from tests.support.serving import connect
 from tests.support.waiting import until
 
 
 async def test_a_rewrite_and_its_outcome_are_recorded_as_the_contract_has_them() -> None:
     wall = datetime(2026, 11, 22, 12, 0, 0, 250_000, UTC).timestamp()
-    async with (
-        mock() as upstream,
-        gateway(upstream.url, wall=lambda: wall) as running,
-        running.client() as client,
-    ):
+    async with mocked(wall=lambda: wall) as (_, running, client):
         headers = TOKEN | {"Content-Type": "text/plain", "User-Agent": "legacy/1", "X-Request-Id": "it-1"}
         await client.patch(f"{PARTICIPANT}?key=secret", content=BODY, headers=headers)
 
@@ -64,8 +60,8 @@ async def test_a_rewrite_and_its_outcome_are_recorded_as_the_contract_has_them()
 
 
 async def test_a_rewrite_is_on_the_log_before_the_upstream_sees_it() -> None:
-    """L1, seen from the upstream: while it holds the PATCH, the line is there and the outcome is not."""
-    async with mock() as upstream, gateway(upstream.url) as running, running.client() as client:
+    """L1: while the upstream holds the PATCH, the log has the rewrite and not yet the outcome."""
+    async with mocked() as (upstream, running, client):
         held = asyncio.Event()
         upstream.faults.append(Fault(method="PATCH", delay=held))
         call = asyncio.ensure_future(client.patch(PARTICIPANT, content=BODY, headers=TOKEN))
@@ -77,7 +73,7 @@ async def test_a_rewrite_is_on_the_log_before_the_upstream_sees_it() -> None:
 
 
 async def test_a_refill_is_a_second_line_with_its_attempt() -> None:
-    async with mock() as upstream, gateway(upstream.url) as running, running.client() as client:
+    async with mocked() as (upstream, running, client):
         held = asyncio.Event()
         upstream.faults.append(Fault(method="PATCH", hold=held, status=409))
         call = asyncio.ensure_future(client.patch(PARTICIPANT, content=BODY, headers=TOKEN))
@@ -95,7 +91,7 @@ async def test_a_refill_is_a_second_line_with_its_attempt() -> None:
 
 
 async def test_an_outcome_that_is_not_known_is_recorded_as_such() -> None:
-    async with mock() as upstream, gateway(upstream.url) as running, running.client() as client:
+    async with mocked() as (upstream, running, client):
         upstream.faults.append(Fault(method="PATCH", reset=True))
         answer = await client.patch(PARTICIPANT, content=BODY, headers=TOKEN)
 
@@ -142,7 +138,7 @@ async def test_the_same_caller_has_the_same_hash_and_another_another_and_another
 
 
 async def test_the_log_may_be_standard_output(capfd: pytest.CaptureFixture[str]) -> None:
-    async with mock() as upstream, gateway(upstream.url, audit="-") as running, running.client() as client:
+    async with mocked(audit="-") as (_, running, client):
         await client.patch(PARTICIPANT, content=BODY, headers=TOKEN)
         running.gateway.audit.reopen()
         await client.patch(PARTICIPANT, content=BODY, headers=TOKEN)

@@ -9,17 +9,13 @@ from pathlib import Path
 from gateway.audit.writer import AuditLog, Line
 from tests.support.audit_lines import audit_lines
 from tests.support.clock import Clock
-from tests.support.gateways import BODY, PARTICIPANT, TOKEN, gateway
-from tests.support.mocking import mock
+from tests.support.gateways import BODY, PARTICIPANT, TOKEN
+from tests.support.mocking import mocked
 
 
 async def test_a_log_that_was_renamed_or_deleted_is_made_anew_and_no_line_is_lost(tmp_path: Path) -> None:
     path, old, clock = tmp_path / "rewrites.jsonl", tmp_path / "rewrites.jsonl.1", Clock()
-    async with (
-        mock() as upstream,
-        gateway(upstream.url, audit=str(path), wall=clock) as running,
-        running.client() as client,
-    ):
+    async with mocked(audit=str(path), wall=clock) as (_, _, client):
         await client.patch(PARTICIPANT, content=BODY, headers=TOKEN)
         path.rename(old)
         clock.now += 0.2
@@ -48,11 +44,7 @@ async def test_a_log_that_was_renamed_or_deleted_is_made_anew_and_no_line_is_los
 
 async def test_a_rotation_while_calls_are_under_way_loses_none(tmp_path: Path) -> None:
     path = tmp_path / "rewrites.jsonl"
-    async with (
-        mock() as upstream,
-        gateway(upstream.url, audit=str(path)) as running,
-        running.client() as client,
-    ):
+    async with mocked(audit=str(path)) as (upstream, running, client):
 
         async def rotate() -> None:
             for number in range(10):

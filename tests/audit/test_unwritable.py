@@ -23,7 +23,7 @@ from tests.support.audit_lines import audit_lines
 from tests.support.clock import Clock
 from tests.support.gateways import BODY, CONVERSATION, FILLED, PARTICIPANT, TOKEN, Running, gateway
 from tests.support.judging import refused_by_the_gateway
-from tests.support.mocking import mock
+from tests.support.mocking import mock, mocked
 
 FULL = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full here")
 
@@ -76,11 +76,7 @@ async def test_a_call_that_cannot_be_recorded_keeps_no_connection_and_no_convers
 
 @FULL
 async def test_of_calls_that_leave_together_none_leaves_that_cannot_be_recorded() -> None:
-    async with (
-        mock() as upstream,
-        gateway(upstream.url, audit="/dev/full") as running,
-        running.client() as client,
-    ):
+    async with mocked(audit="/dev/full") as (upstream, running, client):
         await asyncio.gather(*(client.get(CONVERSATION, headers=TOKEN) for _ in range(10)))
         held = asyncio.Event()
         upstream.faults.append(Fault(method="GET", hold=held))
@@ -112,11 +108,7 @@ class Stuck(AuditLog):
 
 
 async def test_a_rewrite_that_was_not_recorded_is_not_said_to_be_made_though_its_time_is_over_too() -> None:
-    async with (
-        mock() as upstream,
-        gateway(upstream.url, limits={"deadline": "200ms"}, parts=Parts(audit=Stuck)) as running,
-        running.client() as client,
-    ):
+    async with mocked(limits={"deadline": "200ms"}, parts=Parts(audit=Stuck)) as (upstream, running, client):
         calls = [client.patch(PARTICIPANT, content=BODY, headers=TOKEN) for _ in range(4)]
         assert {answer.status_code for answer in await asyncio.gather(*calls)} == {202}
         count = len(upstream.ledger.of("PATCH"))
@@ -156,11 +148,7 @@ async def test_an_upstream_that_accepted_is_told_to_the_client_even_if_the_outco
 ) -> None:
     folder, clock = tmp_path / "log", Clock()
     folder.mkdir()
-    async with (
-        mock() as upstream,
-        gateway(upstream.url, audit=str(folder / "rewrites.jsonl"), wall=clock) as running,
-        running.client() as client,
-    ):
+    async with mocked(audit=str(folder / "rewrites.jsonl"), wall=clock) as (upstream, running, client):
         held = asyncio.Event()
         upstream.faults.append(Fault(method="PATCH", hold=held))
         call = asyncio.ensure_future(client.patch(PARTICIPANT, content=BODY, headers=TOKEN))
@@ -176,7 +164,7 @@ async def test_an_upstream_that_accepted_is_told_to_the_client_even_if_the_outco
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """64 KiB that are really full when they are full."""
+    """A file system of 64 KiB."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mounting = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
@@ -206,7 +194,7 @@ async def test_when_the_disk_fills_up_no_half_line_stays_and_when_there_is_room_
             statuses.append(answer.status_code)
         assert 5 < len(statuses) < 500
         assert statuses[-1] == 503
-        # What is left of the file's last page takes a short line or two more.
+        # The last page of the file still has room for a short line or two.
         while (await admin.get("/readyz")).status_code == 200:
             assert (await client.patch(PARTICIPANT, content=BODY, headers=TOKEN)).status_code == 503
         written = audit_lines(path)

@@ -14,19 +14,19 @@ from hypothesis import strategies as st
 
 from tests.support.gateways import BODY, CONVERSATION, FILLED, PARTICIPANT, TOKEN, Running, gateway
 from tests.support.judging import MIB, Refusal, refusal, told
-from tests.support.mocking import mock
+from tests.support.mocking import mock, mocked
 from tests.support.serving import Reply, connect
 
 
 def inserted(body: bytes) -> bytes:
-    """What the upstream must receive: spelled out here on its own, not asked of the product."""
+    """What the upstream must receive, computed without the product's code."""
     before, brace, after = body.partition(b"{")
     comma = b"" if after.lstrip(b" \t\r\n").startswith(b"}") else b","
     return before + brace + b'"state":"connected"' + comma + after
 
 
 def nested(size: int) -> bytes:
-    """An object of about `size` bytes: attributes in attributes, each with something odd."""
+    """An object of about `size` bytes: nested attributes that a JSON printer would write otherwise."""
     leaf = '{"n": 1.10, "big":12345678901234567890 ,"e":1e400, "t": "\\u0000 \\ud83d\\ude00 é 😀", "a":[ ]}'
     rows = ",\n".join(f'"k{n}":\t{{"in": {leaf}}}' for n in range(size // (len(leaf.encode()) + 16)))
     return f'\r\n {{ "attributes" : {{{rows}}} }}\n'.encode()
@@ -57,7 +57,7 @@ FILLABLE = {
 
 @pytest.mark.parametrize("body", FILLABLE.values(), ids=FILLABLE.keys())
 async def test_an_object_without_state_arrives_byte_for_byte_with_one_member_inserted(body: bytes) -> None:
-    async with mock() as upstream, gateway(upstream.url) as running, running.client() as client:
+    async with mocked() as (upstream, running, client):
         reply = await client.patch(PARTICIPANT, content=body, headers=TOKEN)
 
         (patch,) = upstream.ledger.of("PATCH")
@@ -112,7 +112,7 @@ async def test_what_is_no_json_object_arrives_unchanged_and_the_reason_is_told_a
     kind, body, reason = UNFILLABLE[name]
     headers = TOKEN | ({"Content-Type": kind} if kind else {})
     headers |= {"Content-Encoding": CODINGS[name]} if name in CODINGS else {}
-    async with mock() as upstream, gateway(upstream.url) as running, running.client() as client:
+    async with mocked() as (upstream, running, client):
         reply = await client.patch(PARTICIPANT, content=body, headers=headers)
 
         (patch,) = upstream.ledger.entries
@@ -144,7 +144,7 @@ async def test_what_is_no_json_object_arrives_unchanged_and_the_reason_is_told_a
 async def test_a_state_that_the_client_sent_is_never_altered_and_never_looked_up(
     body: bytes, reason: str
 ) -> None:
-    async with mock() as upstream, gateway(upstream.url) as running, running.client() as client:
+    async with mocked() as (upstream, _, client):
         json_type = {"Content-Type": "application/json"}
         reply = await client.patch(PARTICIPANT, content=body, headers=TOKEN | json_type)
         mistaken = await client.patch(PARTICIPANT, content=body, headers=TOKEN)
@@ -157,11 +157,7 @@ async def test_a_state_that_the_client_sent_is_never_altered_and_never_looked_up
 
 async def test_a_null_is_replaced_in_place_where_the_rule_says_that_it_is_missing() -> None:
     body = b'{ "a" : 1.10, "state" :  null , "b":[ ] }'
-    async with (
-        mock() as upstream,
-        gateway(upstream.url, fill={"null_is_missing": True}) as running,
-        running.client() as client,
-    ):
+    async with mocked(fill={"null_is_missing": True}) as (upstream, _, client):
         await client.patch(PARTICIPANT, content=body, headers=TOKEN)
 
         (patch,) = upstream.ledger.of("PATCH")
@@ -181,7 +177,7 @@ async def test_a_null_is_replaced_in_place_where_the_rule_says_that_it_is_missin
     ],
 )
 async def test_a_body_that_may_not_be_changed_is_not_changed(header: tuple[str, str], reason: str) -> None:
-    async with mock() as upstream, gateway(upstream.url) as running, running.client() as client:
+    async with mocked() as (upstream, running, client):
         reply = await client.patch(PARTICIPANT, content=BODY, headers=TOKEN | dict([header]))
 
         (patch,) = upstream.ledger.entries
@@ -225,7 +221,7 @@ async def test_headers_target_and_query_of_a_rewritten_call_arrive_as_they_were_
 
 
 async def test_the_reply_tells_what_was_done_how_long_it_took_and_under_which_id() -> None:
-    async with mock() as upstream, gateway(upstream.url) as running, running.client() as client:
+    async with mocked() as (upstream, running, client):
         first = await client.patch(
             PARTICIPANT, content=BODY, headers=TOKEN | {"X-Request-Id": "of-the-client"}
         )
@@ -250,7 +246,7 @@ async def test_the_reply_tells_what_was_done_how_long_it_took_and_under_which_id
 
 @pytest.mark.parametrize("sent", ["", "a b", "x" * 129, 'a"b', "caf\xe9", "a,b"])
 async def test_a_request_id_that_no_log_should_hold_is_replaced(sent: str) -> None:
-    async with mock() as upstream, gateway(upstream.url) as running, running.client() as client:
+    async with mocked() as (_, running, client):
         headers = [(b"X-Request-Id", sent.encode("latin-1"))]
         answer = await client.patch(PARTICIPANT, content=BODY, headers=headers)
 
@@ -333,11 +329,7 @@ async def test_a_compressed_body_that_inflates_past_the_limit_is_413_and_costs_n
     bomb = b"".join(
         [packer.compress(b'{"a":"'), *(packer.compress(zeros) for _ in range(40)), packer.flush()]
     )
-    async with (
-        mock() as upstream,
-        gateway(upstream.url, limits={"max_body": "300KiB"}) as running,
-        running.client() as client,
-    ):
+    async with mocked(limits={"max_body": "300KiB"}) as (upstream, _, client):
         tracemalloc.start()
         try:
             reply = await client.patch(PARTICIPANT, content=bomb, headers={"Content-Encoding": coding})
@@ -353,11 +345,7 @@ async def test_a_compressed_body_that_inflates_past_the_limit_is_413_and_costs_n
 
 async def test_a_body_of_exactly_the_limit_is_rewritten_and_one_byte_more_is_refused() -> None:
     body = BODY + b" " * (1000 - len(BODY))
-    async with (
-        mock() as upstream,
-        gateway(upstream.url, limits={"max_body": 1000}) as running,
-        running.client() as client,
-    ):
+    async with mocked(limits={"max_body": 1000}) as (upstream, _, client):
         taken = await client.patch(PARTICIPANT, content=body, headers=TOKEN)
         refused = await client.patch(PARTICIPANT, content=body + b" ", headers=TOKEN)
 
@@ -366,11 +354,7 @@ async def test_a_body_of_exactly_the_limit_is_rewritten_and_one_byte_more_is_ref
 
 
 async def test_the_limit_is_for_matched_calls_alone() -> None:
-    async with (
-        mock() as upstream,
-        gateway(upstream.url, limits={"max_body": 1000}) as running,
-        running.client() as client,
-    ):
+    async with mocked(limits={"max_body": 1000}) as (upstream, running, client):
         body = b'{"attributes": {"a": "' + b"x" * 5000 + b'"}}'
         reply = await client.patch(f"{PARTICIPANT}/attributes", content=body, headers=TOKEN)
 
@@ -416,7 +400,7 @@ async def test_whatever_the_object_is_every_byte_outside_the_inserted_member_is_
         return [name for name, _ in json.loads(text, object_pairs_hook=lambda pairs: pairs)]
 
     bodies = [text.encode() for text in documents if "state" not in names(text)]
-    async with mock() as upstream, gateway(upstream.url) as running, running.client() as client:
+    async with mocked() as (upstream, _, client):
         for body in bodies:
             await client.patch(PARTICIPANT, content=body, headers=TOKEN)
 

@@ -1,5 +1,5 @@
 """
-Calls from a browser on another origin: by default the upstream's affair, with `cors` the gateway's alone.
+Calls from a browser on another origin: by default the upstream answers CORS, with `cors` the gateway alone.
 
 What is refused before it is a call (400, 431, 503 at the limits) has no such fields: a page sees a
 network error.
@@ -25,7 +25,7 @@ Fields = dict[str, str]
 async def ask(
     chain: Proxied, method: str, origin: str | None, fields: Fields | None = None
 ) -> tuple[int, Fields]:
-    """Status and fields of the reply, each name once: more of one name is an error."""
+    """Status and fields of the reply. A field that comes twice fails the test."""
     body = BODY if method == "PATCH" else b""
     sent = {
         "Host": "h",

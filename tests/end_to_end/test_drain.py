@@ -1,5 +1,5 @@
 """
-The graceful stop under load: whoever was let in is served, and the end comes in time.
+The graceful stop under load: every request that was accepted is answered, and the process ends in time.
 
 test_kill.py has the stop of one call, and what the second signal does.
 """
@@ -29,7 +29,7 @@ from tests.support.waiting import until
 
 
 async def test_a_stop_under_load_fails_no_request_that_was_let_in(tmp_path: Path) -> None:
-    """F10, X19. Twenty clients that keep their connections, and never send where a reply has said close."""
+    """F10, X19. Twenty clients keep their connections, and send nothing more after `Connection: close`."""
 
     async def upstream(peer: Peer) -> None:
         while True:
@@ -49,7 +49,7 @@ async def test_a_stop_under_load_fails_no_request_that_was_let_in(tmp_path: Path
                 try:
                     status, headers, _ = await connection.reply()
                 except (OSError, asyncio.IncompleteReadError):
-                    # Whom a busy machine keeps from sending for longer than the grace finds it closed.
+                    # On a busy machine a client may send after the grace: its connection is closed by then.
                     outcomes["late" if sent - before > GRACE / 2 else "lost"] += 1
                     return
                 outcomes[f"{status}"] += 1
@@ -157,7 +157,7 @@ Stop = Callable[[], asyncio.Task[None]]
 
 @asynccontextmanager
 async def stopping(tmp_path: Path, script: Script) -> AsyncIterator[tuple[int, RawUpstream, Stop]]:
-    """In the test's own loop: the port, and what starts the stop and ends with it."""
+    """A gateway in the test's own loop: its port, and what begins the stop, a task that ends with it."""
     async with RawUpstream(script) as upstream:
         audit = str(tmp_path / "rewrites.jsonl")
         chosen = settings(upstream.url, audit, listen={"port": 0}, admin={"port": 0})
@@ -182,7 +182,7 @@ async def stopping(tmp_path: Path, script: Script) -> AsyncIterator[tuple[int, R
 
 
 async def refusing(port: int) -> None:
-    """Until the server has begun to stop: it looks ten times a second whether it is to."""
+    """Returns when the server accepts no more connections: it looks ten times a second if it is to stop."""
     async with asyncio.timeout(10):
         with contextlib.suppress(ConnectionError):
             while True:

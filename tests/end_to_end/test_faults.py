@@ -53,7 +53,7 @@ async def in_front_of(url: str, **to: Any) -> AsyncIterator[Running]:
 
 
 async def told(running: Running, data: bytes) -> Refusal:
-    """What the client is told, without Retry-After; of a reply, that it is never complete."""
+    """The refusal that the client reads; CUT_OFF for the upstream's reply, which must not look complete."""
     async with connect(running.port) as client:
         await client.send(data)
         status, headers = await client.status_and_headers()
@@ -137,7 +137,7 @@ async def test_a_fault_under_a_call_that_is_passed_through(fault: str, data: byt
 @pytest.mark.parametrize("fault", FAULTS)
 async def test_a_fault_under_a_patch_is_told_recorded_and_never_sent_twice(fault: str) -> None:
     script, expected = FAULTS[fault]
-    # The look-up's connection is not the PATCH's: it says that it closes.
+    # The reply to the look-up closes its connection: the PATCH goes out on a new one.
     look_up = answering(DOCUMENT.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n", 1))
     async with (
         RawUpstream(look_up, script) as upstream,
@@ -167,7 +167,7 @@ async def test_a_fault_under_a_look_up_means_that_nothing_is_patched(fault: str)
         else:
             assert found == expected
         await running.disconnected()
-        # A GET may be tried again, on a connection that was idle; here none was.
+        # A GET is tried again only if its connection had been idle before; here none had.
         assert [(request.method, request.target) for request in upstream.requests] == [
             (b"GET", CONVERSATION.encode())
         ]
@@ -191,7 +191,7 @@ async def test_an_upstream_that_does_not_take_the_request_is_504() -> None:
         await running.disconnected()
 
 
-# Before a connection is had: nothing was sent, and the log says so.
+# Before there is a connection: nothing was sent, and the log says so.
 
 
 async def nothing_sent(running: Running, expected: Refusal) -> None:
@@ -284,7 +284,7 @@ async def test_a_handshake_that_stalls(authority: trustme.CA, tmp_path: Path) ->
 
 
 async def test_a_patch_into_a_closing_connection_is_applied_once_or_an_error() -> None:
-    """X6. The upstream keeps a connection for a moment or a few requests: some calls meet its end."""
+    """X6. The upstream closes each connection after a moment or a few requests: some calls meet the close."""
     chance = random.Random(7)
     applied: Counter[bytes] = Counter()
 

@@ -142,7 +142,7 @@ async def test_l25_pipelined_requests_are_answered_in_order() -> None:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 async def test_d1_nothing_of_one_client_is_seen_by_another(host: str) -> None:
-    """F1, C4. Under a name too: cookie jars tend to leave addresses alone."""
+    """F1, C4. Also with a host name: some cookie jars ignore IP addresses."""
     number = 0
 
     async def personal(peer: Peer) -> None:

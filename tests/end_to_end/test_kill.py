@@ -62,7 +62,7 @@ async def test_killed_at_any_moment_every_rewrite_that_the_upstream_saw_is_on_th
                 gateway.process.signal(signal.SIGKILL)
                 accepted += sum(await asyncio.gather(*clients))
                 assert await gateway.process.exit() == -signal.SIGKILL
-            # One that was cut off amid its body had left, too.
+            # A PATCH that was cut off in its body has left, too.
             for entry in upstream.ledger.of("PATCH"):
                 seen[dict(entry.headers)[b"x-request-id"].decode()] = entry.body
             assert len(upstream.ledger.entries) < 9_000, "the ledger forgets: judge more often"
@@ -77,7 +77,7 @@ async def test_killed_at_any_moment_every_rewrite_that_the_upstream_saw_is_on_th
         assert recorded["bytes"] >= len(body)
         if recorded["bytes"] == len(body):
             assert recorded["sha256"] == hashlib.sha256(body).hexdigest()
-    # At most what each client had under way is recorded without having been seen.
+    # A client has one call in flight: at most that one is recorded without having reached the upstream.
     assert len(rewrites) - len(seen) <= 8 * 20, told
 
 
@@ -100,7 +100,7 @@ async def test_told_to_stop_it_finishes_what_is_in_flight_and_exits_0(
         running.signal(number)
         await until(lambda: "stopping" in running.said)
 
-        # Readiness turns, and the old connections are finished with, before the process ends.
+        # The process is no longer ready, and finishes the connections that it has, before it ends.
         ready = await side.get("/readyz")
         assert ready.status_code == 503
         assert ready.json()["checks"]["draining"] != "ok"
@@ -113,7 +113,7 @@ async def test_told_to_stop_it_finishes_what_is_in_flight_and_exits_0(
                     break
                 writer.close()
                 await asyncio.sleep(0.01)
-        # The server looks every tenth of a second whether all is done: let it look, and go on waiting.
+        # The server looks ten times a second if all calls have ended. This one has not.
         await asyncio.sleep(0.3)
         assert running.ended is None
         held.set()

@@ -15,7 +15,7 @@ from tests.support.calls import ACCEPTED, STATE, answering_gets, reply
 from tests.support.clock import Clock
 from tests.support.gateways import BODY, CONVERSATION, FILLED, PARTICIPANT, TOKEN, gateway
 from tests.support.judging import refused_by_the_gateway, told
-from tests.support.mocking import mock
+from tests.support.mocking import mocked
 from tests.support.ports import closed_port
 from tests.support.raw_upstream import Peer, RawUpstream
 from tests.support.serving import connect
@@ -36,7 +36,7 @@ async def test_a_refused_look_up_is_relayed_as_the_upstream_said_it(
 ) -> None:
     body = b'{"message": "as the upstream said it", "status": %d }' % status
     fault = Fault(method="GET", status=status, headers=fields, body=body)
-    async with mock() as upstream, gateway(upstream.url) as running, running.client() as client:
+    async with mocked() as (upstream, running, client):
         upstream.faults.append(fault)
         answer = await client.patch(PARTICIPANT, content=BODY, headers=TOKEN)
 
@@ -44,7 +44,7 @@ async def test_a_refused_look_up_is_relayed_as_the_upstream_said_it(
         assert answer.content == body
         assert [(name, answer.headers[name]) for name, _ in fields] == list(fields)
         assert answer.headers["content-type"] == "application/json"
-        # D5: what the upstream said is not called the gateway's own.
+        # D5: Proxy-Status is for the gateway's own refusals alone.
         assert "proxy-status" not in answer.headers
         assert told(answer.headers["gateway-rewrite"]) == {"skipped": "lookup-refused"}
         assert upstream.ledger.of("PATCH") == []
@@ -56,7 +56,7 @@ async def test_a_refused_look_up_is_relayed_as_the_upstream_said_it(
 
 
 async def test_a_refusal_is_never_remembered_but_for_the_pause_of_a_429() -> None:
-    async with mock() as upstream, gateway(upstream.url) as running, running.client() as client:
+    async with mocked() as (upstream, _, client):
         upstream.faults.append(Fault(method="GET", status=404))
         refused = await client.patch(PARTICIPANT, content=BODY, headers=TOKEN)
         accepted = await client.patch(PARTICIPANT, content=BODY, headers=TOKEN)
@@ -66,11 +66,7 @@ async def test_a_refusal_is_never_remembered_but_for_the_pause_of_a_429() -> Non
 
 async def test_a_429_holds_back_further_look_ups_of_that_caller_alone() -> None:
     clock = Clock(100.0)
-    async with (
-        mock() as upstream,
-        gateway(upstream.url, clock=clock) as running,
-        running.client() as client,
-    ):
+    async with mocked(clock=clock) as (upstream, _, client):
         upstream.faults.append(Fault(method="GET", status=429, headers=(("retry-after", "7"),)))
         first = await client.patch(PARTICIPANT, content=BODY, headers=TOKEN)
         clock.now += 4.5
@@ -173,10 +169,10 @@ async def test_where_the_rule_says_so_a_failed_look_up_lets_the_call_go_on_unfil
 
 
 @garbage
-async def test_what_cannot_be_looked_up_is_not_learned_from_a_clients_own_get_either(
+async def test_a_reply_that_is_no_whole_document_does_not_prime_the_cache_when_a_client_gets_it(
     answered: bytes, ends: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The client gets it as it is, and nothing of it fills a call; nor does it upset the gateway."""
+    """The client gets the reply as it is. It fills no call, and causes no error in the gateway's log."""
 
     async def script(peer: Peer) -> None:
         while True:
@@ -200,18 +196,14 @@ async def test_what_cannot_be_looked_up_is_not_learned_from_a_clients_own_get_ei
             assert (await other.patch(PARTICIPANT, content=BODY)).status_code == 202
 
         assert upstream.bodies(b"PATCH") == [FILLED]
-        # What a client asked for compressed is a whole document once it is inflated.
+        # A client may ask for gzip: its reply is inflated, and is a whole document.
         assert running.counts("gateway_lookups_total", "sent") == (answered != ANSWERED["gzip"])
         assert [record for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 429])
 async def test_where_the_rule_says_so_a_refused_look_up_lets_the_call_go_on_unfilled(status: int) -> None:
-    async with (
-        mock() as upstream,
-        gateway(upstream.url, rule={"on_lookup_failure": "forward"}) as running,
-        running.client() as client,
-    ):
+    async with mocked(rule={"on_lookup_failure": "forward"}) as (upstream, _, client):
         upstream.faults.append(Fault(method="GET", status=status))
         answer = await client.patch(PARTICIPANT, content=BODY, headers=TOKEN)
 
@@ -281,11 +273,7 @@ async def test_the_calls_deadline_covers_the_look_up_and_what_is_left_behind_is_
 
 async def test_never_stale_if_error() -> None:
     clock = Clock(100.0)
-    async with (
-        mock() as upstream,
-        gateway(upstream.url, clock=clock) as running,
-        running.client() as client,
-    ):
+    async with mocked(clock=clock) as (upstream, _, client):
         await client.patch(PARTICIPANT, content=BODY, headers=TOKEN)
         clock.now += 1.001
         upstream.faults.append(Fault(method="GET", status=500))
@@ -296,7 +284,7 @@ async def test_never_stale_if_error() -> None:
 
 
 async def test_a_failed_get_fails_all_who_waited_for_it_and_nobody_after() -> None:
-    async with mock() as upstream, gateway(upstream.url) as running, running.client() as client:
+    async with mocked() as (upstream, running, client):
         held = asyncio.Event()
         upstream.faults.append(Fault(method="GET", delay=held, status=500))
         calls = [
@@ -317,7 +305,7 @@ async def test_a_reply_to_the_filled_call_that_is_no_sound_json_is_relayed_all_t
     body: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     fault = Fault(method="PATCH", status=202, body=body, headers=(("content-type", "application/json"),))
-    async with mock() as upstream, gateway(upstream.url) as running, running.client() as client:
+    async with mocked() as (upstream, running, client):
         upstream.faults.append(fault)
         answer = await client.patch(PARTICIPANT, content=BODY, headers=TOKEN)
         again = await client.patch(PARTICIPANT, content=BODY, headers=TOKEN)

@@ -11,17 +11,13 @@ from gateway.mock.api import Participant
 from gateway.mock.server import Conversation, Conversations, Fault
 from tests.support.calls import PATCH, patch
 from tests.support.gateways import BODY, CONVERSATION, FILLED, PARTICIPANT, TOKEN, gateway
-from tests.support.mocking import mock, one_conversation
+from tests.support.mocking import mock, mocked, one_conversation
 from tests.support.serving import connect
 from tests.support.waiting import until
 
 
 async def test_a_hundred_first_calls_at_once_cost_one_get() -> None:
-    async with (
-        mock() as upstream,
-        gateway(upstream.url, fill={"max_age": "10s"}) as running,
-        running.client() as client,
-    ):
+    async with mocked(fill={"max_age": "10s"}) as (upstream, running, client):
         held = asyncio.Event()
         upstream.faults.append(Fault(method="GET", delay=held))
         calls = [
@@ -37,11 +33,7 @@ async def test_a_hundred_first_calls_at_once_cost_one_get() -> None:
 
 
 async def test_one_conversations_get_serves_all_its_participants() -> None:
-    async with (
-        mock(one_conversation(p1="connected", p2="active")) as upstream,
-        gateway(upstream.url) as running,
-        running.client() as client,
-    ):
+    async with mocked(one_conversation(p1="connected", p2="active")) as (upstream, _, client):
         for name in ("p1", "p2", "p1"):
             await client.patch(f"{CONVERSATION}/participants/{name}", content=BODY, headers=TOKEN)
 
@@ -51,11 +43,7 @@ async def test_one_conversations_get_serves_all_its_participants() -> None:
 
 
 async def test_a_call_left_unfilled_makes_the_next_ask_again() -> None:
-    async with (
-        mock(one_conversation(p1="connected", p3="disconnected")) as upstream,
-        gateway(upstream.url) as running,
-        running.client() as client,
-    ):
+    async with mocked(one_conversation(p1="connected", p3="disconnected")) as (upstream, _, client):
         for name in ("p3", "p1"):
             await client.patch(f"{CONVERSATION}/participants/{name}", content=BODY, headers=TOKEN)
 
@@ -122,11 +110,7 @@ CALLERS: list[tuple[dict[str, str], dict[str, str]]] = [
 async def test_a_value_read_for_one_caller_never_fills_anothers_call(
     one: dict[str, str], two: dict[str, str]
 ) -> None:
-    async with (
-        mock() as upstream,
-        gateway(upstream.url, credentials={"headers": ["X-Api-Key"]}) as running,
-        running.client() as client,
-    ):
+    async with mocked(credentials={"headers": ["X-Api-Key"]}) as (upstream, _, client):
         for headers in (one, two, one, two):
             await client.patch(PARTICIPANT, content=BODY, headers=headers)
 
@@ -137,7 +121,7 @@ async def test_a_value_read_for_one_caller_never_fills_anothers_call(
 
 
 async def test_callers_at_once_each_look_up_with_their_own_credentials() -> None:
-    """300 callers, a secret each: no GET or PATCH ever carries, or is filled for, another's."""
+    """300 callers with a secret each: each secret is on one GET and one PATCH."""
     seen: dict[bytes, list[str]] = {}
     people = {f"p{n}": Participant(tokens=frozenset({f"secret-{n}"})) for n in range(300)}
     async with (
@@ -162,11 +146,7 @@ async def test_callers_at_once_each_look_up_with_their_own_credentials() -> None
 
 async def test_a_caller_whose_token_was_revoked_is_not_filled_from_the_cache_of_another() -> None:
     people = {"p1": Participant(tokens=frozenset({"one"}))}
-    async with (
-        mock(Conversations({"c1": Conversation("messages", people)})) as upstream,
-        gateway(upstream.url) as running,
-        running.client() as client,
-    ):
+    async with mocked(Conversations({"c1": Conversation("messages", people)})) as (upstream, _, client):
         await client.patch(PARTICIPANT, content=BODY, headers=TOKEN)
         answer = await client.patch(PARTICIPANT, content=BODY, headers={"Authorization": "Bearer two"})
 

@@ -13,7 +13,7 @@ from gateway.rules import RuleSettings
 from tests.support.calls import STATE, answering_gets, patch, reply
 from tests.support.gateways import BODY, CONVERSATION, FILLED, PARTICIPANT, SHIPPED, TOKEN, gateway
 from tests.support.judging import told
-from tests.support.mocking import mock, one_conversation
+from tests.support.mocking import mocked, one_conversation
 from tests.support.raw_upstream import RawUpstream
 from tests.support.serving import connect
 
@@ -31,11 +31,7 @@ from tests.support.serving import connect
 async def test_a_value_that_is_not_there_or_not_allowed_is_not_filled(
     states: dict[str, str], reason: str
 ) -> None:
-    async with (
-        mock(one_conversation(**states)) as upstream,
-        gateway(upstream.url) as running,
-        running.client() as client,
-    ):
+    async with mocked(one_conversation(**states)) as (upstream, running, client):
         answer = await client.patch(PARTICIPANT, content=BODY, headers=TOKEN)
 
         assert [entry.body for entry in upstream.ledger.of("PATCH")] == [BODY]
@@ -116,7 +112,7 @@ async def test_a_participant_id_is_data_never_part_of_the_query(participant: str
     ids=["half an emoji", "beyond any float", "5,000 digits", "23 digits", "escapes"],
 )
 async def test_json_that_only_some_parsers_like_is_json_all_the_same(document: bytes) -> None:
-    """Any client can put such a value into a conversation: it must not lock everybody else out of it."""
+    """Any client can write such a value into a conversation: the others' calls must still be filled."""
     async with (
         RawUpstream(answering_gets(reply("200 OK", document))) as upstream,
         gateway(upstream.url) as running,

@@ -1,5 +1,5 @@
 """
-More than there is room for: refused at once and harmless, and those within the limits do not notice.
+Calls, connections and bodies past a limit are refused at once or cut off, and disturb no other call.
 
 No test waits for a limit longer than the limit: times are bounded from above by what a busy machine may take.
 """
@@ -31,7 +31,7 @@ WRITE = b"POST %b/participants HTTP/1.1\r\nHost: h\r\n" % CONVERSATION.encode()
 
 
 class Gate:
-    """An upstream's script: the conversation for a GET of it, OK for all else; /held waits to be opened."""
+    """A script: the document for a GET of the conversation, OK for all else. /held waits for `opened`."""
 
     def __init__(self) -> None:
         self.opened = asyncio.Event()
@@ -118,7 +118,7 @@ async def test_past_the_connections_a_client_is_turned_away_with_a_word_and_serv
 
 @asynccontextmanager
 async def dripping(port: int, count: int, first: bytes, drop: bytes) -> AsyncIterator[list[Client]]:
-    """Clients that send a beginning, and then a drop now and then."""
+    """Clients that send `first`, and then `drop` fifty times a second."""
 
     async def drip(client: Client) -> None:
         with contextlib.suppress(ConnectionError):
@@ -363,7 +363,7 @@ LATE = Refusal(504, "deadline-exceeded", "http_response_timeout")
 async def test_a_call_past_its_deadline_is_504_never_to_be_replayed_and_recorded(
     stuck: bytes, error: str
 ) -> None:
-    """A look-up may take half of it."""
+    """A look-up may take half of the deadline."""
 
     async def upstream(peer: Peer) -> None:
         while (await peer.request()).method != stuck:
@@ -378,7 +378,7 @@ async def test_a_call_past_its_deadline_is_504_never_to_be_replayed_and_recorded
         assert events(chain) == [before, ("outcome", 504, error)]
         methods = [request.method for request in chain.requests]
         assert methods == ([b"GET", b"PATCH"] if sent else [b"GET"])
-        # A look-up belongs to no call: it ends with the upstream's read timeout, not with who asked first.
+        # A look-up is shared: it goes on after the call that began it, until the upstream's read timeout.
         await chain.running.disconnected()
 
 

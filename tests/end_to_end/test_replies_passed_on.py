@@ -90,7 +90,7 @@ async def test_a_reply(number: str, sent: bytes, head: bytes, body: bytes) -> No
             assert await client.exactly(len(body) + 10) == b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
         else:
             assert await client.exactly(len(body)) == body
-        # And the connection is of use.
+        # And the connection is used again.
         await client.send(GET)
         assert (await client.reply())[::2] == (200, b"ok")
         assert len(upstream.requests) == 2
@@ -153,7 +153,7 @@ async def test_a_reply_that_breaks_the_rules_is_502_and_its_connection_closed(
 
 
 async def test_a22_a_reply_that_cannot_be_passed_on_is_502_too() -> None:
-    """The protocol below refuses what the transport above lets through: the client must not see a 500."""
+    """The pool accepts a field name this long, the server does not send it: the client gets a 502, no 500."""
     long = b"x" * 300 + b": a\r\n"
     switching = b"HTTP/1.1 101 x\r\nUpgrade: websocket\r\nConnection: upgrade\r\n" + long + b"\r\n"
     async with proxied(once(OK_HEAD + long + b"\r\n"), once(switching)) as (_, _, client):

@@ -31,8 +31,6 @@ def expected(
     return line + b" HTTP/1.1\r\nhost: up\r\n" + fields + own + framing + b"x-request-id: r1\r\n\r\n"
 
 
-# What is passed on, byte for byte.
-
 FIELDS = [
     ("A1", b"Connection: close, X-Foo\r\nX-Foo: 1\r\nBar: 2\r\n", b"bar: 2\r\n"),
     ("A1", b"Connection: X-Foo\r\nx-fOO: 1\r\nconnection: ,, x-baR ,\r\nX-BAR: 2\r\nX-Fo: 3\r\n",
@@ -149,9 +147,6 @@ async def test_a_requests_body(number: str, given: bytes, framing: bytes, body: 
             assert head == chunked
         assert [request.body for request in upstream.requests] == [body]
         assert b"evil" not in upstream.peers[0].received
-
-
-# One at a time.
 
 
 async def test_a5_an_upgrade_is_no_tunnel_before_a_101() -> None:

@@ -20,7 +20,7 @@ async def test_what_is_refused(data: bytes, error: type[GatewayError]) -> None:
         reply = await client.reply()
         assert await client.rest() == b""
         assert upstream.peers == []
-        # D3, D4, D8: the gateway's own, said in three places.
+        # D3, D4, D8: status, problem document and Proxy-Status say that the gateway refused, and why.
         assert refusal(reply) == Refusal(status, slug, "http_request_error")
         assert reply.headers[b"connection"] == b"close"
         assert running.gateway.stats.refused == {slug: 1}
@@ -40,7 +40,7 @@ BAD_CHUNKS = [
 @pytest.mark.parametrize("chunks", BAD_CHUNKS)
 async def test_l7_a_chunked_body_that_breaks_the_rules_is_never_complete_upstream(chunks: bytes) -> None:
     async with proxied(answering(OK)) as (upstream, _, client):
-        # A chunk before it, so that the head has gone when the body turns out to be wrong.
+        # A good chunk comes first: the head has been read when the body turns out to be wrong.
         await client.send(
             CHUNKED + b"1\r\n!\r\n" + chunks + b"0\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: h\r\n\r\n"
         )

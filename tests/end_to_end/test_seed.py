@@ -6,8 +6,8 @@ import gzip
 
 import pytest
 
-from tests.support.gateways import BODY, CONVERSATION, FILLED, PARTICIPANT, TOKEN, gateway
-from tests.support.mocking import mock
+from tests.support.gateways import BODY, CONVERSATION, FILLED, PARTICIPANT, TOKEN
+from tests.support.mocking import mocked
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ async def test_the_seed_call_is_refused_straight_and_accepted_through_the_gatewa
     kind: str | None, body: bytes, extra: dict[str, str]
 ) -> None:
     headers = TOKEN | extra | ({"Content-Type": kind} if kind else {})
-    async with mock() as upstream, gateway(upstream.url) as running, running.client() as client:
+    async with mocked() as (upstream, running, client):
         straight = await client.patch(upstream.url + PARTICIPANT, content=body, headers=headers)
         upstream.ledger.clear()
         through = await client.patch(PARTICIPANT, content=body, headers=headers)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import socket
 from typing import NamedTuple
 
@@ -22,7 +23,7 @@ from tests.support.gateways import proxied
 from tests.support.raw_upstream import Peer, RawUpstream, Script
 from tests.support.serving import Client, connect
 
-# An end by itself, soon after the last byte, whatever a mutated message still seems to lack.
+# A mutated message may lack its end: the gateway gives up soon after the last byte.
 SHORT = {"head_timeout": "30ms", "body_timeout": "30ms", "keep_alive": "30ms"}
 HIDDEN = b"GET /hidden HTTP/1.1\r\nHost: h\r\n\r\n"
 EVIL = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil"
@@ -54,12 +55,12 @@ def as_h11_reads(data: bytes) -> list[Message]:
         except h11.RemoteProtocolError:
             return found
         found.append(Message(request.method, request.target, body))
-        # A fresh one: h11 itself would wait for an answer, or end after a close.
+        # A new connection for each request: h11 would wait for a reply first, or end after `close`.
         data = connection.trailing_data[0]
 
 
 def as_llhttp_reads(data: bytes) -> list[Message] | None:
-    """None where it has no opinion: it knows but a list of methods."""
+    """The complete requests in `data`. None where llhttp does not know a method."""
     found: list[Message] = []
 
     class Reader:
@@ -228,6 +229,7 @@ def edited(data: bytes, edits: list[Edit]) -> bytes:
 @fuzzed
 @given(st.sampled_from([WITH_LENGTH, WITH_CHUNKS, PIPELINE]), EDITS, CUTS)
 @example(WITH_CHUNKS, [Edit(0.3, 0, b"\r\nContent-Length: 5")], [])
+@example(PIPELINE, [Edit(0.859375, 0, b"\r\nTransfer-Encoding: identity")], [])
 async def test_what_is_accepted_of_mangled_requests_is_what_others_read_in_them(
     data: bytes, edits: list[Edit], cuts: list[int]
 ) -> None:
@@ -239,11 +241,19 @@ async def test_what_is_accepted_of_mangled_requests_is_what_others_read_in_them(
         except ConnectionError:
             pass  # the gateway has refused it, and is not listening any more
         accepted = sent_upstream(chain.upstream)
-        # h11 alone refuses a trailer for the name it has: the gateway drops them all.
         assert accepted in [
-            [reduced(message) for message in (read(data) or [])[: len(accepted)]]
+            [reduced(message) for message in (read(seen) or [])[: len(accepted)]]
             for read in (as_h11_reads, as_llhttp_reads)
+            for seen in (data, without_trailers(data))
         ]
+
+
+def without_trailers(data: bytes) -> bytes:
+    """
+    Both parsers refuse some trailers for the names they have. The gateway drops them all, as a recipient may
+    (RFC 9110 section 6.5.1): with them gone, what is left must be the same messages to everybody.
+    """
+    return re.sub(rb"(\r\n0+(?:;[^\r\n]*)?\r\n)(?:[^\r\n]+\r\n)+(?=\r\n)", rb"\1", data)
 
 
 def reduced(message: Message) -> Message:
@@ -323,7 +333,7 @@ def saying(data: bytes, cuts: list[int]) -> Script:
 
 
 async def own(port: int) -> None:
-    """Whoever comes next gets the answer to what it asked for itself."""
+    """The next client gets the replies to its own requests."""
     async with connect(port) as client:
         for target in (b"/mine/1", b"/mine/2"):
             await client.send(b"GET %b HTTP/1.1\r\nHost: h\r\n\r\n" % target)

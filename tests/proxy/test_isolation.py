@@ -13,7 +13,7 @@ from tests.support.serving import connect
 
 
 async def test_callers_who_share_a_connection_are_never_mixed() -> None:
-    """S6: their fields are equally long, and those of each are remembered from the second time on."""
+    """S6: fields are remembered from their second time on. Those of these two callers are equally long."""
     callers = [b"a", b"a", b"a", b"b", b"a", b"b", b"b", b"b", b"a"]
     async with proxied(answering(OK)) as (upstream, _, client):
         for caller in callers:
@@ -26,7 +26,7 @@ async def test_callers_who_share_a_connection_are_never_mixed() -> None:
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
 async def test_one_users_cookie_never_reaches_another(host: str) -> None:
-    """By name, too: some cookie jars leave IP addresses out, and are then only wrong in production."""
+    """Also with a host name: some cookie jars ignore IP addresses."""
     seen: list[bytes | None] = []
 
     async def script(peer: Peer) -> None:

@@ -14,10 +14,11 @@ from gateway.config import UpstreamSettings
 from gateway.mock.server import Fault
 from tests.support.gateways import BODY, FILLED, PARTICIPANT, TOKEN, gateway
 from tests.support.judging import refused_by_the_gateway, told
-from tests.support.mocking import RunningMock, mock, one_conversation
+from tests.support.mocking import RunningMock, mock, mocked, one_conversation
 
 CONFORMING = b'{"state":"connected","attributes":{}}'
 JSON = TOKEN | {"Content-Type": "application/json"}
+ON_REJECT = {"mode": "on_reject"}
 ALL = ["observe", "shadow", "enforce", "on_reject"]
 
 
@@ -31,11 +32,7 @@ def digest(body: bytes) -> dict[str, Any]:
 
 @pytest.mark.parametrize("mode", ALL)
 async def test_a_conforming_call_goes_on_as_it_came_and_costs_no_look_up(mode: str) -> None:
-    async with (
-        mock() as upstream,
-        gateway(upstream.url, rule={"mode": mode}) as running,
-        running.client() as client,
-    ):
+    async with mocked(rule={"mode": mode}) as (upstream, running, client):
         answer = await client.patch(PARTICIPANT, content=CONFORMING, headers=JSON)
 
         assert answer.status_code == 202
@@ -47,11 +44,7 @@ async def test_a_conforming_call_goes_on_as_it_came_and_costs_no_look_up(mode: s
 
 
 async def test_observe_changes_nothing_and_records_what_would_be_needed() -> None:
-    async with (
-        mock() as upstream,
-        gateway(upstream.url, rule={"mode": "observe"}) as running,
-        running.client() as client,
-    ):
+    async with mocked(rule={"mode": "observe"}) as (upstream, running, client):
         answer = await client.patch(PARTICIPANT, content=BODY, headers=TOKEN | {"Content-Type": "text/plain"})
 
         assert answer.status_code == 415
@@ -66,11 +59,7 @@ async def test_observe_changes_nothing_and_records_what_would_be_needed() -> Non
 
 
 async def test_shadow_changes_nothing_and_records_what_would_be_sent() -> None:
-    async with (
-        mock() as upstream,
-        gateway(upstream.url, rule={"mode": "shadow"}) as running,
-        running.client() as client,
-    ):
+    async with mocked(rule={"mode": "shadow"}) as (upstream, running, client):
         answer = await client.patch(PARTICIPANT, content=BODY, headers=TOKEN | {"Content-Type": "text/plain"})
 
         assert answer.status_code == 415
@@ -96,11 +85,7 @@ FAILING = [
 
 @pytest.mark.parametrize("fault", FAILING, ids=lambda it: str(it.status))
 async def test_a_look_up_that_fails_in_shadow_is_recorded_and_harms_nobody(fault: Fault) -> None:
-    async with (
-        mock() as upstream,
-        gateway(upstream.url, rule={"mode": "shadow"}) as running,
-        running.client() as client,
-    ):
+    async with mocked(rule={"mode": "shadow"}) as (upstream, running, client):
         upstream.faults.append(fault)
         answer = await client.patch(PARTICIPANT, content=BODY, headers=JSON)
 
@@ -117,17 +102,9 @@ async def test_a_look_up_that_fails_in_shadow_is_recorded_and_harms_nobody(fault
 
 @pytest.mark.parametrize("mode", ["observe", "shadow"])
 async def test_a_look_up_that_never_ends_costs_a_shadowed_call_no_more_than_its_time(mode: str) -> None:
-    """A rule that changes nothing must not refuse a call for a look-up of its own."""
-    async with (
-        mock() as upstream,
-        gateway(
-            upstream.url,
-            rule={"mode": mode},
-            fill={"max_age": 0},
-            limits={"deadline": "300ms"},
-        ) as running,
-        running.client() as client,
-    ):
+    """A rule that changes nothing must not refuse a call because its look-up failed."""
+    times: dict[str, Any] = {"fill": {"max_age": 0}, "limits": {"deadline": "300ms"}}
+    async with mocked(rule={"mode": mode}, **times) as (upstream, _, client):
         held = asyncio.Event()
         upstream.faults.append(Fault(method="GET", delay=held))
         answer = await client.patch(PARTICIPANT, content=BODY, headers=JSON)
@@ -139,11 +116,7 @@ async def test_a_look_up_that_never_ends_costs_a_shadowed_call_no_more_than_its_
 
 @pytest.mark.parametrize("mode", ["shadow", "observe"])
 async def test_a_mode_that_changes_nothing_needs_no_log(mode: str) -> None:
-    async with (
-        mock() as upstream,
-        gateway(upstream.url, audit="/dev/null/no", rule={"mode": mode}) as running,
-        running.client() as client,
-    ):
+    async with mocked(audit="/dev/null/no", rule={"mode": mode}) as (upstream, _, client):
         answer = await client.patch(PARTICIPANT, content=BODY, headers=JSON)
 
         assert answer.status_code == 400
@@ -155,11 +128,7 @@ async def test_a_mode_that_changes_nothing_needs_no_log(mode: str) -> None:
 
 @pytest.mark.parametrize(("kind", "first"), [(None, 415), ("text/plain", 415), ("application/json", 400)])
 async def test_on_reject_repairs_what_was_refused(kind: str | None, first: int) -> None:
-    async with (
-        mock() as upstream,
-        gateway(upstream.url, rule={"mode": "on_reject"}) as running,
-        running.client() as client,
-    ):
+    async with mocked(rule=ON_REJECT) as (upstream, running, client):
         headers = TOKEN | ({"Content-Type": kind} if kind else {})
         answer = await client.patch(PARTICIPANT, content=BODY, headers=headers)
 
@@ -193,11 +162,7 @@ async def test_on_reject_lets_a_lenient_upstream_have_the_call_as_it_came() -> N
     "status", [200, 202, 302, 401, 403, 404, 405, 409, 412, 413, 429, 500, 502, 503, 504]
 )
 async def test_on_reject_repairs_after_no_other_answer_than_400_415_and_422(status: int) -> None:
-    async with (
-        mock() as upstream,
-        gateway(upstream.url, rule={"mode": "on_reject"}) as running,
-        running.client() as client,
-    ):
+    async with mocked(rule=ON_REJECT) as (upstream, _, client):
         upstream.faults.append(Fault(method="PATCH", status=status, body=b"as it was said"))
         answer = await client.patch(PARTICIPANT, content=BODY, headers=JSON)
 
@@ -207,11 +172,7 @@ async def test_on_reject_repairs_after_no_other_answer_than_400_415_and_422(stat
 
 @pytest.mark.parametrize("status", [400, 415, 422])
 async def test_on_reject_repairs_after_any_of_400_415_and_422(status: int) -> None:
-    async with (
-        mock() as upstream,
-        gateway(upstream.url, rule={"mode": "on_reject"}) as running,
-        running.client() as client,
-    ):
+    async with mocked(rule=ON_REJECT) as (upstream, _, client):
         upstream.faults.append(Fault(method="PATCH", status=status))
         answer = await client.patch(PARTICIPANT, content=BODY, headers=JSON)
 
@@ -220,11 +181,7 @@ async def test_on_reject_repairs_after_any_of_400_415_and_422(status: int) -> No
 
 
 async def test_on_reject_never_sends_again_what_broke_off() -> None:
-    async with (
-        mock() as upstream,
-        gateway(upstream.url, rule={"mode": "on_reject"}) as running,
-        running.client() as client,
-    ):
+    async with mocked(rule=ON_REJECT) as (upstream, _, client):
         upstream.faults.append(Fault(method="PATCH", reset=True))
         answer = await client.patch(PARTICIPANT, content=BODY, headers=JSON)
 
@@ -234,11 +191,7 @@ async def test_on_reject_never_sends_again_what_broke_off() -> None:
 
 @pytest.mark.parametrize("fault", FAILING, ids=lambda it: str(it.status))
 async def test_on_reject_relays_the_refusal_when_the_look_up_fails(fault: Fault) -> None:
-    async with (
-        mock() as upstream,
-        gateway(upstream.url, rule={"mode": "on_reject"}) as running,
-        running.client() as client,
-    ):
+    async with mocked(rule=ON_REJECT) as (upstream, running, client):
         said = b'{"message": "the very words"}'
         upstream.faults += [Fault(method="PATCH", status=400, body=said, headers=(("x-it", "1"),)), fault]
         answer = await client.patch(PARTICIPANT, content=BODY, headers=JSON)
@@ -257,11 +210,8 @@ async def test_on_reject_relays_the_refusal_when_the_look_up_fails(fault: Fault)
 
 
 async def test_on_reject_relays_the_refusal_when_there_is_nothing_to_fill_in() -> None:
-    async with (
-        mock(one_conversation(p1="disconnected")) as upstream,
-        gateway(upstream.url, rule={"mode": "on_reject"}) as running,
-        running.client() as client,
-    ):
+    ended = one_conversation(p1="disconnected")
+    async with mocked(ended, rule=ON_REJECT) as (upstream, _, client):
         answer = await client.patch(PARTICIPANT, content=BODY, headers=JSON)
 
         assert answer.status_code == 400
@@ -271,11 +221,7 @@ async def test_on_reject_relays_the_refusal_when_there_is_nothing_to_fill_in() -
 
 
 async def test_on_reject_relays_the_refusal_when_the_repair_cannot_be_recorded() -> None:
-    async with (
-        mock() as upstream,
-        gateway(upstream.url, audit="/dev/null/no", rule={"mode": "on_reject"}) as running,
-        running.client() as client,
-    ):
+    async with mocked(audit="/dev/null/no", rule={"mode": "on_reject"}) as (upstream, _, client):
         answer = await client.patch(PARTICIPANT, content=BODY, headers=JSON)
 
         assert answer.status_code == 400
@@ -284,16 +230,8 @@ async def test_on_reject_relays_the_refusal_when_the_repair_cannot_be_recorded()
 
 
 async def test_on_reject_relays_the_refusal_when_the_deadline_ends_the_look_up() -> None:
-    async with (
-        mock() as upstream,
-        gateway(
-            upstream.url,
-            rule={"mode": "on_reject"},
-            fill={"max_age": 0},
-            limits={"deadline": "300ms"},
-        ) as running,
-        running.client() as client,
-    ):
+    times: dict[str, Any] = {"fill": {"max_age": 0}, "limits": {"deadline": "300ms"}}
+    async with mocked(rule=ON_REJECT, **times) as (upstream, _, client):
         held = asyncio.Event()
         upstream.faults.append(Fault(method="GET", delay=held))
         answer = await client.patch(PARTICIPANT, content=BODY, headers=JSON)
@@ -305,12 +243,12 @@ async def test_on_reject_relays_the_refusal_when_the_deadline_ends_the_look_up()
 
 @pytest.mark.parametrize("size", [10, 63_000, 70_000, 3_000_000])
 async def test_a_refusal_of_any_size_is_relayed_whole_and_holds_no_connection(size: int) -> None:
-    """With one connection to the upstream: a refusal that is held on to must not be in the look-up's way."""
+    """There is one connection to the upstream: a refusal that is kept must not hold it during the look-up."""
     said = json.dumps({"message": "x" * size}).encode()
     async with mock() as upstream:
         transport = app.connect(UpstreamSettings(url=upstream.url, max_connections=1))
         async with (
-            gateway(upstream.url, rule={"mode": "on_reject"}, transport=transport) as running,
+            gateway(upstream.url, rule=ON_REJECT, transport=transport) as running,
             running.client() as client,
         ):
             upstream.faults += [
@@ -326,11 +264,7 @@ async def test_a_refusal_of_any_size_is_relayed_whole_and_holds_no_connection(si
 
 
 async def test_on_reject_repairs_once() -> None:
-    async with (
-        mock() as upstream,
-        gateway(upstream.url, rule={"mode": "on_reject"}) as running,
-        running.client() as client,
-    ):
+    async with mocked(rule=ON_REJECT) as (upstream, _, client):
         upstream.faults.append(Fault(method="PATCH", status=400, times=2, body=b"again"))
         answer = await client.patch(PARTICIPANT, content=BODY, headers=JSON)
 
@@ -341,11 +275,7 @@ async def test_on_reject_repairs_once() -> None:
 
 async def test_on_reject_never_alters_a_state_of_the_clients_own() -> None:
     body = b'{"state":"no such state"}'
-    async with (
-        mock() as upstream,
-        gateway(upstream.url, rule={"mode": "on_reject"}) as running,
-        running.client() as client,
-    ):
+    async with mocked(rule=ON_REJECT) as (upstream, _, client):
         answer = await client.patch(PARTICIPANT, content=body, headers=JSON)
 
         assert answer.status_code == 400

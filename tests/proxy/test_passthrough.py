@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.calls import DOCUMENT, GET, patch
 from tests.support.gateways import BODY, CONVERSATION, PARTICIPANT, TOKEN, gateway, proxied
-from tests.support.mocking import mock
+from tests.support.mocking import mocked
 from tests.support.raw_upstream import OK, RawUpstream, answering
 from tests.support.serving import connect
 
@@ -376,10 +376,10 @@ async def test_a_lower_case_patch_is_taken_for_what_it_means_and_goes_on_as_it_w
 
 
 @pytest.mark.parametrize("name", ["X-HTTP-Method-Override", "X-HTTP-Method", "X-Method-Override"])
-async def test_a_method_override_is_a_write_where_either_method_is_and_is_never_learned_from(
+async def test_a_method_override_is_a_write_where_either_method_is_and_never_primes_the_cache(
     name: str,
 ) -> None:
-    async with mock() as upstream, gateway(upstream.url) as running, running.client() as client:
+    async with mocked() as (_, running, client):
         await client.patch(PARTICIPANT, content=BODY, headers=TOKEN)
         await client.get(CONVERSATION, headers={**TOKEN, name: "delete"})
         reply = await client.patch(PARTICIPANT, content=BODY, headers=TOKEN)

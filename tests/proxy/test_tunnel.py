@@ -234,7 +234,7 @@ async def test_a_tunnel_in_which_nobody_ever_speaks_ends() -> None:
 
 
 async def test_bytes_sent_before_the_101_are_the_tunnels() -> None:
-    """A client that does not wait: what follows its request is raw if the upstream agrees."""
+    """A client may send before it has the 101: if the upstream agrees, those bytes belong to the tunnel."""
 
     async def upstream(peer: Peer) -> None:
         await peer.head()
@@ -317,7 +317,7 @@ async def test_a_slow_side_slows_the_other_and_every_byte_arrives(direction: str
     [f"PATCH {PARTICIPANT}", f"POST {CONVERSATION}/participants", f"GET {CONVERSATION}", "POST /x"],
 )
 async def test_an_upgrade_is_not_offered_where_the_gateway_has_to_see_what_is_said(line: str) -> None:
-    """A call that a rule matches, a write, a read that is learned from, and a request that has a body."""
+    """A call that a rule matches, a write, a GET that may prime the cache, and a request that has a body."""
     async with tunnel(answering(OK)) as (client, upstream, _):
         await client.send(
             b"%b HTTP/1.1\r\nHost: h\r\nConnection: upgrade\r\nUpgrade: a\r\nContent-Length: 2\r\n\r\n{}"
@@ -381,7 +381,7 @@ async def test_a_client_that_ends_its_side_still_hears_the_upstream(caplog: pyte
 async def test_writing_into_a_tunnel_whose_upstream_has_gone_is_no_error_in_the_log(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The client does not read, so the gateway can't end the tunnel yet: what it sends goes nowhere."""
+    """The client does not read, so the gateway can't end the tunnel yet. What the client sends is dropped."""
 
     async def upstream(peer: Peer) -> None:
         await switched(peer)

@@ -6,13 +6,14 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 
 from gateway.mock.api import Participant
 from gateway.mock.server import Conversation, Conversations, Mock, MockSettings, server
 from tests.support.clients import bare_client
+from tests.support.gateways import Running, gateway
 
 API = "/api/v2/conversations"
 SEED = f"{API}/web/instances/c1/participants/p1"
@@ -72,3 +73,22 @@ async def mock(
             connection.shutdown()
         await listener.wait_closed()
         await asyncio.sleep(0)
+
+
+class Mocked(NamedTuple):
+    """The mock, the gateway in front of it, and a client of that."""
+
+    upstream: RunningMock
+    running: Running
+    client: httpx.AsyncClient
+
+
+@asynccontextmanager
+async def mocked(conversations: Conversations | None = None, /, **changes: Any) -> AsyncIterator[Mocked]:
+    """`changes` are those of `gateways.gateway`."""
+    async with (
+        mock(conversations) as upstream,
+        gateway(upstream.url, **changes) as running,
+        running.client() as client,
+    ):
+        yield Mocked(upstream, running, client)

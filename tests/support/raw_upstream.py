@@ -163,7 +163,7 @@ class RawUpstream:
         return [request.body for request in self.requests if request.method == method]
 
     async def __aenter__(self) -> RawUpstream:
-        # With a short queue the kernel drops who comes when it is full, and they try again a second later.
+        # When the queue is full, the kernel drops a client's SYN, and it tries again a second later.
         self._server = await asyncio.start_server(self._accepted, self.host, 0, ssl=self._tls, backlog=4096)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
@@ -193,7 +193,7 @@ class RawUpstream:
         task.add_done_callback(self._done)
 
     async def _run(self, script: Script, peer: Peer) -> None:
-        # That the other side leaves is no failure of the script; what an assertion says is.
+        # The other side may leave at any time; only a failed assertion in the script fails the test.
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
             await script(peer)
         peer.writer.close()

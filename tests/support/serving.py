@@ -184,7 +184,7 @@ class Client:
         self.writer.write_eof()
 
     def reset(self) -> None:
-        """Gone without a word: the peer sees a RST."""
+        """RST, not FIN."""
         sock: Any = self.writer.get_extra_info("socket")
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         self.writer.transport.abort()
