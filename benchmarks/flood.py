@@ -41,27 +41,6 @@ EXPLICIT = b'{"state": "connected", "attributes": {}}'
 FLAT = 10.0  # MiB that a table already full may still grow by
 
 
-class Whole:
-    """The source of a body that has all arrived."""
-
-    async def more(self, reply: Reply) -> None:
-        raise AssertionError("nothing more is to come")
-
-    def taken(self) -> None:
-        """Nothing was held back."""
-
-    def abandon(self, reply: Reply) -> None:
-        """Nothing is held."""
-
-
-def answer(status: int, headers: list[Header], body: bytes) -> Reply:
-    reply = Reply()
-    reply.begin(Whole(), status, Fields(headers))
-    reply.arrived(body)
-    reply.finish()
-    return reply
-
-
 class Upstream:
     """A transport: GETs show one participant or are refused, all else is accepted."""
 
@@ -85,8 +64,8 @@ class Upstream:
         # Else each call would be over before the next begins.
         await asyncio.sleep(0)
         if method != b"GET":
-            return answer(202, JSON, b"{}")
-        return answer(429, WAIT, b"{}") if self.limited else answer(200, JSON, PEOPLE)
+            return Reply.of(202, Fields(JSON), b"{}")
+        return Reply.of(429, Fields(WAIT), b"{}") if self.limited else Reply.of(200, Fields(JSON), PEOPLE)
 
     def close(self) -> None:
         pass

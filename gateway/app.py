@@ -25,7 +25,7 @@ from starlette.applications import Starlette
 from uvicorn.server import ServerState
 
 from gateway.admin import health
-from gateway.admin.metrics import Counts, Gauge, Key, Metrics
+from gateway.admin.metrics import Counts, Gauge, MetricKey, Metrics
 from gateway.audit.writer import AuditLog
 from gateway.config import CorsSettings, Settings, UpstreamSettings
 from gateway.http.forwarding import Hop
@@ -222,12 +222,12 @@ def _lifecycle(
     )
 
 
-def gauges(transport: Transport, store: Store, locks: Locks, audit: AuditLog) -> dict[Key, Gauge]:
+def gauges(transport: Transport, store: Store, locks: Locks, audit: AuditLog) -> dict[MetricKey, Gauge]:
     """
     What can be measured of these parts: httpx does not tell of its pool, nor a store elsewhere of its
     tables.
     """
-    found: dict[Key, Gauge] = {
+    found: dict[MetricKey, Gauge] = {
         ("gateway_locked_conversations",): lambda: len(locks),
         ("gateway_audit_lines_lost",): lambda: audit.lost,
     }
@@ -241,7 +241,7 @@ def gauges(transport: Transport, store: Store, locks: Locks, audit: AuditLog) ->
     return found
 
 
-def server_gauges(state: ServerState, stats: ServerStats) -> dict[Key, Gauge]:
+def server_gauges(state: ServerState, stats: ServerStats) -> dict[MetricKey, Gauge]:
     return {
         ("gateway_client_connections",): lambda: len(state.connections),
         ("gateway_requests_in_flight",): lambda: len(state.tasks),

@@ -42,7 +42,7 @@ def explain(
     call = Call(method.encode(), raw, Fields(headers), body)
     route = rules.match(method, raw.partition(b"?")[0])
     if route is None:
-        return Explanation(None, None, call, reason="no rule matches: carried through untouched")
+        return Explanation(None, None, call, reason="no rule matches: passed through untouched")
     rule = route.rule
     try:
         if len(body) > max_body:

@@ -24,6 +24,7 @@ _CHUNK_LINE: Final = rb"([0-9A-Fa-f]{1,15}+)((?:%b)*+)\r\n" % _EXTENSION
 _LINE_PREFIX: Final = rb"[0-9A-Fa-f]{1,15}+(?:;%b*+)?+\r?" % FIELD_TEXT
 _match_first = re.compile(_CHUNK_LINE).match
 _match_next = re.compile(rb"\r\n%b" % _CHUNK_LINE).match
+# Whether an incomplete line can still become one: laxer, since the whole line is matched when it is there.
 _prefix_of_first = re.compile(_LINE_PREFIX).fullmatch
 _prefix_of_next = re.compile(rb"\r(?:\n(?:%b)?)?" % _LINE_PREFIX).fullmatch
 

@@ -19,7 +19,7 @@ Made = TypeVar("Made")
 
 class Fields(list[Header]):
     """
-    Header fields that nobody changes any more, so that what follows from them is worked out once. Where
+    Header fields that do not change any more, so that `derived` can remember what follows from them. Where
     the same fields come again on a connection, they are the same object again.
     """
 
@@ -49,7 +49,7 @@ def chunked(headers: Headers) -> Fields:
 
 
 def by_name(headers: Headers) -> dict[bytes, bytes]:
-    """Of each field one line, for those of which there can't be several."""
+    """Name to value; of a repeated field only the last line: for fields of which there can't be several."""
     return dict(headers)
 
 

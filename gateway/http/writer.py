@@ -34,8 +34,8 @@ class Unwritable(ValueError):
 
 class _Kinds(dict[bytes, int]):
     """
-    What a field is to whoever frames a message, by its name in any case: 0 for most. Each name is looked at
-    once: raises Unwritable for one that is no token.
+    By a field's name in any case, whether it decides how the message is framed, and how: 0 for most. Each
+    name is checked once: raises Unwritable for one that is no token.
     """
 
     def __missing__(self, name: bytes) -> int:

@@ -61,7 +61,7 @@ class CallRecord(Struct, eq=False):
     upstream: float = 0.0
     status: int | None = None
     changes: tuple[Change, ...] = ()
-    # Of the attempt before: changes and skipped.
+    # Changes and skipped of the attempt before, should the line of the next not be written.
     before: tuple[tuple[Change, ...], str | None] = ((), None)
     batch: Batch | None = None  # in which the last rewrite was recorded
     skipped: str | None = None

@@ -72,15 +72,15 @@ class ClientRequest(Protocol):
 
 
 class ClientGone(Exception):
-    """The client left before anything was sent upstream: the call ends without a trace."""
+    """The client left before its call was sent, or in the middle of its body: there is nobody to answer."""
 
 
-# Enough of an id to tell the calls of all gateways apart: what is random is drawn once.
+# A prefix that is drawn once, then a counter: enough to tell the calls of all gateways apart.
 _ids = (f"{_start}{number:016x}" for _start in [secrets.token_hex(8)] for number in itertools.count(1))
 
 
 class Client:
-    """`fields` holds of each header field one line, for those of which there can't be several."""
+    """One call's client. `fields` is name to value, the last line of a repeated field."""
 
     started = False
     _ahead = b""

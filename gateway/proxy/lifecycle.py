@@ -3,9 +3,13 @@ The life of a call. Read this first.
 
     match → read → diagnose → look up → rewrite → record → forward → settle
 
-`serve` matches; `_serve_matched` reads and diagnoses; then the rule's mode puts the other phases in order:
-`enforce` in modes.py is the rest of the list, phases.py says what each phase does. What no rule matches is
-passed through (passthrough.py). All that touches the world is an argument.
+The server calls `serve` for each request (server/connection.py, `_begin`). It matches; `_serve_matched`
+reads and diagnoses; then the rule's mode puts the other phases in order: `enforce` in modes.py is the rest
+of the list, and phases.py says what each phase does. `record` happens when a connection to the upstream is
+had, right before the first byte goes out; `settle` when the upstream has answered, before its reply is
+relayed.
+
+What no rule matches is passed through (passthrough.py). All that touches the world is an argument.
 """
 
 from __future__ import annotations

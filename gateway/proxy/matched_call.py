@@ -17,8 +17,8 @@ from gateway.state.store import Key
 
 class MatchedCall(Struct, frozen=True):
     """
-    `call` is as it came. `changing`: it may change the state of its `conversation`, or where that is None, of
-    any.
+    `call` is before any repair, its header fields those for the upstream. `changing`: it may change the
+    state of its `conversation`, or where that is None, of any.
     """
 
     client: Client
@@ -31,7 +31,7 @@ class MatchedCall(Struct, frozen=True):
 
     @property
     def writes(self) -> bool:
-        """Whether it may change anything that a fill looks up, in its own conversation or in any."""
+        """Whether sending it may make what was read useless, for its own conversation or for any."""
         return self.conversation is not None or self.changing
 
     def lookup_requests(self, now: float) -> list[LookupRequest]:

@@ -1,6 +1,6 @@
 """
-What is done with a matched call that has something to repair, by its rule's mode. To add a mode: a function
-of the phases here, its row in MODES, its name in rules.Mode.
+What is done with a matched call that has something to repair, by its rule's mode: lifecycle.py calls it. To
+add a mode: a function of the phases here, its row in MODES, its name in rules.Mode.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from gateway.proxy.phases import HELD, Overtaken, Phases
 from gateway.state.lookup import LookupRefused, LookupResults
 from gateway.upstream.reply import Reply
 
-Mode: TypeAlias = Callable[[Phases, MatchedCall], Awaitable[Reply]]
+ModeFunction: TypeAlias = Callable[[Phases, MatchedCall], Awaitable[Reply]]
 
 # A PATCH refused with one of these changed nothing at the upstream, and a repair may cure it.
 CURABLE = frozenset({400, 415, 422})
@@ -33,7 +33,7 @@ async def enforce(phases: Phases, matched: MatchedCall, rejected: Reply | None =
             try:
                 reply = await phases.forward(matched, rewritten, results)  # record, forward, settle
             except Overtaken:
-                results = await phases.confirmed(matched, None)
+                results = await phases.look_up_under_lock(matched, None)
                 continue
             if reply.status >= 300 and reply.status in results.refill_on:
                 reply = await phases.refill(matched, results, reply)
@@ -77,7 +77,7 @@ async def observe(phases: Phases, matched: MatchedCall) -> Reply:
     return await phases.untouched(matched, "observe", needs=matched.found.needs)
 
 
-MODES: Mapping[str, Mode] = {
+MODES: Mapping[str, ModeFunction] = {
     "observe": observe,
     "shadow": shadow,
     "enforce": enforce,

@@ -1,8 +1,10 @@
 """
 The phases of a matched call after its diagnosis: look up, rewrite, record and forward, settle.
 
-modes.py puts them in order. What touches the world is an argument: look-ups, locks, transport, audit log,
-clock.
+modes.py puts them in order. Five answer whether there is a value to fill, from the quickest to the slowest:
+`ready_at_once` with what is at hand, `ready` with waiting, `look_up_under_lock` again where that was too
+old; each by what lookup.py says: `usable` asks the store, `usable_without_store` asks nothing. What touches
+the world is an argument: look-ups, locks, transport, audit log, clock.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from gateway.upstream.reply import Reply
 from gateway.upstream.transport import BeforeSend, Commit, Transport
 
 HELD = 2**16  # bytes: of a refusal that is kept to be relayed, of a reply that is compared
-TRIES = 3  # look-ups under one lock: each is overtaken only by a write that names no conversation
+TRIES = 3  # look-ups under one lock, where only age or a write that names no conversation spoils one
 NOTHING = LookupResults({})
 
 Rewritten: TypeAlias = tuple[Call, tuple[Change, ...]]
@@ -78,32 +80,32 @@ class Phases:
 
     async def ready(self, matched: MatchedCall) -> Ready:
         """
-        The same with waiting. Looked up before the lock is taken, since a slow GET must not hold up a
-        hang-up; unless a write is under way: it may change what is read now.
+        As ready_at_once, but waits. Looks up first, so that a slow GET does not hold the lock and with it a
+        hang-up; where a write is under way, which may change what is read now, it locks first.
         """
         results = None
         if not self._locks.exclusive_pending(matched.conversation):
-            results = await self._look_up(matched)
+            results = await self._look_up_or_go_unfilled(matched)
         lock = await self._lock(matched)
         confirmed = None
         try:
-            confirmed = await self.confirmed(matched, None if lock.waited else results)
+            confirmed = await self.look_up_under_lock(matched, None if lock.waited else results)
         finally:
             if confirmed is None:
                 lock.release()
         return lock, confirmed
 
-    async def confirmed(self, matched: MatchedCall, results: LookupResults | None) -> LookupResults:
+    async def look_up_under_lock(self, matched: MatchedCall, results: LookupResults | None) -> LookupResults:
         """
         Under the lock, where no write can come between: what was overtaken, or aged, is looked up again.
         """
         for _ in range(TRIES):
             if results is not None and await self._lookups.usable(results):
                 return results
-            results = await self._look_up(matched)
+            results = await self._look_up_or_go_unfilled(matched)
         return results if results and await self._lookups.usable(results) else LookupResults({}, "unsettled")
 
-    async def _look_up(self, matched: MatchedCall) -> LookupResults:
+    async def _look_up_or_go_unfilled(self, matched: MatchedCall) -> LookupResults:
         if not matched.found.missing:
             return LookupResults({}, matched.found.unfilled)
         began = self._clock()
@@ -155,7 +157,7 @@ class Phases:
         call, changes = rewritten
 
         def before_send() -> Commit | None:
-            if not self._lookups.still_usable(results):
+            if not self._lookups.usable_without_store(results):
                 raise Overtaken
             matched.client.shield_from_disconnect()
             return matched.record.record_rewrite(self._audit, matched.call, call, changes, results.unfilled)
@@ -191,11 +193,11 @@ class Phases:
         self, matched: MatchedCall, call: Call, results: LookupResults, before_send: BeforeSend
     ) -> Reply:
         """
-        Sends once. What was read before is invalidated before the call leaves and again when it is over: all
-        but a filled call that is accepted may have changed the state, whatever came of it (S5).
+        Sends once. What was read before is invalidated before the call leaves and again when it is over,
+        except around a fill that is accepted: nothing else leaves the state as it was for certain (S5).
         """
-        keeps = bool(results.values) and not matched.changing
-        if not keeps and matched.writes:
+        leaves_state = bool(results.values) and not matched.changing
+        if not leaves_state and matched.writes:
             await self._lookups.invalidate(matched.conversation)
         accepted = False
         reply = None
@@ -215,7 +217,7 @@ class Phases:
                     await self._accept(matched)
             finally:
                 matched.record.upstream += self._clock() - began
-                if not (keeps and accepted) and matched.writes:
+                if not (leaves_state and accepted) and matched.writes:
                     await self._lookups.invalidate_after(matched.conversation)
         except asyncio.CancelledError:
             # It may come while the store is told, when nothing else closes the reply.

@@ -12,7 +12,7 @@ from gateway.http.headers import Fields
 
 
 class Call(Struct, frozen=True):
-    """A matched call with its whole body. `headers` go to the next hop, and its request id beside them."""
+    """A matched call with its whole body. `headers` are those for the upstream, without X-Request-Id."""
 
     method: bytes
     target: bytes

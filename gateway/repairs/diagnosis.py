@@ -115,11 +115,11 @@ def _of_head(headers: Fields, repairs: tuple[Repair, ...]) -> _Head:
     exempt = exemption(headers, repairs)
     if exempt is not None or not headers.derived(Declared.of).plain:
         return _Head(exempt, False, headers, (), repairs)
-    # No further than to the first that reads the body: it may change the fields for those after it.
+    # Up to the first that reads the body, which may change the fields for those after it.
     first = tuple(takewhile(lambda repair: not repair.reads_body, repairs))
     call = Call(b"", b"", headers, b"{}")
     found = _diagnosis(Draft(call, call, _EMPTY), first)
-    # What is more than other fields is not kept: it is found anew for each call.
+    # Remembered only if nothing but header fields changed; else each call is diagnosed by itself.
     decided = found == Diagnosis(Call(b"", b"", found.call.headers, b"{}"), _EMPTY, found.changes)
     return _Head(None, decided, found.call.headers, found.changes, repairs[len(first) :])
 

@@ -45,7 +45,7 @@ class Encoding(Repair):
     settings = EncodingSettings
     stage = Stage.ENCODING
     once = True
-    reads_body = False  # what is UTF-8, and declared as nothing else, stays as it is
+    reads_body = False  # in a JSON object that is UTF-8, and declared as nothing else, it finds nothing
 
     limit: int
 

@@ -34,7 +34,10 @@ class Draft(Struct, frozen=True):
 
 
 class Repaired(Struct, frozen=True):
-    """The call repaired, its body as text, and what was changed."""
+    """
+    The call repaired, and what was changed. `document` is the text of `call.body`: both must be kept in
+    step.
+    """
 
     call: Call
     document: ObjectText
@@ -42,7 +45,10 @@ class Repaired(Struct, frozen=True):
 
 
 class NotApplicable(Struct, frozen=True):
-    """No repair may be made: the whole call goes on as it came."""
+    """
+    The whole call goes on as it came, other repairs' changes included. A repair that has nothing to do in a
+    call finds None instead.
+    """
 
     reason: str
 
@@ -60,7 +66,10 @@ class Missing(Struct, frozen=True):
 
 
 class Explicit(Struct, frozen=True):
-    """The client gave the value of `field` itself: never altered (S1), a witness once it is accepted (S5)."""
+    """
+    The client gave the value of `field` itself: never altered (S1); once it is accepted fills must agree
+    with it (S5).
+    """
 
     field: str
     value: Any

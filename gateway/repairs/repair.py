@@ -22,7 +22,7 @@ class Stage(IntEnum):
     ENCODING = 1  # makes the body a JSON object in plain UTF-8, which is what all others read
     FIELDS = 2  # changes header fields
     MEMBERS = 3  # changes members, knowing nothing but the call
-    LOOK_UP = 4  # says what to look up: it has to see the members as they will be sent. Only fills do
+    LOOK_UP = 4  # says what to look up: it runs last, on the members as they will be sent. Only `fill`
 
 
 class RepairSettings(Section, ABC):
@@ -55,8 +55,8 @@ class Repair(ABC):
     stage: ClassVar[Stage]
     # Whether a rule may have it only once.
     once: ClassVar[bool] = False
-    # False promises that the header fields alone decide what is found, where the body is a JSON object in
-    # UTF-8 and declared as nothing else. It is then found once for all calls that have the same fields.
+    # If False, the finding depends on the header fields alone, where the body is a JSON object in UTF-8 and
+    # declared as nothing else. It is then found once for all calls that have the same fields.
     reads_body: ClassVar[bool] = True
 
     @classmethod

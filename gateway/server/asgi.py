@@ -1,6 +1,6 @@
 """
 ASGI, for what stands between the server and the gateway: a request cycle as scope, receive and send, and
-these as a request again. Most calls do without.
+these as a request again. Used only for `cors`, and by tests.
 """
 
 from __future__ import annotations

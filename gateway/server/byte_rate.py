@@ -6,14 +6,16 @@ from __future__ import annotations
 
 
 class ByteRate:
-    """A stopwatch and a count of bytes: judged a window at a time, so that no burst buys more than one."""
+    """
+    Bytes, and the time waited for them. Judged window by window: a burst counts for its own window only.
+    """
 
     __slots__ = ("_since", "_waited", "moved")
 
     def __init__(self) -> None:
         self.moved = 0  # bytes in this window
         self._waited = 0.0
-        self._since = 0.0  # when the window would have begun, had it all been waiting
+        self._since = 0.0  # now, less the seconds waited in this window so far
 
     def start(self, now: float) -> None:
         self._since = now - self._waited

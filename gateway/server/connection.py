@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from uvicorn.server import ServerState
 
 MAX_DRAIN: Final = 256 * 1024  # body bytes read for nothing so that the connection can be used again
-MAX_AWAITING: Final = 4  # times max_in_flight: so many calls may wait for their bodies beside those in flight
+AWAITING_FACTOR: Final = 4  # times max_in_flight: calls that may wait for their bodies beside those in flight
 MAX_LINGERING: Final = 256  # connections turned away that are still to read why
 
 LINGER: Final = 2.0  # seconds given to a client to read the last reply before the close
@@ -293,7 +293,7 @@ class ClientConnection(asyncio.Protocol):
         # A call that still waits for its body is not in flight, but its buffer counts: there is a bound for
         # these too. Where many bodies end at once, more are in flight than max_in_flight.
         most = self.limits.max_in_flight
-        if len(self.tasks) - min(self.stats.awaiting, MAX_AWAITING * most) < most:
+        if len(self.tasks) - min(self.stats.awaiting, AWAITING_FACTOR * most) < most:
             task = cycle.task = self._loop.create_task(self._application(cycle))
             self.tasks.add(task)
             task.add_done_callback(cycle.finished)
@@ -520,7 +520,7 @@ class ClientConnection(asyncio.Protocol):
         if not cycle.complete:
             watch = cycle.body.watch
             if watch is None or not cycle.body.awaited:
-                return  # nobody waits any more, be it since this very turn of the loop
+                return  # the body has arrived, perhaps in this same turn of the loop
             failure = watch.verdict(due)
             if failure is None:
                 self._deadline = watch.deadline

@@ -103,13 +103,13 @@ class WriteFlow:
             self._look_on()
 
     def lost(self) -> None:
-        """Nobody takes anything any more; who waits is told so by what it writes next."""
+        """The client has gone: writers that wait go on, and their next write raises."""
         self.paused = False
         self._cut_off = None
         self._wake()
 
     def becomes_tunnel(self) -> None:
-        """A tunnel is no reply: a side that is slow for a while is its way of life."""
+        """No least rate applies to a tunnel: either side may be silent."""
         self._stalled = None
         self._min_rate = 0
         if self._watch is not None:

@@ -25,9 +25,9 @@ def is_fresh(reading: Reading, generation: int, max_age: float, since: float, no
 
 def is_settled(reading: Reading, value: object, accepted: Accepted | None) -> bool:
     """
-    S5: what was read shows `value`, which is the value that was accepted last; or it was read when that had
-    settled. What was read before that and showed another is of no use later either: it was behind already.
-    Of what was begun before the value was accepted nothing can be said here: its generation tells (S3).
+    S5: the value that was read is the one that was accepted last; or the reading began when that had
+    settled. A reading that began before and differs stays useless afterwards. One that began before the
+    value was accepted is not judged here: its generation tells (S3).
     """
     if accepted is None or value == accepted.value:
         return True
@@ -41,5 +41,5 @@ def may_join(started: float, max_age: float, since: float, not_before: float, no
     """
     if max_age == 0:
         return started >= max(since, not_before)
-    # One that hangs is not waited for by those who can't use its result any more.
+    # A call does not wait for a GET whose result would be too old for it.
     return started >= not_before and now - started < max_age

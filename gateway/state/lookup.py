@@ -142,7 +142,7 @@ class Lookups:
     """
     The store may fail. Before a call has left, that raises StoreUnavailable, and the call is not sent. When
     it has left, what the store missed of it is remembered, and made up for before it matters (`_catch_up`).
-    What is only kept to save a look-up may be lost.
+    Readings and pauses may be lost: they only save look-ups.
     """
 
     def __init__(
@@ -163,11 +163,12 @@ class Lookups:
         self._counts = counts
         self._max_body = max_body
         self._max_pause = max_pause
-        self._in_flight: dict[Key, _InFlight] = {}
+        self._in_flight: dict[Key, _InFlight] = {}  # of each key the one that may be joined
+        self._tasks: set[asyncio.Task[Reading]] = set()  # all look-ups that are under way
         # A reading serves all its participants: what was chosen from it, by query and parameters.
         self._chosen_from: WeakKeyDictionary[Reading, dict[tuple[str, ...], str]] = WeakKeyDictionary()
-        # When a write that names no conversation last began or ended.
-        self._swept = -math.inf
+        # When all conversations were last invalidated, by a write that names none.
+        self._all_invalidated_at = -math.inf
         # By conversation; None for all of them.
         self._missed: dict[str | None, _Missed] = {}
 
@@ -223,7 +224,7 @@ class Lookups:
                 break
             self._counts["gateway_lookups_total", "disagreed"] += 1
             at_first = source == "cache" and not_before == -math.inf
-            # Whatever begins from now on will do, also for another call: a herd costs one GET a round (S8).
+            # Only a GET that begins from now on counts; all calls that wait for one share it (S8).
             not_before = self.now()
             if not at_first:
                 if not_before + delay >= give_up:
@@ -250,14 +251,15 @@ class Lookups:
                 return False
         return True
 
-    def still_usable(self, results: LookupResults) -> bool:
+    def usable_without_store(self, results: LookupResults) -> bool:
         """
-        What can be told at once, when the call leaves: of writes that wait for no lock the last began before
-        all was read, and nothing got too old while the call waited for a connection (S2, S3).
+        What can be told as the call leaves, without asking the store: no write that names no conversation
+        began since the oldest reading, and none got too old while the call waited for a connection (S2,
+        S3).
         """
         for result in results.values.values():
             request, reading = result.request, result.reading
-            if reading.started <= self._swept:
+            if reading.started <= self._all_invalidated_at:
                 return False
             max_age = request.target.fill.max_age
             if not is_fresh(reading, reading.generation, max_age, request.since, self.now()):
@@ -308,13 +310,15 @@ class Lookups:
         return await self._result_of(in_flight, max_age), "lookup"
 
     def _start(self, request: LookupRequest, view: View) -> _InFlight:
-        """The GET is nobody's own: a caller that leaves, or the first, must not end it for the rest (S8)."""
+        """The GET runs in a task of its own: a caller that leaves, or the first, must not end it (S8)."""
         key = request.key
         headers = lookup_request_headers([*request.headers, *request.extra_headers])
         task = asyncio.create_task(self._get(key, headers, view))
+        self._tasks.add(task)
         in_flight = self._in_flight[key] = _InFlight(task, view.generation, view.time)
 
         def ended(done: asyncio.Task[Reading]) -> None:
+            self._tasks.discard(done)
             if self._in_flight.get(key) is in_flight:
                 del self._in_flight[key]
             if not done.cancelled():
@@ -370,7 +374,7 @@ class Lookups:
 
     async def close(self) -> None:
         """Ends the look-ups that are in flight."""
-        tasks = [one.task for one in self._in_flight.values()]
+        tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -424,7 +428,7 @@ class Lookups:
     async def invalidate(self, conversation: str | None) -> None:
         """Before a call that may change the state of the conversation (None: of any) leaves."""
         if conversation is None:
-            self._swept = self.now()
+            self._all_invalidated_at = self.now()
         if self._missed:
             await self._catch_up(conversation)
         await self._store.invalidate(conversation)
@@ -435,7 +439,7 @@ class Lookups:
         before. Raises no StoreUnavailable: the call has left.
         """
         if conversation is None:
-            self._swept = self.now()
+            self._all_invalidated_at = self.now()
         try:
             await self._store.invalidate(conversation)
         except StoreUnavailable:

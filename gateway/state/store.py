@@ -99,8 +99,8 @@ class Store(Protocol):
 
     def now(self) -> float:
         """
-        Seconds, of the clock that all times in this file are of. It may be ahead of what a view or a stamp
-        would say, but it is never behind, and never goes back.
+        Seconds, of the clock that all times in this file are of. Never less than a time that the store has
+        given before; it may be ahead of what a view or a stamp would say.
         """
 
     def try_view(self, key: Key, subject: tuple[str, ...]) -> View | None:
@@ -137,7 +137,7 @@ class Store(Protocol):
         """The upstream wants no look-up with this credential for so long."""
 
     async def close(self) -> None:
-        """Nobody asks it afterwards."""
+        """Frees what is open. No method is called after it."""
 
 
 class ConversationLock(Protocol):

@@ -16,6 +16,8 @@ from gateway.errors import ConnectionRefused, ConnectTimeout, NameNotResolved, T
 
 ATTEMPT_DELAY: Final = 0.25  # seconds until the next address is tried beside the last (RFC 8305 section 5)
 
+SPOKE: Final = "the upstream closed the connection, or spoke, as it was opened"
+
 AnyProtocol = TypeVar("AnyProtocol", bound=asyncio.Protocol)
 
 
@@ -64,7 +66,7 @@ async def _connected(
         ssl_shutdown_timeout=1.0 if tls is not None else None,
     )
     if transport.is_closing():
-        raise ConnectionResetError("the upstream closed the connection, or spoke, as it was opened")
+        raise ConnectionResetError(SPOKE)
     return protocol
 
 

@@ -106,11 +106,15 @@ class UpstreamConnection(asyncio.Protocol):
             self._upload.add_done_callback(self._uploaded)
 
     def reusable(self, now: float, idle_timeout: float) -> bool:
-        """Whether nothing speaks against an idle one, not even an end that the loop has yet to notice."""
-        return now - self.idle_since < idle_timeout and now < self.expires and not self._poll.poll(0)
+        """Whether an idle one may be used: young enough, and silent."""
+        return now - self.idle_since < idle_timeout and now < self.expires and self.silent()
+
+    def silent(self) -> bool:
+        """Whether no byte and no end waits in its socket that the loop has yet to notice."""
+        return not self._poll.poll(0)
 
     def close(self) -> None:
-        self._take_leave()
+        self._leave_pool()
         # asyncio's TLS transport does not survive to be asked anything once it is closing.
         if self.transport.is_closing():
             return
@@ -164,7 +168,7 @@ class UpstreamConnection(asyncio.Protocol):
         """Closes the tunnel; what was written is sent first, for as long as the upstream takes it."""
         self._end()
         reply.finish()
-        self._take_leave()
+        self._leave_pool()
         if self.transport.get_write_buffer_size():
             self.loop.call_later(self._timeouts.write, self._abort)
         self.transport.close()
@@ -215,7 +219,7 @@ class UpstreamConnection(asyncio.Protocol):
             error = ConnectionTerminated(f"{self._broken_off()}: {exc}" if exc else self._broken_off())
             error.__cause__ = exc
             self.fail(error)
-        self._take_leave()
+        self._leave_pool()
         self._owner.lost(self)
 
     def pause_writing(self) -> None:
@@ -309,7 +313,7 @@ class UpstreamConnection(asyncio.Protocol):
     # Deadlines. The one timer is set anew only when it fires, or when a nearer deadline comes.
 
     def _expect(self) -> None:
-        """From here on the upstream may be late: somebody waits, and it has all it needs for its answer."""
+        """Starts the read timeout, if somebody waits and the upstream has all that it needs to answer."""
         if self._request is None or self._upload is not None or self._parser.switched:
             return
         if self._waiter is not None or not self._parser.headed:
@@ -359,7 +363,7 @@ class UpstreamConnection(asyncio.Protocol):
             if reply is not None:
                 reply.finish(error)
             self._tell_headed()
-        self._take_leave()
+        self._leave_pool()
         self._abort()
 
     def _end(self) -> None:
@@ -383,8 +387,8 @@ class UpstreamConnection(asyncio.Protocol):
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
 
-    def _take_leave(self) -> None:
-        """Whatever closes it: the pool counts it no longer, and nothing of it is left to come."""
+    def _leave_pool(self) -> None:
+        """Tells the pool, once, that it takes no more requests; stops its timer."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -2,9 +2,14 @@
 Connections to one origin, and who gets which.
 
 Laws: a request of which a byte may have left is sent again only if it is safe (RFC 9110 section 9.2.1), and
-then once. A connection is opening, idle, busy with one request, or closed, and counts until then. Of the
-idle ones the last to come back is the first to be taken, so that those not needed grow old and go; who has
-to wait is served first come, first served.
+then once. A connection is opening, idle, busy with one request, or closed, and counts until then. Of the idle
+ones the last to come back is the first to be taken, so that those not needed grow old and go; who has to wait
+is served first come, first served.
+
+What the upstream sends unasked is never an answer: a connection is polled before it is used, be it idle,
+new or handed over by the request before; one that hears something while it is idle closes itself; what
+follows a reply closes its connection (http/response_parser.py). What arrives after the poll no proxy can
+tell from an answer.
 """
 
 from __future__ import annotations
@@ -17,9 +22,9 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from types import TracebackType
 
-from gateway.errors import ConnectionTerminated, PoolExhausted
+from gateway.errors import ConnectionRefused, ConnectionTerminated, PoolExhausted
 from gateway.http.headers import Headers
-from gateway.upstream.connect import open_connection, tls_context
+from gateway.upstream.connect import SPOKE, open_connection, tls_context
 from gateway.upstream.connection import Timeouts, UpstreamConnection
 from gateway.upstream.reply import Reply
 from gateway.upstream.request import OutgoingRequest
@@ -58,7 +63,7 @@ class _Sending:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
-        """What is raised in its block is raised by its send()."""
+        """An exception in its block fails this request alone: its send() raises it."""
         if isinstance(error, Exception):
             self.reply.finish(error)
             return True
@@ -71,8 +76,8 @@ class _Sending:
             self.headed = connection.loop.create_future()
         connection.start(self.request, self.reply, self.headed)
 
-    def go_on(self) -> None:
-        """Its send() is to see what has become of it."""
+    def wake(self) -> None:
+        """Wakes its send(), which looks at the reply."""
         if self.headed is not None and not self.headed.done():
             self.headed.set_result(None)
 
@@ -86,7 +91,7 @@ class _Sending:
             and isinstance(self.reply.error, ConnectionTerminated)
         )
 
-    def begin_anew(self) -> None:
+    def prepare_replay(self) -> None:
         self.request.replayable = False
         self.reply = Reply()
         self.headed = None
@@ -118,7 +123,7 @@ class Pool:
         self._prefix = prefix
         self._tls = (tls or tls_context()) if scheme == "https" else None
         self._size = 0  # opening, idle and busy
-        self._idle: dict[UpstreamConnection, None] = {}  # oldest first. Not empty only while nobody waits
+        self._idle: dict[UpstreamConnection, None] = {}  # oldest first; empty whenever a request waits
         self._queue: deque[asyncio.Future[UpstreamConnection | None]] = deque()
         self._together: list[_Sending] = []  # to be sent in this turn of the loop
         self._sockets: set[UpstreamConnection] = set()  # also those closed whose socket is still to go
@@ -161,7 +166,7 @@ class Pool:
         # Asking for the running loop asks the system for the process id, so it is asked as rarely as may be.
         loop = self._loop if self._idle and self._loop is not None else asyncio.get_running_loop()
         if before_send is not None and self._idle and (self._together or len(self._idle) < self._size):
-            # In company: who is alone gains nothing by waiting for others.
+            # Only while others are in flight: a request that is alone would gain nothing.
             if not self._together:
                 loop.call_soon(self._send_together, loop)
             self._together.append(sending)
@@ -183,7 +188,7 @@ class Pool:
                 sending.headed = None
                 self._send_on(await self._acquire(), sending)
             elif sending.met_a_dead_connection():
-                sending.begin_anew()
+                sending.prepare_replay()
                 sending.start(await self._acquire(fresh=True))
             else:
                 raise reply.error
@@ -211,7 +216,7 @@ class Pool:
                 continue  # cancelled meanwhile
             connection = self._take(loop.time())
             if connection is None:
-                sending.go_on()
+                sending.wake()
                 continue
             going.append((connection, sending))
             with sending:
@@ -228,7 +233,7 @@ class Pool:
             if sending.reply.error is None:
                 sending.start(connection)
             else:
-                sending.go_on()
+                sending.wake()
                 self.released(connection)
 
     def close(self) -> None:
@@ -276,7 +281,8 @@ class Pool:
                 connection = await self._wait(deadline, first)
             if connection is None:
                 return await self._open()
-            if connection.transport.is_closing():
+            if connection.transport.is_closing() or not connection.silent():
+                connection.close()
                 connection = None
                 first = True
         return connection
@@ -330,6 +336,10 @@ class Pool:
             connection = await open_connection(
                 self._make, self.host, self.port, self._tls, self.timeouts.connect
             )
+            # TLS itself says something first (session tickets): there the parser alone can tell.
+            if self._tls is None and not connection.silent():
+                connection.close()
+                raise ConnectionRefused(f"no connection to {self.host}:{self.port}: {SPOKE}")
             opened = connection.counted = True
             self._sockets.add(connection)
         finally:

@@ -57,6 +57,16 @@ class Reply:
         self._pieces: list[bytes] = []
         self._source: Source | None = None
 
+    @classmethod
+    def of(cls, status: int, headers: Fields, body: bytes) -> Reply:
+        """One that is whole: nothing more is to come."""
+        reply = cls()
+        reply.status, reply.headers = status, headers
+        if body:
+            reply.arrived(body)
+        reply.finish()
+        return reply
+
     # What its source tells it.
 
     def begin(self, source: Source, status: int, headers: Fields) -> None:

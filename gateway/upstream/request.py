@@ -1,5 +1,6 @@
 """
-A request as it goes out on an HTTP/1.1 connection: its bytes, and what they commit the connection to. Pure.
+A request as it goes out on an HTTP/1.1 connection: its bytes, and whether the connection is kept after it.
+Pure.
 """
 
 from __future__ import annotations

@@ -32,7 +32,14 @@ def test_every_name_in_the_code_is_declared_and_every_counter_is_counted_somewhe
 
 
 @pytest.mark.parametrize(
-    "key", [("gateway_nonsense_total",), ("gateway_refills_total", "x"), ("gateway_lookups_total",), ("",)]
+    "key",
+    [
+        ("gateway_nonsense_total",),
+        ("gateway_refills_total", "x"),
+        ("gateway_lookups_total",),
+        ("",),
+        ("gateway_lookups_total", "x"),
+    ],
 )
 def test_a_count_that_no_row_declares_is_refused(key: tuple[str, ...]) -> None:
     with pytest.raises(ValueError, match="declares no counter"):

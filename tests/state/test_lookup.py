@@ -48,37 +48,17 @@ def document(state: str = "connected") -> bytes:
     return json.dumps({"id": "c1", "participants": [{"id": "p1", "state": state}]}).encode()
 
 
-class Whole:
-    """The source of a body that has all arrived."""
-
-    async def more(self, reply: Reply) -> None:
-        raise AssertionError("nothing more is to come")
-
-    def taken(self) -> None:
-        """Nothing was held back."""
-
-    def abandon(self, reply: Reply) -> None:
-        """Nothing is held."""
-
-
-def replied(status: int, headers: Fields, body: bytes) -> Reply:
-    reply = Reply()
-    reply.begin(Whole(), status, headers)
-    if body:
-        reply.arrived(body)
-    reply.finish()
-    return reply
-
-
 @dataclass(slots=True)
 class Scripted:
     """A transport whose replies are given beforehand; `asked` are the headers of each GET."""
 
     replies: list[Reply] = field(default_factory=list)
     asked: list[dict[bytes, bytes]] = field(default_factory=list)
+    hangs: bool = False
+    ended: int = 0
 
     def will(self, status: int, body: bytes = b"", *headers: Header) -> None:
-        self.replies.append(replied(status, Fields(headers), body))
+        self.replies.append(Reply.of(status, Fields(headers), body))
 
     async def send(
         self,
@@ -92,6 +72,11 @@ class Scripted:
     ) -> Reply:
         assert (method, target, body) == (b"GET", TARGET, None)
         self.asked.append(dict([*headers, *extra_headers]))
+        if self.hangs:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self.ended += 1
         return self.replies.pop(0)
 
     def close(self) -> None:
@@ -550,3 +535,21 @@ async def test_pauses_and_accepted_values_are_bounded_under_a_flood_of_callers()
         await bench.lookups.accept("c1", target, "connected")
 
     assert (bench.store.sizes().pauses, bench.store.sizes().accepted) == (50, 50)
+
+
+async def test_closing_ends_every_look_up_also_one_that_another_has_taken_the_place_of() -> None:
+    """With max_age 0 each call has a GET of its own, and the latest is the one that others may join."""
+    bench = Bench()
+    bench.transport.hangs = True
+    waiting = []
+    for _ in range(3):
+        waiting.append(asyncio.ensure_future(bench.lookups.look_up(bench.request(max_age=0.0))))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        bench.now += 1.0
+    assert len(bench.transport.asked) == 3
+
+    await bench.lookups.close()
+
+    assert bench.transport.ended == 3
+    await asyncio.gather(*waiting, return_exceptions=True)

@@ -160,11 +160,11 @@ async def test_a_write_to_any_conversation_counts_at_once_also_when_it_is_missed
     bench = Failing()
     bench.shows("connected")
     results = LookupResults({"state": await bench.result()})
-    assert bench.lookups.still_usable(results)
+    assert bench.lookups.usable_without_store(results)
     bench.fail("invalidate")
     await bench.lookups.invalidate_after(None)
 
-    assert not bench.lookups.still_usable(results)
+    assert not bench.lookups.usable_without_store(results)
 
 
 async def test_of_an_accepted_value_that_was_missed_it_is_known_that_it_is_not_known() -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from math import inf
 from typing import Any
 
 import pytest
 
-from gateway.errors import (
-    InvalidReply,
-)
-from gateway.upstream.pool import Pool
+from gateway.errors import ConnectionRefused, InvalidReply
+from gateway.upstream.connection import UpstreamConnection
+from gateway.upstream.pool import Pool, PoolLimits
 from tests.support.pools import CHUNKED, fetch, pool_to, ticks, until
 from tests.support.raw_upstream import OK, Peer, RawUpstream, answering
 from tests.support.replies import EVIL, REPLIES, STRICT
@@ -129,6 +129,83 @@ async def test_what_waits_in_an_idle_socket_is_neither_the_next_reply_nor_missed
         first.close()
         (await answered).close()
         pool.close()
+        await pool.wait_closed()
+
+
+async def test_what_is_said_unasked_is_no_answer_to_the_request_that_waits_for_the_connection() -> None:
+    """The connection is handed from one request to the next with something unseen in its socket."""
+    heard: list[bytes] = []
+
+    def answer(listener: socket.socket) -> socket.socket:
+        connection, _ = listener.accept()
+        heard.append(connection.recv(4096))
+        connection.sendall(OK)
+        return connection
+
+    class Busy(Pool):
+        """Whose loop does something else for a moment when the first reply ends."""
+
+        def released(self, connection: UpstreamConnection) -> None:
+            super().released(connection)
+            if not heard:
+                accepted.sendall(EVIL)
+                while connection.silent():
+                    pass
+
+    loop = asyncio.get_running_loop()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(5)
+        limits = PoolLimits(max_connections=1)
+        pool = Busy("http", "127.0.0.1", listener.getsockname()[1], limits=limits)
+        holding = asyncio.ensure_future(fetch(pool))
+        accepted, _ = await loop.run_in_executor(None, listener.accept)
+        await loop.run_in_executor(None, accepted.recv, 4096)
+        waiting = asyncio.ensure_future(fetch(pool, b"PATCH", body=b"{}"))
+        await until(lambda: pool.waiting == 1)
+        accepted.sendall(OK)
+        assert (await holding)[1] == b"ok"
+        answered = loop.run_in_executor(None, answer, listener)
+
+        assert (await waiting)[1] == b"ok"
+        assert heard[0].startswith(b"PATCH")
+        accepted.close()
+        (await answered).close()
+        pool.close()
+        await pool.wait_closed()
+
+
+async def test_what_an_upstream_says_first_is_no_answer() -> None:
+    class Patient(UpstreamConnection):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            super().connection_made(transport)
+            while self.silent():
+                pass
+
+    class Waiting(Pool):
+        """That sends its request only when the upstream has spoken."""
+
+        def _make(self) -> UpstreamConnection:
+            return Patient(self, self.timeouts, expires=inf, max_head=4096, max_headers=10)
+
+    def greet(listener: socket.socket) -> bytes:
+        connection, _ = listener.accept()
+        with connection:
+            connection.sendall(EVIL)
+            try:
+                return connection.recv(4096)
+            except ConnectionResetError:  # what was sent was never read
+                return b""
+
+    loop = asyncio.get_running_loop()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(5)
+        pool = Waiting("http", "127.0.0.1", listener.getsockname()[1])
+        greeted = loop.run_in_executor(None, greet, listener)
+        with pytest.raises(ConnectionRefused, match="spoke"):
+            await fetch(pool)
+
+        assert await greeted == b""
+        assert pool.size == 0
         await pool.wait_closed()
 
 
