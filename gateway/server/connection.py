@@ -57,7 +57,8 @@ MAX_LINGERING: Final = 256  # connections turned away that are still to read why
 LINGER: Final = 2.0  # seconds given to a client to read the last reply before the close
 GRACE: Final = 0.5  # seconds after its last reply in which a stopping server still takes a request
 
-# What the bytes that come next are.
+# What the bytes that come next are: of a head; of the body; of a later request, which waits until this one is
+# answered (RFC 9112 section 9.3.2); a tunnel's; nothing that is read any more.
 _HEAD, _BODY, _QUEUE, _TUNNEL, _DISCARD, _CLOSING = range(6)
 
 _RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER on, for no time: close by RST

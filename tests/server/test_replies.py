@@ -13,14 +13,16 @@ import pytest
 from gateway.errors import ReadTimeout
 from gateway.server.asgi import Message
 from gateway.server.limits import ServerStats
+from gateway.server.request_cycle import RequestCycle
 from tests.support.applications import DATE, cycle_of, reply
-from tests.support.raw_requests import GET, LAST, get
+from tests.support.raw_requests import GET, LAST, UPGRADE, get
 from tests.support.serving import (
     connect,
     exchange,
     on_both_loops,
     serve,
 )
+from tests.support.virtual import VirtualClient, in_virtual_time
 
 
 def without_date(data: bytes) -> bytes:
@@ -302,3 +304,53 @@ async def test_a_reply_waits_for_a_client_that_does_not_read() -> None:
         got = await client.rest()
     assert got.endswith(b"\r\n0\r\n\r\n")
     assert len(got) > 1000 * len(piece)
+
+
+@in_virtual_time
+async def test_a_reply_behind_one_that_is_not_read_waits_for_it() -> None:
+    at_once: list[bool] = []
+
+    class App:
+        async def serve(self, cycle: RequestCycle) -> None:
+            body = b"x" * 100_000
+            fields = [(b"content-length", b"100000")]
+            at_once.append(cycle.respond(200, fields, body))
+            if not at_once[-1]:
+                await cycle.start(200, fields)
+                await cycle.write(body, False)
+
+    client = VirtualClient(App())
+    client.reading = False
+    client.send(GET + GET)
+    await asyncio.sleep(5)
+    assert at_once == [True, False]
+    client.take(100_000)
+    await asyncio.sleep(5)
+    client.take(1_000_000)
+    assert client.got.count(b"HTTP/1.1 200 OK") == 2
+    assert client.got.count(b"x") == 200_000
+
+
+@in_virtual_time
+async def test_a_tunnel_behind_a_reply_that_is_not_read_is_not_cut_off_for_it() -> None:
+    class App:
+        async def serve(self, cycle: RequestCycle) -> None:
+            if cycle.upgrade is None:
+                cycle.respond(200, [], b"x" * 100_000)
+            else:
+                stream = cycle.switch([])
+                await stream.write(await stream.read())
+                stream.close()
+
+    stats = ServerStats()
+    client = VirtualClient(App(), stats=stats)
+    client.reading = False
+    client.send(GET + UPGRADE)
+    await asyncio.sleep(0.001)
+    client.send(b"raw")
+    await asyncio.sleep(59)
+    client.take(1_000_000)
+    await asyncio.sleep(0.001)
+    client.take(1_000)
+    assert client.got.endswith(b"raw")
+    assert not stats.aborted
