@@ -19,6 +19,7 @@ import uvicorn
 import uvloop
 
 from gateway.server.connection import App, ServerLimits, ServerStats, build
+from tests.support.waiting import PATIENCE
 
 LOOPS = pytest.mark.parametrize(
     "loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"]
@@ -165,7 +166,7 @@ class Client:
 
 @asynccontextmanager
 async def connect(
-    port: int, *, patience: float = 5.0, buffer: int | None = None, limit: int = 1 << 20
+    port: int, *, patience: float = PATIENCE, buffer: int | None = None, limit: int = 1 << 20
 ) -> AsyncIterator[Client]:
     """
     `buffer` makes the kernel's receive buffer that small, and `limit` our own, for a client that reads
