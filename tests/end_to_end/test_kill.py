@@ -20,7 +20,7 @@ from tests.support.mocking import mock
 from tests.support.processes import configured as configured
 from tests.support.processes import gateway_process
 from tests.support.serving import connect
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE, until
 
 
 async def patch_after_patch(port: int, name: str, seed: int) -> int:
@@ -105,7 +105,7 @@ async def test_told_to_stop_it_finishes_what_is_in_flight_and_exits_0(
         assert ready.status_code == 503
         assert ready.json()["checks"]["draining"] != "ok"
         assert (await side.get("/healthz")).status_code == 200
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE):
             while True:
                 try:
                     _, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
@@ -139,7 +139,7 @@ async def test_told_twice_it_ends_at_once(tmp_path: Path) -> None:
         gateway.process.signal(signal.SIGTERM)
         await until(lambda: "stopping" in gateway.process.said)
         gateway.process.signal(signal.SIGTERM)
-        assert await gateway.process.exit(2) == -signal.SIGTERM
+        assert await gateway.process.exit() == -signal.SIGTERM
         held.set()
         outcome = await asyncio.gather(call, return_exceptions=True)
         assert isinstance(outcome[0], Exception)  # never a made-up reply
@@ -160,7 +160,7 @@ async def test_on_sighup_the_log_is_opened_anew_and_no_call_notices(tmp_path: Pa
         await upstream.ledger.arrived(2)
         log.rename(old)
         running.signal(signal.SIGHUP)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE):
             while not log.exists():
                 assert (await side.get("/readyz")).status_code == 200
         held.set()

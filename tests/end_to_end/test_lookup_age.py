@@ -14,7 +14,7 @@ from tests.support.mocking import mocked
 
 async def test_max_age_counts_from_the_start_of_the_get() -> None:
     clock = Clock(100.0)
-    async with mocked(clock=clock) as (upstream, running, client):
+    async with mocked(clock=clock, fill={"max_age": "1s"}) as (upstream, running, client):
         held = asyncio.Event()
         upstream.faults.append(Fault(method="GET", hold=held))
         call = asyncio.ensure_future(client.patch(PARTICIPANT, content=BODY, headers=TOKEN))
@@ -37,7 +37,7 @@ async def test_max_age_counts_from_the_start_of_the_get() -> None:
 
 async def test_an_answer_that_is_too_old_when_it_comes_is_asked_for_again() -> None:
     clock = Clock(100.0)
-    async with mocked(clock=clock) as (upstream, _, client):
+    async with mocked(clock=clock, fill={"max_age": "1s"}) as (upstream, _, client):
         held = asyncio.Event()
         upstream.faults.append(Fault(method="GET", hold=held))
         call = asyncio.ensure_future(client.patch(PARTICIPANT, content=BODY, headers=TOKEN))
@@ -63,7 +63,7 @@ async def test_a_max_age_of_nothing_is_a_fresh_get_for_each_call() -> None:
 
 async def test_calls_in_a_row_cost_one_get_within_max_age_and_never_make_it_younger() -> None:
     clock = Clock(100.0)
-    async with mocked(clock=clock) as (upstream, _, client):
+    async with mocked(clock=clock, fill={"max_age": "1s"}) as (upstream, _, client):
         for _ in range(8):
             await client.patch(PARTICIPANT, content=BODY, headers=TOKEN)
             clock.now += 0.3

@@ -273,7 +273,7 @@ async def test_the_calls_deadline_covers_the_look_up_and_what_is_left_behind_is_
 
 async def test_never_stale_if_error() -> None:
     clock = Clock(100.0)
-    async with mocked(clock=clock) as (upstream, _, client):
+    async with mocked(clock=clock, fill={"max_age": "1s"}) as (upstream, _, client):
         await client.patch(PARTICIPANT, content=BODY, headers=TOKEN)
         clock.now += 1.001
         upstream.faults.append(Fault(method="GET", status=500))

@@ -17,7 +17,7 @@ from tests.support.waiting import until
 
 
 async def test_a_hundred_first_calls_at_once_cost_one_get() -> None:
-    async with mocked(fill={"max_age": "10s"}) as (upstream, running, client):
+    async with mocked() as (upstream, running, client):
         held = asyncio.Event()
         upstream.faults.append(Fault(method="GET", delay=held))
         calls = [
@@ -126,7 +126,7 @@ async def test_callers_at_once_each_look_up_with_their_own_credentials() -> None
     people = {f"p{n}": Participant(tokens=frozenset({f"secret-{n}"})) for n in range(300)}
     async with (
         mock(Conversations({"c1": Conversation("messages", people)})) as upstream,
-        gateway(upstream.url, fill={"max_age": "60s"}) as running,
+        gateway(upstream.url) as running,
     ):
 
         async def call(n: int) -> int:

@@ -22,7 +22,7 @@ from tests.support.gateways import CONVERSATION, FILLED, PARTICIPANT, Proxied, p
 from tests.support.judging import Refusal, refusal
 from tests.support.raw_upstream import OK, Peer, silent
 from tests.support.serving import Client, Reply, connect
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE, until
 
 LAST = b"GET /x HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"
 HELD = b"GET /held HTTP/1.1\r\nHost: h\r\n\r\n"
@@ -110,7 +110,7 @@ async def test_past_the_connections_a_client_is_turned_away_with_a_word_and_serv
                     assert refusal(await turned_away.reply()) == BUSY
                     assert await turned_away.rest() == b""
         assert len(chain.requests) == 3
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE):
             while await served(port, LAST) != 200:  # noqa: ASYNC110
                 await asyncio.sleep(0.005)
         assert (await asked(chain.client, PATCH))[0] == 200

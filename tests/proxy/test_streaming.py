@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from gateway.proxy.passthrough import MAX_READ_AHEAD, READ_AHEAD_PATIENCE
+from tests.support import waiting
 from tests.support.calls import GET
 from tests.support.gateways import PARTICIPANT, gateway, proxied
 from tests.support.raw_upstream import OK, Peer, RawUpstream, answering
@@ -100,7 +101,7 @@ async def upload(first: bytes, chunked: bool) -> None:
     async with proxied(reading) as (_, _, client):
         await client.send(b"POST /x HTTP/1.1\r\nHost: a\r\n%b\r\n\r\n" % framing)
         await client.send(b"%x\r\n%b\r\n" % (len(first), first) if chunked else first)
-        await asyncio.wait_for(arrived.wait(), 5)
+        await asyncio.wait_for(arrived.wait(), waiting.PATIENCE)
         await client.send(b"3\r\ndef\r\n0\r\n\r\n" if chunked else b"def")
         assert (await client.reply())[0] == 200
 
@@ -172,7 +173,7 @@ async def test_a_client_that_vanishes_ends_the_download(matched: bool) -> None:
             await client.head()
             await client.exactly(2000)
             client.reset()
-        await asyncio.wait_for(gone.wait(), 1)
+        await asyncio.wait_for(gone.wait(), waiting.PATIENCE)
         assert len(upstream.requests) == 1
 
 
@@ -189,7 +190,7 @@ async def test_a_client_that_vanishes_before_the_reply_is_waited_for_no_longer()
             await client.send(GET)
             await until(lambda: upstream.requests)
             client.reset()
-        await until(lambda: ended, 1)
+        await until(lambda: ended)
 
 
 async def test_a_client_that_vanishes_amid_its_upload_never_makes_it_look_whole() -> None:

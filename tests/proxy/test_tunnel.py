@@ -23,6 +23,7 @@ from tests.support.calls import SWITCHING, UPGRADE
 from tests.support.gateways import CONVERSATION, PARTICIPANT, Running, gateway, proxied
 from tests.support.raw_upstream import OK, Peer, RawUpstream, answering
 from tests.support.serving import Client
+from tests.support.waiting import PATIENCE
 
 
 async def echo(peer: ServerConnection) -> None:
@@ -74,8 +75,8 @@ async def test_pings_are_answered_by_the_other_side() -> None:
         await peer.wait_closed()
 
     async with websocket(upstream) as (client, _):
-        await asyncio.wait_for(await client.ping(b"from client"), 2)
-        await asyncio.wait_for(pinged.wait(), 2)
+        await asyncio.wait_for(await client.ping(b"from client"), PATIENCE)
+        await asyncio.wait_for(pinged.wait(), PATIENCE)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +180,7 @@ async def test_a_side_that_breaks_off_ends_the_other(first: str, caplog: pytest.
         with pytest.raises(ConnectionClosedError):
             await client.recv()
         assert client.close_code == 1006
-        await asyncio.wait_for(ended.wait(), 2)
+        await asyncio.wait_for(ended.wait(), PATIENCE)
         await running.disconnected()
     assert [record for record in caplog.records if record.name == "asyncio"] == []
 

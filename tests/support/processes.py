@@ -19,7 +19,7 @@ import httpx
 from tests.support.clients import bare_client
 from tests.support.gateways import document
 from tests.support.ports import unused_ports
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE, until
 
 
 class Process:
@@ -46,7 +46,7 @@ class Process:
     def signal(self, number: signal.Signals) -> None:
         self._running.send_signal(number)
 
-    async def exit(self, seconds: float = 10.0) -> int:
+    async def exit(self, seconds: float = PATIENCE) -> int:
         async with asyncio.timeout(seconds):
             await self._reading
             return await self._running.wait()
@@ -75,7 +75,7 @@ async def process(*arguments: str, folder: Path, **environment: str) -> AsyncIte
         await running.exit()
 
 
-async def listening(running: Process, port: int, seconds: float = 10.0) -> None:
+async def listening(running: Process, port: int, seconds: float = PATIENCE) -> None:
     """Returns when the process accepts connections on `port`; fails with what it said if it ends before."""
     async with asyncio.timeout(seconds):
         while True:
@@ -112,7 +112,7 @@ async def gateway_process(folder: Path, upstream: str, /, **changes: Any) -> Asy
     """
     write_configuration(folder, upstream, 0, 0, **changes)
     async with process("run", folder=folder) as running:
-        await until(lambda: "listening on" in running.said or running.ended is not None, 10)
+        await until(lambda: "listening on" in running.said or running.ended is not None)
         ports = re.search(r"listening on 127\.0\.0\.1:(\d+), admin on 127\.0\.0\.1:(\d+)", running.said)
         assert ports is not None, running.said
         yield GatewayProcess(running, int(ports[1]), int(ports[2]), folder / "rewrites.jsonl")

@@ -20,6 +20,7 @@ import uvloop
 
 from gateway.server.connection import App, build
 from gateway.server.limits import ServerLimits, ServerStats
+from tests.support.waiting import PATIENCE
 
 LOOPS = pytest.mark.parametrize(
     "loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"]
@@ -192,7 +193,7 @@ class Client:
 
 @asynccontextmanager
 async def connect(
-    port: int, *, patience: float = 5.0, buffer: int | None = None, limit: int = 1 << 20
+    port: int, *, patience: float = PATIENCE, buffer: int | None = None, limit: int = 1 << 20
 ) -> AsyncIterator[Client]:
     """
     `buffer` makes the kernel's receive buffer that small, and `limit` our own, for a client that reads
