@@ -90,12 +90,12 @@ def test_a_state_that_may_not_be_filled_is_told() -> None:
     [("PATCH", f"{PARTICIPANT}/attributes"), ("POST", PARTICIPANT), ("GET", PARTICIPANT), ("PATCH", "/"),
      ("PATCH", PARTICIPANT.replace("/c1/", "/../"))],
 )  # fmt: skip
-def test_what_no_rule_takes_is_carried_through(method: str, target: str) -> None:
+def test_what_no_rule_takes_is_passed_through(method: str, target: str) -> None:
     found = told(method=method, target=target)
 
     assert found.rule is None
     assert found.after is None
-    assert found.reason == "no rule matches: carried through untouched"
+    assert found.reason == "no rule matches: passed through untouched"
 
 
 def test_the_query_is_not_matched_and_a_method_in_small_letters_is() -> None:
