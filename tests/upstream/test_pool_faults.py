@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pytest
 import trustme
-import uvloop
 
 from gateway.errors import (
     ConnectionRefused,
@@ -31,35 +30,22 @@ from gateway.errors import (
 from gateway.upstream.connect import tls_context
 from gateway.upstream.connection import Timeouts
 from gateway.upstream.pool import Pool, PoolLimits
+from tests.support import ports
 from tests.support.pools import BLOCK, CHUNKED, HOST, fetch, pieces_of, pool_to, rest
 from tests.support.raw_upstream import OK, Peer, RawUpstream, answering, deaf, silent
 from tests.support.replies import EVIL
 
 
-@pytest.fixture(params=["asyncio", "uvloop"])
-def event_loop_policy(request: pytest.FixtureRequest) -> asyncio.AbstractEventLoopPolicy:
-    return uvloop.EventLoopPolicy() if request.param == "uvloop" else asyncio.DefaultEventLoopPolicy()
-
-
 @pytest.fixture
 def closed_port() -> Iterator[int]:
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        yield unused.getsockname()[1]
+    with ports.closed_port() as port:
+        yield port
 
 
 @pytest.fixture
 def full_port() -> Iterator[int]:
-    """A listener whose queue is full: further connections neither succeed nor fail."""
-    with contextlib.ExitStack() as stack:
-        full = stack.enter_context(socket.socket())
-        full.bind(("127.0.0.1", 0))
-        full.listen(0)
-        for _ in range(8):
-            filler = stack.enter_context(socket.socket())
-            filler.setblocking(False)
-            filler.connect_ex(full.getsockname())
-        yield full.getsockname()[1]
+    with ports.full_port() as port:
+        yield port
 
 
 def chain(error: BaseException) -> list[type[BaseException]]:
