@@ -38,14 +38,14 @@ def document(
 ) -> dict[str, Any]:
     """
     With the rule of the seed. `fill` and `rule` change keys of theirs, `sections` whole sections. A state may
-    be ten times as old as by default: on a busy machine a second passes between a look-up and its PATCH.
+    be five times as old as by default: on a busy machine a second passes between a look-up and its PATCH.
     """
     the_fill = {
         "type": "fill",
         "field": "state",
         "from": "/api/v2/conversations/web/instances/{conversationId}",
         "select": "$.participants[?@.id == _.participantId].state",
-        "max_age": "10s",
+        "max_age": "5s",
         "allow": ["active", "connected"],
         **(fill or {}),
     }
