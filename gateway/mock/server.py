@@ -1,5 +1,5 @@
 """
-The conversation API of `mock_api` as a server: `gateway mock`, the demo, the tests.
+The conversation API of `api.py` as a server: `gateway mock`, the demo, the tests.
 
 It keeps the conversations, and a ledger of every request as it came. `/_mock/*` is the tester's side door:
 neither recorded nor limited: GET and DELETE /_mock/requests, POST /_mock/faults (a Fault as JSON), and
