@@ -82,7 +82,9 @@ class Fill(NamedTuple):
         return f"{self.asked.id} at {self.seen.begun:.3f} filled {self.value} into {self.asked.conversation}"
 
 
-class Witness(NamedTuple):
+class Accepted(NamedTuple):
+    """An explicit value that the upstream accepted; `until` the upstream may show an older one."""
+
     value: str
     until: float
 
@@ -174,9 +176,9 @@ def sources(run: Run) -> Iterator[Violation]:
     """S2, S3, S5, S6, S7: there is one GET that justifies the fill in every respect."""
     for fill in run.fills:
         writes = [one for one in run.writes[fill.seen.conversation] if one.begun < fill.seen.begun]
-        witness = _witness(run, fill, writes)
-        if witness is not None and fill.value != witness.value and fill.left_at + 0.001 < witness.until:
-            yield Violation("S5", f"{fill}, after {witness.value} was accepted")
+        accepted = _last_accepted(run, fill, writes)
+        if accepted is not None and fill.value != accepted.value and fill.left_at + 0.001 < accepted.until:
+            yield Violation("S5", f"{fill}, after {accepted.value} was accepted")
         broken = _unjustified(run, fill, writes)
         if broken is not None:
             yield Violation(broken, f"{fill}, which no GET justifies")
@@ -184,7 +186,7 @@ def sources(run: Run) -> Iterator[Violation]:
 
 def _unjustified(run: Run, fill: Fill, writes: Sequence[Seen]) -> str | None:
     """The first promise that none of the GETs which keep those before it keeps."""
-    # What was read before the latest write was over is forgotten when it is over.
+    # What was read before the latest write was over is invalidated when it is over.
     overtaken = max((one.over for one in writes), default=0.0)
     tests: dict[str, Callable[[Seen], bool]] = {
         "S7": lambda get: get.shown.get(fill.asked.participant) == fill.value,
@@ -202,13 +204,13 @@ def _unjustified(run: Run, fill: Fill, writes: Sequence[Seen]) -> str | None:
     return None
 
 
-def _witness(run: Run, fill: Fill, writes: Sequence[Seen]) -> Witness | None:
+def _last_accepted(run: Run, fill: Fill, writes: Sequence[Seen]) -> Accepted | None:
     """The latest explicit value that was accepted for the participant."""
     for one in reversed(writes):
         asked = run.asked[one.id]
         same = asked.kind == "explicit" and asked.participant == fill.asked.participant
         if same and one.accepted and one.ended is not None:
-            return Witness(str(json.loads(asked.body)["state"]), one.ended + run.terms.settle)
+            return Accepted(str(json.loads(asked.body)["state"]), one.ended + run.terms.settle)
     return None
 
 
@@ -230,7 +232,7 @@ def overlaps(run: Run) -> Iterator[Violation]:
 
 
 def coalesced(run: Run) -> Iterator[Violation]:
-    """S8, where nothing is ever forgotten: no look-up begins while its like is in flight."""
+    """S8, where nothing is ever invalidated: no look-up begins while its like is in flight."""
     undisturbed = run.undisturbed()
     lines: defaultdict[tuple[str, str], list[Seen]] = defaultdict(list)
     for one in run.look_ups:

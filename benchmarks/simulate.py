@@ -3,7 +3,7 @@ The gateway in virtual time against an eventually consistent upstream, one sched
 
     python -m benchmarks.simulate --schedules 100000
     python -m benchmarks.simulate --seed 4711 --schedules 1 --trace
-    python -m benchmarks.simulate --mutant "no order"
+    python -m benchmarks.simulate --mutant "no locks"
 """
 
 from __future__ import annotations

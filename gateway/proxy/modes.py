@@ -1,6 +1,8 @@
 """
-What is done with a matched call that has something to repair, by its rule's mode: lifecycle.py calls it. To
-add a mode: a function of the phases here, its row in MODES, its name in rules.Mode.
+What is done with a matched call that has something to repair, by its rule's mode.
+
+proxy/lifecycle.py calls these. To add a mode: a function of the phases here, its row in MODES, its name in
+rules.Mode.
 """
 
 from __future__ import annotations

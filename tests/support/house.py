@@ -1,11 +1,12 @@
 """
 The house as its imports draw it: which file imports which, counted from the source, imports for the type
-checker too. `python -m tests.support.house` prints the tables that docs/design.md shows.
+checker too. `drawing` is what docs/design.md shows; drawn.py puts it there.
 """
 
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -134,44 +135,53 @@ def classes() -> dict[str, list[str]]:
     return found
 
 
+def below(room: str) -> set[str]:
+    """The rooms that one imports."""
+    return {place(other) for name in MODULES if place(name) == room for other in ours(name)} - {room}
+
+
 def levels() -> list[list[str]]:
-    """The rooms from the ground up: each imports only from those on levels before its own."""
-    placed: dict[str, int] = {}
+    """
+    The rooms from the ground up: each imports only from those on levels before its own, and stands right
+    below the lowest that imports it.
+    """
+    rooms = {place(name) for name in MODULES} - {"__init__"}
+    depth: dict[str, int] = {}
 
-    def level(one: str) -> int:
-        if one not in placed:
-            below = {place(o) for name in MODULES if place(name) == one for o in ours(name)} - {one}
-            placed[one] = 1 + max((level(other) for other in below), default=-1)
-        return placed[one]
+    def visit(room: str) -> int:
+        if room not in depth:
+            depth[room] = 1 + max((visit(one) for one in rooms if room in below(one)), default=-1)
+        return depth[room]
 
-    for name in MODULES:
-        if name != "__init__":
-            level(place(name))
-    return [sorted(p for p in placed if placed[p] == n) for n in range(max(placed.values()) + 1)]
+    lowest = max(visit(room) for room in rooms)
+    return [sorted(room for room in rooms if depth[room] == lowest - level) for level in range(lowest + 1)]
 
 
 def first_line(name: str) -> str:
-    text = (ast.get_docstring(tree(name)) or "").strip()
-    return text.partition("\n\n")[0].replace("\n", " ")
+    """The first sentence of a file."""
+    text = (ast.get_docstring(tree(name)) or "").strip().partition("\n\n")[0].replace("\n", " ")
+    return re.split(r"(?<=\.) ", text)[0]
 
 
 def drawing() -> Iterator[str]:
-    """The tables of docs/design.md."""
-    yield "| level | rooms and files | import (beside the ground) |"
-    yield "|---|---|---|"
-    ground = set(levels()[0])
-    for number, rooms in enumerate(levels()):
+    """What docs/design.md shows: the rooms as a picture, who imports whom, and what each file is for."""
+    yield "```text"
+    for level, rooms in reversed(list(enumerate(levels()))):
+        yield f"{'   '.join(rooms):^72}".rstrip()
+        if level:
+            yield f"{'↓':^72}".rstrip()
+    yield "```"
+    yield ""
+    yield "| room or file | imports, beside `errors` and `http/grammar` |"
+    yield "|---|---|"
+    for rooms in reversed(levels()):
         for room in rooms:
-            used = {place(o) for name in MODULES if place(name) == room for o in ours(name)} - {room} - ground
-            yield f"| {number} | `{room}` | {', '.join(f'`{one}`' for one in sorted(used)) or '-'} |"
+            used = sorted(below(room) - GROUND)
+            yield f"| `{room}` | {', '.join(f'`{one}`' for one in used) or 'none'} |"
     yield ""
     yield "| file | what it is for |"
     yield "|---|---|"
-    for name in MODULES:
+    for name, path in MODULES.items():
         if name != "__init__":
-            yield f"| `{MODULES[name].relative_to(PACKAGE.parent)}` | {first_line(name)} |"
-
-
-if __name__ == "__main__":
-    for line in drawing():
-        print(line)
+            shown = path.relative_to(PACKAGE).as_posix().removesuffix("__init__.py")
+            yield f"| `{shown}` | {first_line(name)} |"

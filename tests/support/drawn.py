@@ -1,0 +1,48 @@
+"""
+The parts of docs/ that are made from the code: what stands between the marks there.
+
+`python -m tests.support.drawn` puts them in place; tests/test_docs.py sees that they are up to date.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from gateway.admin.metrics import METRICS
+from tests.support import house
+
+ROOT = Path(__file__).parent.parent.parent
+END = "<!-- end -->"
+
+
+def metrics() -> Iterator[str]:
+    yield "| name | kind | labels | is |"
+    yield "|---|---|---|---|"
+    for one in METRICS:
+        labels = "; ".join(f"`{label}`: {_values(values)}" for label, values in one.labels.items()) or "-"
+        yield f"| `{one.name}` | {one.kind} | {labels} | {one.help} |"
+
+
+def _values(values: tuple[str, ...]) -> str:
+    return ", ".join(values) or "the names of errors"
+
+
+# By page: the mark that a part stands behind, and what makes it.
+PARTS: dict[str, tuple[str, Callable[[], Iterator[str]]]] = {
+    "docs/design.md": ("<!-- drawn -->", house.drawing),
+    "docs/operations.md": ("<!-- metrics -->", metrics),
+}
+
+
+def up_to_date(page: str) -> str:
+    """The page's text with its part made anew."""
+    mark, lines = PARTS[page]
+    before, _, rest = (ROOT / page).read_text("utf-8").partition(f"{mark}\n")
+    after = rest.partition(f"{END}\n")[2]
+    return "\n".join([f"{before}{mark}", "", *lines(), "", f"{END}\n{after}"])
+
+
+if __name__ == "__main__":
+    for page in PARTS:
+        (ROOT / page).write_text(up_to_date(page), "utf-8")

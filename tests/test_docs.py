@@ -1,0 +1,289 @@
+"""What README.md and docs/ say of the code is so: names, tables, links, the tests that hold the promises."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin
+
+import pytest
+from pydantic import BaseModel
+
+from gateway import errors
+from gateway.audit import writer
+from gateway.audit.writer import Line
+from gateway.config import Settings
+from gateway.errors import GatewayError
+from gateway.proxy.call_record import Decision, Outcome
+from gateway.repairs import REPAIRS, name_of
+from tests.support import drawn
+from tests.support.drawn import ROOT
+from tests.support.house import MODULES, tree
+
+FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
+PAGES = ["README.md", "CHANGELOG.md", "benchmarks/README.md", *sorted(
+    page.relative_to(ROOT).as_posix() for page in (ROOT / "docs").glob("*.md")
+)]  # fmt: skip
+PROMISES = {f"{letter}{number}" for letter, count in zip("SCLO", (8, 8, 3, 3), strict=True)
+            for number in range(1, count + 1)}  # fmt: skip
+
+
+@cache
+def text(page: str) -> str:
+    return (ROOT / page).read_text("utf-8")
+
+
+def section(page: str, heading: str) -> str:
+    """What stands under a heading, to the next of its kind or above."""
+    level = heading.partition(" ")[0]
+    found = re.search(
+        rf"^{re.escape(heading)}$(.*?)(?=^#{{1,{len(level)}}} |\Z)", text(page), re.DOTALL | re.MULTILINE
+    )
+    assert found is not None, f"{page} has no {heading!r}"
+    return found[1]
+
+
+def tables(part: str) -> list[list[list[str]]]:
+    """Each table's rows but the two of its head, each as its cells."""
+    found = re.findall(r"(?:^\|.*\|\n)+", part, re.MULTILINE)
+    return [
+        [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in one.splitlines()[2:]]
+        for one in found
+    ]
+
+
+def quoted(cell: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", cell)
+
+
+# --- docs/promises.md
+
+
+def promises() -> dict[str, str]:
+    """By its name, what stands under a promise."""
+    parts = re.split(r"^### ([A-Z]\d+)\b.*$", text("docs/promises.md"), flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def named_tests(part: str) -> list[str]:
+    return re.findall(r"`(tests/[^`\s]*::[^`\s]*)`", part)
+
+
+@cache
+def known_tests(file: str) -> frozenset[str]:
+    """As pytest names them, those too that a class has from one of another file that it derives from."""
+    path = ROOT / file
+    if not path.is_file():
+        return frozenset()
+    found: set[str] = set()
+    origin: dict[str, str] = {}
+    for node in ast.parse(path.read_text("utf-8")).body:
+        if isinstance(node, ast.ImportFrom):
+            origin |= {alias.name: f"{str(node.module).replace('.', '/')}.py" for alias in node.names}
+        elif isinstance(node, FUNCTION):
+            found.add(node.name)
+        elif isinstance(node, ast.ClassDef):
+            found |= {f"{node.name}::{one.name}" for one in node.body if isinstance(one, FUNCTION)}
+            for base in map(ast.unparse, node.bases):
+                inherited = [one.partition("::") for one in known_tests(origin.get(base, ""))]
+                found |= {f"{node.name}::{name}" for kind, _, name in inherited if kind == base}
+    return frozenset(found)
+
+
+def test_every_promise_is_there_and_nothing_else() -> None:
+    assert promises().keys() == PROMISES
+
+
+@pytest.mark.parametrize("promise", sorted(PROMISES))
+def test_a_promise_names_tests_that_exist(promise: str) -> None:
+    named = named_tests(promises()[promise])
+
+    assert named, "it names no test"
+    assert len(named) == len(set(named))
+    assert [one for one in named if one.partition("::")[2] not in known_tests(one.partition("::")[0])] == []
+
+
+def test_a_test_that_does_not_exist_would_be_seen() -> None:
+    assert "test_a_test_that_does_not_exist_would_be_seen" in known_tests("tests/test_docs.py")
+    assert "TestMemoryLocks::test_shared_locks_are_held_together" in known_tests("tests/state/test_locks.py")
+    assert "test_that_nobody_has_written" not in known_tests("tests/test_docs.py")
+    assert known_tests("tests/test_no_such_file.py") == frozenset()
+
+
+def test_every_promise_that_the_code_cites_is_one() -> None:
+    # Tests also cite checklists, in which an L5 or an A13 is a row.
+    sources = [path.read_text("utf-8") for path in MODULES.values()]
+    cited = {found for source in sources for found in re.findall(r"\b[A-Z]\d\b", source)}
+
+    assert cited - PROMISES == set()
+    assert len(cited) > 15
+
+
+# --- what is made from the code
+
+
+@pytest.mark.parametrize("page", drawn.PARTS)
+def test_what_is_made_from_the_code_is_up_to_date(page: str) -> None:
+    assert text(page) == drawn.up_to_date(page), "python -m tests.support.drawn puts it in place"
+
+
+# --- docs/operations.md
+
+# Refused before a rule can match, so that the audit log never names them.
+NEVER_RECORDED = {
+    errors.HeadTimeout,
+    errors.MethodNotAllowed,
+    errors.TargetTooLong,
+    errors.ExpectationFailed,
+    errors.MisdirectedRequest,
+    errors.NotSupported,
+    errors.VersionNotSupported,
+    errors.Overloaded,
+    errors.LoopDetected,
+}
+# Who is given a reason, and as which argument.
+GIVEN = {
+    "NotApplicable": 0,
+    "NotAnObject": 0,
+    "Unfilled": 0,
+    "LookupResults": 1,
+    "untouched": 1,
+    "record_skip": 1,
+    "record_reject": 1,
+}
+FIELD = "state"  # of which the documentation speaks
+
+
+def texts(node: ast.AST) -> Iterator[str]:
+    """The constants in an expression; one that begins with a dash goes behind the name of a field."""
+    for one in ast.walk(node):
+        if isinstance(one, ast.Constant) and isinstance(one.value, str):
+            yield FIELD + one.value if one.value.startswith("-") else one.value
+
+
+def reasons_given(node: ast.AST) -> Iterator[str]:
+    if isinstance(node, ast.Call):
+        name = ast.unparse(node.func).rpartition(".")[2]
+        place = GIVEN.get(name)
+        if place is not None and len(node.args) > place:
+            yield from texts(node.args[place])
+    elif isinstance(node, ast.Assign):
+        for target in node.targets:
+            if isinstance(target, ast.Attribute) and target.attr in {"skipped", "error"}:
+                yield from texts(node.value)
+    elif isinstance(node, ast.FunctionDef) and node.name == "exemption":
+        for one in ast.walk(node):
+            if isinstance(one, ast.Return) and isinstance(one.value, ast.Constant):
+                yield from texts(one.value)
+
+
+def leaves(kind: type[GatewayError]) -> Iterator[type[GatewayError]]:
+    below = [one for one in kind.__subclasses__() if one.__module__ == errors.__name__]
+    if not below:
+        yield kind
+    for one in below:
+        yield from leaves(one)
+
+
+def test_every_reason_that_the_audit_log_can_give_is_explained() -> None:
+    in_the_code = {
+        reason for name in MODULES for node in ast.walk(tree(name)) for reason in reasons_given(node)
+    }
+    of_errors = {kind.slug() for kind in leaves(GatewayError) if kind not in NEVER_RECORDED}
+    (rows,) = tables(section("docs/operations.md", "### Reasons"))
+    explained = [reason for row in rows for reason in quoted(row[0])]
+
+    assert sorted(explained) == sorted(in_the_code | of_errors)
+    assert {"conforming", "unsettled", "state-not-found", "signed-body", "client-gone"} <= in_the_code
+
+
+def test_every_event_and_field_of_the_audit_log_is_explained() -> None:
+    line, gap = set(Line.__struct_fields__), set(writer._Gap.__struct_fields__)
+    decision, outcome = set(Decision.__struct_fields__) - line, set(Outcome.__struct_fields__) - line
+    events, fields = tables(section("docs/operations.md", "## The audit log"))[:2]
+    said = {quoted(row[0])[0]: set(quoted(row[2])) for row in events}
+    explained = [field for row in fields for field in quoted(row[0])]
+
+    assert said.keys() == {"rewrite", "skip", "reject", "outcome", "gap"}
+    assert said["rewrite"] | said["skip"] | said["reject"] == decision | {"observe", "shadow"}
+    assert said["outcome"] == outcome
+    assert said["gap"] == (gap - line) | {"id"}
+    assert sorted(explained) == sorted(decision | outcome | gap | line)
+
+
+# --- README.md
+
+
+def keys(model: type[BaseModel], before: str = "") -> Iterator[str]:
+    """As config.yaml has them. The keys of a repair are told by its name."""
+    for name, field in model.model_fields.items():
+        key = before + (field.alias or name)
+        if name == "repairs":
+            yield key + "[]"
+            for repair in REPAIRS:
+                of_repair = keys(repair.settings, f"{name_of(repair)}.")
+                yield from (one for one in of_repair if not one.endswith(".type"))
+            continue
+        inner, listed = section_of(field.annotation)
+        if inner is None:
+            yield key
+        elif key == "cors":
+            yield key
+            yield from keys(inner, f"{key}.")
+        else:
+            yield from keys(inner, f"{key}{'[]' if listed else ''}.")
+
+
+def section_of(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
+    """The model that a key's value is one of, or a list of."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation, False
+    if get_origin(annotation) is Annotated:
+        return section_of(get_args(annotation)[0])
+    found = [section_of(one)[0] for one in get_args(annotation)]
+    inner = next((one for one in found if one is not None), None)
+    return inner, get_origin(annotation) is tuple
+
+
+def test_the_table_of_settings_has_every_key_and_no_other() -> None:
+    (rows,) = tables(section("README.md", "## Configuration"))
+    told: list[str] = []
+    for row in rows:
+        for key in quoted(row[0]):
+            told.append(told[-1].rpartition(".")[0] + key if key.startswith(".") else key)
+
+    assert sorted(told) == sorted(keys(Settings))
+    assert {"upstream.tls.ca", "rules[].match.path", "fill.from", "cors.origins"} <= set(told)
+
+
+# --- all pages
+
+
+def anchors(page: str) -> set[str]:
+    headings = re.findall(r"^#+ (.*)$", text(page), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", one).strip().lower().replace(" ", "-") for one in headings}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_within_the_project_leads_somewhere(page: str) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", text(page)):
+        if re.match(r"[a-z]+:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        found = (ROOT / page).parent / path if path else ROOT / page
+        assert found.is_file(), link
+        if anchor:
+            assert anchor in anchors(found.resolve().relative_to(ROOT).as_posix()), link
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_file_that_is_named_is_there(page: str) -> None:
+    """By its path from the top, within gateway/, or beside the page."""
+    places = ROOT, ROOT / "gateway", (ROOT / page).parent
+    code = " ".join(quoted(text(page)))
+    named = sorted(set(re.findall(r"(?<![\w./>-])[\w./-]+\.py\b", code)))
+
+    assert [name for name in named if not any(Path(place, name).is_file() for place in places)] == []
