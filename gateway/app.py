@@ -86,9 +86,9 @@ class Gateway:
 
     async def close(self) -> None:
         await self.lookups.close()
-        await self.store.close()
         self.transport.close()
         await self.transport.wait_closed()
+        await self.store.close()  # calls that were cut off may have had to tell it something until now
         self.audit.close()
 
 

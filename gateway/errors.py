@@ -13,7 +13,8 @@ Every way the gateway itself refuses a call, and what the client is told.
     ├── UpstreamError                   the upstream could not be reached or did not answer as HTTP wants
     │   ├── ConnectionRefused 502       ├── ConnectTimeout 504         ├── NameNotResolved 502
     │   ├── TlsFailed 502               ├── ConnectionTerminated 502   ├── InvalidReply 502
-    │   ├── ReadTimeout 504             ├── PoolExhausted 503          └── LoopDetected 502
+    │   ├── ReadTimeout 504             ├── PoolExhausted 503          ├── LoopDetected 502
+    │   └── UnwritableRequest 502
     ├── LookupFailed 502                the state could not be read: the reply was no usable document
     └── DeadlineExceeded 504            the call's total time was used up
 
@@ -199,6 +200,12 @@ class LoopDetected(UpstreamError):
     title = "The request has been through this gateway before"
     proxy_error = "proxy_loop_detected"
     advice = "upstream.url leads back to the gateway: correct it."
+
+
+class UnwritableRequest(UpstreamError):
+    title = "The request cannot be written as HTTP/1.1"
+    proxy_error = "http_protocol_error"
+    advice = "It was not sent, or broken off. Report the request id to whoever runs the gateway."
 
 
 class LookupFailed(GatewayError):

@@ -12,16 +12,16 @@ from gateway.http.grammar import FIELD_TEXT, TCHAR, match_field_lines, search_un
 
 MAX_CHUNK_LINE: Final = 1024  # bytes of one chunk's line
 MAX_EXTENSIONS: Final = 16 * 1024  # bytes of a request's chunk extensions together
-MAX_TRAILERS: Final = 8 * 1024  # bytes of the trailer section
+MAX_TRAILERS: Final = 8 * 1024  # bytes of a request's trailer section
 
-# The CRLF that ends a chunk's bytes is read with the next chunk's line. 15 digits stay below 2**63. The "bad
+# The CRLF that ends a chunk's bytes is read with the next chunk's line. Sizes stay below 2**60. The "bad
 # white space" that RFC 9112 section 7.1.1 lets extensions have is refused: parsers differ over it.
 _EXTENSION: Final = (
     rb";%b++(?:=(?:%b++|\"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t\x20-\x7e\x80-\xff])*+\"))?+"
     % (TCHAR, TCHAR)
 )
-_CHUNK_LINE: Final = rb"([0-9A-Fa-f]{1,15}+)((?:%b)*+)\r\n" % _EXTENSION
-_LINE_PREFIX: Final = rb"[0-9A-Fa-f]{1,15}+(?:;%b*+)?+\r?" % FIELD_TEXT
+_CHUNK_LINE: Final = rb"(0[0-9A-Fa-f]{15}|[0-9A-Fa-f]{1,15}+)((?:%b)*+)\r\n" % _EXTENSION
+_LINE_PREFIX: Final = rb"[0-9A-Fa-f]{1,16}+(?:;%b*+)?+\r?" % FIELD_TEXT
 _match_first = re.compile(_CHUNK_LINE).match
 _match_next = re.compile(rb"\r\n%b" % _CHUNK_LINE).match
 # Whether an incomplete line can still become one: laxer, since the whole line is matched when it is there.
@@ -34,7 +34,7 @@ class InvalidChunk(ValueError):
 
 
 class TrailersTooLarge(InvalidChunk):
-    """The trailer section passes MAX_TRAILERS."""
+    """The trailer section is larger than it may be."""
 
 
 class ChunkedDecoder:
@@ -49,15 +49,17 @@ class ChunkedDecoder:
         "_in_trailers",
         "_match",
         "_max_extensions",
+        "_max_trailers",
         "_remaining",
         "ended",
         "trailers",
     )
 
-    def __init__(self, max_extensions: float = MAX_EXTENSIONS) -> None:
+    def __init__(self, max_extensions: float = MAX_EXTENSIONS, max_trailers: int = MAX_TRAILERS) -> None:
         self.ended = False
         self.trailers = b""  # the trailer section as it came
         self._max_extensions = max_extensions
+        self._max_trailers = max_trailers
         self._match = _match_first
         self._remaining = 0
         self._in_trailers = False
@@ -117,7 +119,7 @@ class ChunkedDecoder:
             self.ended = True
             return position + 2
         end = data.find(b"\r\n\r\n", position)
-        if (len(data) if end < 0 else end) - position > MAX_TRAILERS:
+        if (len(data) if end < 0 else end) - position > self._max_trailers:
             raise TrailersTooLarge("the trailer section is too large")
         if end < 0:
             if search_unfit(data, max(seen - 1, position)):

@@ -22,7 +22,7 @@ from gateway.http.grammar import (
     parse_field_lines,
     search_unfit,
 )
-from gateway.http.headers import Fields, Header, text
+from gateway.http.headers import Fields, Header, first, nominated, text
 
 _HEAD_KEPT: Final = 4096  # bytes of a head that is compared with the next
 _match_status_line = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: (%b*))?\r\n" % FIELD_TEXT).match
@@ -120,7 +120,8 @@ class ResponseParser:
             self._inform(status, headers, left)
             return
         if left == CHUNKED:
-            self._chunks = ChunkedDecoder(max_extensions=inf)  # the upstream's own: only each line is bounded
+            # The upstream's own: extensions are bounded line by line, trailers like a head.
+            self._chunks = ChunkedDecoder(max_extensions=inf, max_trailers=self._max_head)
         elif len(head) <= _HEAD_KEPT:
             # Most upstreams say the same until the second is over: Date changes then.
             self._last_head, self._last = head, (status, headers, left, keep)
@@ -134,6 +135,9 @@ class ResponseParser:
             return
         if not self._upgrade:
             raise InvalidReply("the upstream switched protocols unasked")
+        # RFC 9110 section 7.8: without these nobody knows what is spoken from here on.
+        if first(headers, b"upgrade") is None or b"upgrade" not in nominated(headers):
+            raise InvalidReply("a 101 does not name the protocol that it switches to")
         self.switched = True
         self._begin(status, headers, left, False)
 

@@ -133,7 +133,7 @@ class UpstreamConnection(asyncio.Protocol):
         try:
             await waiter
         except asyncio.CancelledError:
-            self.abandon(reply)
+            self.cut(reply)
             raise
 
     def taken(self) -> None:
@@ -143,11 +143,14 @@ class UpstreamConnection(asyncio.Protocol):
             self.transport.resume_reading()
 
     def abandon(self, reply: Reply) -> None:
-        if not self._carries(reply) or self.loop.is_closed():
-            return
-        if self._parser.switched:
+        if self._parser.switched and self._carries(reply) and not self.loop.is_closed():
             self._hang_up(reply)
         else:
+            self.cut(reply)
+
+    def cut(self, reply: Reply) -> None:
+        """Breaks the reply off at once, a tunnel too, whatever is still to be sent."""
+        if self._carries(reply) and not self.loop.is_closed():
             self.fail(ConnectionTerminated("the reply was closed before its end"))
 
     async def write(self, reply: Reply, data: bytes) -> None:

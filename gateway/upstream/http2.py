@@ -154,7 +154,7 @@ class _ReplyStream:
         """Nothing more is read until it is asked for."""
 
     def abandon(self, reply: Reply) -> None:
-        reply.finish()
+        reply.finish(errors.ConnectionTerminated("the reply was closed before its end"))
         self._close()
 
     def _close(self) -> None:

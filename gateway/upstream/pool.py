@@ -179,7 +179,7 @@ class Pool:
                 await sending.headed
             except asyncio.CancelledError:
                 if sending.connection is not None:
-                    sending.connection.abandon(sending.reply)
+                    sending.connection.cut(sending.reply)
                 raise
             reply = sending.reply
             if reply.status:

@@ -47,7 +47,7 @@ class Reply:
     """
 
     # The transport knows a reply weakly: one that nobody holds any more is closed, with a warning.
-    __slots__ = ("__weakref__", "_pieces", "_source", "error", "headers", "over", "status")
+    __slots__ = ("__weakref__", "_held", "_pieces", "_source", "error", "headers", "over", "status")
 
     def __init__(self) -> None:
         self.status = 0
@@ -55,6 +55,7 @@ class Reply:
         self.over = False  # nothing more will arrive
         self.error: BaseException | None = None  # why it broke off
         self._pieces: list[bytes] = []
+        self._held = 0  # bytes in them
         self._source: Source | None = None
 
     @classmethod
@@ -76,6 +77,7 @@ class Reply:
 
     def arrived(self, piece: bytes) -> None:
         self._pieces.append(piece)
+        self._held += len(piece)
 
     def finish(self, error: BaseException | None = None) -> None:
         self.over = True
@@ -103,7 +105,7 @@ class Reply:
         if not self._pieces and not self.over:
             await self._begun.more(self)
         if self._pieces:
-            pieces, self._pieces = self._pieces, []
+            pieces, self._pieces, self._held = self._pieces, [], 0
             if not self.over:
                 self._begun.taken()
             return pieces[0] if len(pieces) == 1 else b"".join(pieces)
@@ -117,7 +119,7 @@ class Reply:
         for another request while this reply waits to be relayed, if it ever is. Raises as read() does.
         """
         try:
-            while not self.over and sum(map(len, self._pieces)) <= limit:
+            while not self.over and self._held <= limit:
                 await self._begun.more(self)
         except asyncio.CancelledError:
             self.close()

@@ -9,10 +9,11 @@ import re
 from collections.abc import AsyncIterator
 from typing import Final
 
+from gateway.errors import UnwritableRequest
 from gateway.http.chunked import LAST_CHUNK, chunk
 from gateway.http.grammar import CHUNKED, METHODS, SAFE_METHODS, match_token
 from gateway.http.headers import Fields, Headers, method_overrides, text
-from gateway.http.writer import Unwritable, field_lines
+from gateway.http.writer import FieldLines, Unwritable, field_lines
 
 SEPARATE_BODY: Final = 16_384  # bytes from which on a body is not copied behind the head
 
@@ -45,18 +46,20 @@ class OutgoingRequest:
         body: bytes | AsyncIterator[bytes] | None,
         upgrade: bool,
     ) -> None:
-        """Raises Unwritable: the request breaks the rules of HTTP, which is a bug of whoever made it."""
+        """
+        Raises UnwritableRequest: what a client can send was checked before, so this is a bug of the
+        gateway's.
+        """
         if _match_target(target) is None or (method not in METHODS and not _may_be_sent(method)):
-            raise Unwritable(f"not a request to send: {text(method)} {text(target)}")
+            raise UnwritableRequest(f"not a request to send: {text(method)} {text(target)}")
         self.head_only = method == b"HEAD"
         self.upgrade = upgrade
-        lines = headers.derived(field_lines) if isinstance(headers, Fields) else field_lines(headers)
+        lines, more = _lines(headers, extra_headers)
         fields, length, closes = lines.text, lines.length, lines.closes
-        if extra_headers:
-            more = field_lines(extra_headers)
+        if more is not None:
             if more.length is not None:
                 if length is not None:
-                    raise Unwritable("the request's framing is given twice")
+                    raise UnwritableRequest("the request's framing is given twice")
                 length = more.length
             fields += more.text
             closes = closes or more.closes
@@ -76,7 +79,7 @@ class OutgoingRequest:
             if length == CHUNKED:
                 body = chunk(body) + LAST_CHUNK
             elif len(body) != (length or 0):
-                raise Unwritable(f"Content-Length is {length}, the body has {len(body)} bytes")
+                raise UnwritableRequest(f"Content-Length is {length}, the body has {len(body)} bytes")
             if len(body) >= SEPARATE_BODY:
                 self.large_body, body = body, b""
         else:
@@ -85,12 +88,23 @@ class OutgoingRequest:
         self.head = b"%b %b HTTP/1.1\r\n%b\r\n%b" % (method, target, fields, body)
 
 
+def _lines(headers: Headers, extra_headers: Headers) -> tuple[FieldLines, FieldLines | None]:
+    try:
+        lines = headers.derived(field_lines) if isinstance(headers, Fields) else field_lines(headers)
+        return lines, field_lines(extra_headers) if extra_headers else None
+    except Unwritable as error:
+        raise UnwritableRequest(str(error)) from error
+
+
 def _may_be_sent(method: bytes) -> bool:
     return match_token(method) is not None and method != b"CONNECT"
 
 
 async def streamed(request: OutgoingRequest, stream: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The body's stream as it is written. Raises Unwritable where it is not as long as its Content-Length."""
+    """
+    The body's stream as it is written. Raises UnwritableRequest where it is not as long as its
+    Content-Length.
+    """
     left = request.length
     async for piece in stream:
         if not piece:
@@ -100,9 +114,9 @@ async def streamed(request: OutgoingRequest, stream: AsyncIterator[bytes]) -> As
         else:
             left -= len(piece)
             if left < 0:
-                raise Unwritable(f"the body is longer than its Content-Length of {request.length}")
+                raise UnwritableRequest(f"the body is longer than its Content-Length of {request.length}")
             yield piece
     if request.length == CHUNKED:
         yield LAST_CHUNK
     elif left:
-        raise Unwritable(f"the body is {left} bytes shorter than its Content-Length")
+        raise UnwritableRequest(f"the body is {left} bytes shorter than its Content-Length")

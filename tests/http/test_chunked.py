@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import inf
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,6 +15,7 @@ from tests.support.chunks import read_chunked
 class TestChunked:
     GOOD: tuple[tuple[bytes, bytes], ...] = (
         (b"0\r\n\r\n", b""),
+        (b"0000000000000005\r\nhello\r\n0000000000000000\r\n\r\n", b"hello"),
         (b"5\r\nhello\r\n0\r\n\r\n", b"hello"),
         (b"005\r\nhello\r\n000\r\n\r\n", b"hello"),
         (b"a\r\n0123456789\r\nA\r\n0123456789\r\n0\r\n\r\n", b"01234567890123456789"),
@@ -89,6 +92,18 @@ class TestChunked:
             decoder.feed(b"0\r\n")
             for _ in range(MAX_TRAILERS):
                 decoder.feed(b"X: a\r\n")
+
+    def test_a_reply_may_have_more_extensions_and_trailers_than_a_request(self) -> None:
+        decoder = ChunkedDecoder(max_extensions=inf, max_trailers=65_536)
+        body = b""
+        for _ in range(100):
+            body += decoder.feed(b"1;" + b"a" * 1000 + b"\r\nx\r\n")[0]
+        decoder.feed(b"0\r\n" + b"X: a\r\n" * 9000 + b"\r\n")
+
+        assert decoder.ended
+        assert body == b"x" * 100
+        with pytest.raises(TrailersTooLarge):
+            ChunkedDecoder(max_trailers=65_536).feed(b"0\r\nX: " + b"a" * 65_536)
 
     def test_a13_trailers_are_dropped(self) -> None:
         data = b"1\r\nx\r\n0\r\nAuthorization: Bearer evil\r\nHost: evil\r\n\r\nrest"

@@ -9,7 +9,6 @@ from math import inf
 import httpx
 
 from gateway import errors
-from gateway.http.writer import Unwritable
 from gateway.upstream.connection import Timeouts
 from gateway.upstream.pool import Pool
 from gateway.upstream.reply import Reply
@@ -21,7 +20,7 @@ THEIRS: dict[type[Exception], type[httpx.HTTPError]] = {
     errors.ConnectionRefused: httpx.ConnectError,
     errors.ConnectionTerminated: httpx.ReadError,
     errors.InvalidReply: httpx.RemoteProtocolError,
-    Unwritable: httpx.LocalProtocolError,
+    errors.UnwritableRequest: httpx.LocalProtocolError,
 }
 
 

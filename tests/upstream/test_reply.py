@@ -145,3 +145,17 @@ async def test_a_slow_upstream_stops_the_stream_it_is_sent() -> None:
         sending.cancel()
         with pytest.raises(asyncio.CancelledError):
             await sending
+
+
+async def test_what_is_held_is_counted_as_it_comes_and_handed_out_whole() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(b"HTTP/1.1 409 Conflict\r\nContent-Length: 12\r\n\r\n", *[b"xyz"] * 4)
+
+    async with RawUpstream(script) as upstream, pool_to(upstream) as pool:
+        reply = await pool.send(b"GET", b"/", [HOST])
+        assert not await reply.hold(5)
+        assert not reply.over
+        assert await reply.hold(100)
+        assert reply.whole() == b"xyz" * 4
+        assert pool.idle == 1

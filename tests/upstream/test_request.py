@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from gateway.errors import UnwritableRequest
 from gateway.http.headers import Fields, Header
-from gateway.http.writer import Unwritable
 from tests.support.pools import CHUNKED, HOST, fetch, pieces_of, pool_to, rest
 from tests.support.raw_upstream import OK, Peer, RawUpstream, answering, deaf, silent
 
@@ -63,7 +63,7 @@ async def test_a_request_that_breaks_the_rules_is_not_sent(
     method: bytes, target: bytes, headers: list[Header], body: bytes | None
 ) -> None:
     async with RawUpstream(silent) as upstream, pool_to(upstream) as pool:
-        with pytest.raises(Unwritable):
+        with pytest.raises(UnwritableRequest):
             await pool.send(method, target, headers, body)
         assert upstream.peers == []
 
@@ -91,7 +91,7 @@ async def test_own_fields_that_break_the_rules_are_not_sent(own: list[Header]) -
     shared = Fields([HOST, (b"content-length", b"4")])
     async with RawUpstream(silent) as upstream, pool_to(upstream) as pool:
         for _ in range(2):
-            with pytest.raises(Unwritable):
+            with pytest.raises(UnwritableRequest):
                 await pool.send(b"PUT", b"/", shared, b"four", extra_headers=own)
         assert upstream.peers == []
 
@@ -127,7 +127,7 @@ async def test_a_stream_is_sent_as_it_comes() -> None:
 @pytest.mark.parametrize("body", [(), (b"abc",), (b"abc", b"def", b"g"), (b"abcdefg",)])
 async def test_a_stream_that_belies_its_length_is_broken_off(body: tuple[bytes, ...]) -> None:
     async with RawUpstream(silent) as upstream, pool_to(upstream) as pool:
-        with pytest.raises(Unwritable):
+        with pytest.raises(UnwritableRequest):
             await pool.send(b"PUT", b"/", [HOST, (b"content-length", b"6")], pieces_of(*body))
         assert pool.size == 0
         assert b"g" not in bytes(upstream.peers[0].received).partition(b"\r\n\r\n")[2]

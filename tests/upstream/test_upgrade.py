@@ -6,9 +6,7 @@ import asyncio
 
 import pytest
 
-from gateway.errors import (
-    ConnectionTerminated,
-)
+from gateway.errors import ConnectionTerminated, InvalidReply
 from tests.support.pools import BLOCK, UPGRADE, pool_to, rest, ticks
 from tests.support.raw_upstream import OK, Peer, RawUpstream, answering, deaf
 from tests.support.replies import SWITCH
@@ -131,3 +129,33 @@ async def test_an_upgrade_may_be_declined() -> None:
         assert reply.status == 200
         assert await rest(reply) == b"ok"
         assert pool.idle == 1
+
+
+async def test_a_tunnel_whose_reader_is_cancelled_is_cut_at_once_though_the_upstream_takes_nothing() -> None:
+    """What was written is not waited for: a stop would take as long as that."""
+
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(SWITCH)
+        await deaf(peer)
+
+    async with RawUpstream(script) as upstream, pool_to(upstream, write=60.0) as pool:
+        tunnel = await pool.send(b"GET", b"/", UPGRADE, upgrade=True)
+        writing = asyncio.create_task(tunnel.write(BLOCK * 300))
+        reading = asyncio.create_task(tunnel.read())
+        await ticks(5)
+        reading.cancel()
+        with pytest.raises(ConnectionTerminated):
+            await writing
+        await asyncio.wait([reading])
+        assert pool.size == 0
+
+
+@pytest.mark.parametrize("field", [b"Connection: Upgrade\r\n", b"Upgrade: echo\r\n", b""])
+async def test_a_101_that_does_not_say_what_is_spoken_next_is_no_tunnel(field: bytes) -> None:
+    """RFC 9110 section 7.8."""
+    half = b"HTTP/1.1 101 Switching Protocols\r\n" + field + b"\r\n"
+    async with RawUpstream(answering(half)) as upstream, pool_to(upstream) as pool:
+        with pytest.raises(InvalidReply):
+            await pool.send(b"GET", b"/", UPGRADE, upgrade=True)
+        assert pool.size == 0
