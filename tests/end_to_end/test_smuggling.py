@@ -370,7 +370,7 @@ async def test_no_mangled_reply_is_read_otherwise_or_answers_another_request(
     data: bytes, edits: list[Edit], cuts: list[int]
 ) -> None:
     data = edited(data, edits)
-    async with proxied(saying(data, cuts), to={"read_timeout": "30ms"}) as (_, running, client):
+    async with proxied(saying(data, cuts), to={"read_timeout": "100ms"}) as (_, running, client):
         await client.send(b"GET /first HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
         raw = await client.rest()
         got = reply_h11_reads(raw)

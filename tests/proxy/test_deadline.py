@@ -27,7 +27,7 @@ async def call(deadline: Deadline, event: asyncio.Event) -> str:
 
 
 async def test_a_call_that_takes_too_long_is_ended_and_the_others_are_not() -> None:
-    deadline, event, never = Deadline(0.05), asyncio.Event(), asyncio.Event()
+    deadline, event, never = Deadline(0.2), asyncio.Event(), asyncio.Event()
     late = asyncio.create_task(call(deadline, never))
     in_time = asyncio.create_task(call(deadline, event))
     await asyncio.sleep(0)
