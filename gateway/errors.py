@@ -10,7 +10,7 @@ Every way the gateway itself refuses a call, and what the client is told.
     ├── NotSent                         nothing left the gateway, so a replay is safe: may carry Retry-After
     │   ├── Overloaded 503              ├── Unrecordable 503           ├── LockTimeout 503
     │   └── StoreUnavailable 503
-    ├── UpstreamError                   the upstream could not be reached or did not answer as HTTP wants
+    ├── UpstreamError                   no reply of the upstream that can be relayed
     │   ├── ConnectionRefused 502       ├── ConnectTimeout 504         ├── NameNotResolved 502
     │   ├── TlsFailed 502               ├── ConnectionTerminated 502   ├── InvalidReply 502
     │   ├── ReadTimeout 504             ├── PoolExhausted 503          ├── LoopDetected 502
@@ -43,7 +43,7 @@ class GatewayError(Exception):
 
     @classmethod
     def slug(cls) -> str:
-        """`BodyTooLarge` as `body-too-large`: the stable name in `type` and `code`."""
+        """`BodyTooLarge` as `body-too-large`: the stable name, at the end of `type` and of `code`."""
         return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", cls.__name__).lower()
 
 

@@ -64,7 +64,7 @@ class ChunkedDecoder:
         self._remaining = 0
         self._in_trailers = False
         self._extensions = 0
-        self._held = b""  # an incomplete line, without the bytes of any chunk
+        self._held = b""  # an incomplete line, or the trailers so far
 
     def feed(self, data: bytes) -> tuple[bytes, int]:
         """

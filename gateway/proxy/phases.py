@@ -1,10 +1,10 @@
 """
 The phases of a matched call after its diagnosis: look up, rewrite, record and forward, settle.
 
-modes.py puts them in order. Five answer whether there is a value to fill, from the quickest to the slowest:
-`ready_at_once` with what is at hand, `ready` with waiting, `look_up_under_lock` again where that was too
-old; each by what lookup.py says: `usable` asks the store, `usable_without_store` asks nothing. What touches
-the world is an argument: look-ups, locks, transport, audit log, clock.
+modes.py puts them in order. Three bring the lock and what is to be filled: `ready_at_once` from what is at
+hand, `ready` with waiting, and `look_up_under_lock` again where that was too old. Whether it still holds,
+Lookups says: `usable` asks the store, `usable_without_store` asks nothing. What touches the world is an
+argument: look-ups, locks, transport, audit log, clock.
 """
 
 from __future__ import annotations
@@ -108,7 +108,6 @@ class Phases:
     async def _look_up_or_go_unfilled(self, matched: MatchedCall) -> LookupResults:
         if not matched.found.missing:
             return LookupResults({}, matched.found.unfilled)
-        began = self._clock()
         try:
             return await self.look_up(matched)
         except LookupRefused:
@@ -119,21 +118,22 @@ class Phases:
             if not matched.route.rule.forwards_unfilled:
                 raise
             return LookupResults({}, "lookup-failed")
-        finally:
-            matched.record.lookup += self._clock() - began
 
     async def look_up(self, matched: MatchedCall) -> LookupResults:
         """From what is at hand or by GETs. Raises LookupRefused, or a GatewayError."""
-        requests = matched.lookup_requests(self._lookups.now())
-        cached = self._lookups.try_cached(requests)
-        if cached is not None:
-            return cached
+        began = self._clock()
         try:
+            requests = matched.lookup_requests(self._lookups.now())
+            cached = self._lookups.try_cached(requests)
+            if cached is not None:
+                return cached
             async with asyncio.timeout(self._lookup_deadline):
                 return await self._lookups.look_up_all(requests)
         except TimeoutError as error:
             limit = f"{self._lookup_deadline * 2:g} s"
             raise ReadTimeout(f"the look-up took more than half of limits.deadline ({limit})") from error
+        finally:
+            matched.record.lookup += self._clock() - began
 
     # --- rewrite
 

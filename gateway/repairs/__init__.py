@@ -2,7 +2,8 @@
 What the gateway knows how to repair: REPAIRS, and what follows from it.
 
 To add a repair, write a file of its own as `repair.py` says, and list its class here. Nothing else knows a
-repair by its name. Nothing in this room does I/O, reads a clock or logs.
+repair by its name, but for `fill`: it looks up, and the lifecycle waits for that. Nothing in this room does
+I/O, reads a clock or logs.
 """
 
 from __future__ import annotations

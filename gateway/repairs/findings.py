@@ -46,8 +46,8 @@ class Repaired(Struct, frozen=True):
 
 class NotApplicable(Struct, frozen=True):
     """
-    The whole call goes on as it came, other repairs' changes included. A repair that has nothing to do in a
-    call finds None instead.
+    The whole call goes on as it came: what other repairs changed is dropped too. A repair that has nothing
+    to do in a call finds None instead.
     """
 
     reason: str

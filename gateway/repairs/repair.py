@@ -73,5 +73,5 @@ class Repair(ABC):
         return None
 
     def accepts(self, media_type: bytes) -> bool:
-        """Whether a body of that type (in lower case) is JSON; for those that not every rule takes for it."""
+        """Whether this rule takes a type (in lower case) for JSON that not every rule does."""
         return False

@@ -87,7 +87,7 @@ async def test_strict_takes_no_other_content_type(content_type: str) -> None:
         (b'{"state":"connected","attributes":{"a":"\xe9"}}', "bad.request"),
         (b'{"state":"connected","attributes":{"a":NaN}}', "bad.request"),
         (b'{"state":"connected","attributes":{"a":-Infinity}}', "bad.request"),
-        (b'{"state":"connected","attributes":' + b'{"a":' * 5000 + b"1" + b"}" * 5001, "bad.request"),
+        (b'{"state":"connected","attributes":' + b'{"a":' * 50_000 + b"1" + b"}" * 50_001, "bad.request"),
         (b'{"state":"connected","attributes":[]}', "bad.request"),
         (b'{"state":"connected","attributes":null}', "bad.request"),
         (b'{"state":null}', "invalid.value"),

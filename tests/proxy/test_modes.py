@@ -66,7 +66,8 @@ async def test_shadow_changes_nothing_and_records_what_would_be_sent() -> None:
         assert traffic(upstream) == [("GET", b""), ("PATCH", BODY)]
         assert (b"content-type", b"text/plain") in upstream.ledger.of("PATCH")[0].headers
         assert told(answer.headers["gateway-rewrite"]) == {"skipped": "shadow"}
-        skip, _ = running.lines()
+        skip, outcome = running.lines()
+        assert 0 < outcome["lookup_ms"] < outcome["total_ms"]
         assert (skip["event"], skip["reason"], skip["unfilled"]) == ("skip", "shadow", None)
         assert [change["repair"] for change in skip["changes"]] == ["content_type", "fill"]
         assert skip["changes"][1]["after"] == "connected"

@@ -74,7 +74,7 @@ async def test_a_name_that_cannot_be_resolved_is_a_connect_error(name: str) -> N
     pool = Pool("http", name, 80)
     with pytest.raises(NameNotResolved) as caught:
         await fetch(pool)
-    assert chain(caught.value)[1] in (socket.gaierror, UnicodeError)
+    assert issubclass(chain(caught.value)[1], (socket.gaierror, UnicodeError))
     assert pool.size == 0
 
 
@@ -312,7 +312,7 @@ async def test_an_upstream_that_reads_slowly_is_neither_stuck_nor_late() -> None
             await asyncio.sleep(0.02)
         await peer.send(OK)
 
-    async with RawUpstream(script) as upstream, pool_to(upstream, write=0.25, read=0.5) as pool:
+    async with RawUpstream(script) as upstream, pool_to(upstream, write=0.4, read=2) as pool:
         assert (await fetch(pool, b"PUT", body=b"x" * size))[1] == b"ok"
 
 
