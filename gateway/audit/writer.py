@@ -61,6 +61,7 @@ class AuditLog:
         self._held: list[bytes] = []
         self._batch = Batch([])
         self._regular = True
+        self._half_line = False
         self._file: int | None = None
         self._identity: tuple[int, int] | None = None
         self._encode = msgspec.json.Encoder().encode
@@ -141,6 +142,8 @@ class AuditLog:
             if self._file is None or self._moved(now):
                 self._open()
             assert self._file is not None
+            if self._half_line:
+                line = b"\n" + line
             for piece in [line] if self._regular else pieces(line, select.PIPE_BUF):
                 written = os.write(self._file, piece)
                 if written < len(piece):
@@ -153,6 +156,7 @@ class AuditLog:
         except Unrecordable:
             self.lost += lost
             raise
+        self._half_line = False
         if self.problem is not None:
             self.problem, self.lost = None, 0
 
@@ -171,6 +175,19 @@ class AuditLog:
             raise Unrecordable(self.problem) from error
         self._identity = (found.st_dev, found.st_ino)
         self._regular = stat.S_ISREG(found.st_mode)
+        self._half_line = self._regular and found.st_size > 0 and not self._ends_with_a_line()
+
+    def _ends_with_a_line(self) -> bool:
+        """
+        Not where a SIGKILL came in the middle of a write: what follows is not to be read as one line with it.
+        A log that may not be read is taken to be whole.
+        """
+        try:
+            with open(self._path, "rb") as log:
+                log.seek(-1, os.SEEK_END)
+                return log.read(1) == b"\n"
+        except OSError:
+            return True
 
     def _moved(self, now: float) -> bool:
         """Rotated away or deleted: what is written to the old file might never be read."""

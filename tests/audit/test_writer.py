@@ -50,6 +50,21 @@ def test_lines_that_go_into_a_pipe_together_are_never_torn(tmp_path: Path) -> No
     os.close(writer)
 
 
+def test_half_a_line_that_a_killed_process_left_spoils_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "rewrites.jsonl"
+    path.write_bytes(b'{"event":"rewrite"}\n{"event":"rew')
+    for _ in range(2):  # what the first has ended, the second leaves alone
+        audit = AuditLog(str(path), lambda: 0.0)
+        assert audit.check() is None
+        audit.append(Said("rewrite", "", "later", {}))
+        audit.commit()
+        audit.close()
+
+    first, half, *later = path.read_bytes().splitlines()
+    assert (first, half) == (b'{"event":"rewrite"}', b'{"event":"rew')
+    assert [json.loads(line)["id"] for line in later] == ["later", "later"]
+
+
 @given(st.lists(st.integers(0, 50), max_size=30), st.integers(1, 100))
 def test_pieces_are_whole_lines_and_no_larger_than_they_must_be(sizes: list[int], limit: int) -> None:
     lines = [b"x" * size + b"\n" for size in sizes]

@@ -254,9 +254,9 @@ async def test_pieces_put_off_the_read_timeout() -> None:
         await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 40\r\n\r\n")
         for _ in range(40):
             await peer.send(b"x")
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.02)
 
-    async with RawUpstream(script) as upstream, pool_to(upstream, read=0.2) as pool:
+    async with RawUpstream(script) as upstream, pool_to(upstream, read=0.5) as pool:
         assert len((await fetch(pool))[1]) == 40
 
 
