@@ -94,7 +94,7 @@ async def test_a24_what_is_not_safe_is_sent_once(method: bytes, said: bytes, war
         assert len(upstream.peers) == 1
 
 
-async def test_l23_an_early_reply_reaches_a_client_that_still_sends() -> None:
+async def test_an_early_reply_reaches_a_client_that_still_sends() -> None:
     async def early(peer: Peer) -> None:
         await peer.head()
         await peer.send(b"HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\nno")
@@ -107,7 +107,7 @@ async def test_l23_an_early_reply_reaches_a_client_that_still_sends() -> None:
         assert running.pool.size == 0
 
 
-async def test_l24_close_is_honoured_both_ways() -> None:
+async def test_close_is_honoured_both_ways() -> None:
     closing = OK_HEAD + b"Connection: close\r\nContent-Length: 2\r\n\r\nok"
     async with proxied(answering(closing)) as (upstream, _, client):
         await client.send(GET)
@@ -120,7 +120,7 @@ async def test_l24_close_is_honoured_both_ways() -> None:
         assert [len(upstream.peers), len(upstream.requests)] == [2, 2]
 
 
-async def test_l25_pipelined_requests_are_answered_in_order() -> None:
+async def test_pipelined_requests_are_answered_in_order() -> None:
     held = asyncio.Event()
 
     async def slow_first(peer: Peer) -> None:

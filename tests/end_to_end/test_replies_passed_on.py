@@ -177,9 +177,7 @@ async def test_a22_a_reply_that_cannot_be_passed_on_is_502_too() -> None:
     ],
 )
 @pytest.mark.parametrize("version", [b"1.1", b"1.0"])
-async def test_l21_a_reply_that_breaks_off_is_never_complete(
-    sent: bytes, framing: str, version: bytes
-) -> None:
+async def test_a_reply_that_breaks_off_is_never_complete(sent: bytes, framing: str, version: bytes) -> None:
     """F9. An HTTP/1.0 client, for whom the end of the connection is the end of the reply, sees a reset."""
     async with proxied(once(sent)) as (_, _, client):
         await client.send(b"GET /x HTTP/%b\r\nHost: h\r\n\r\n" % version)
@@ -199,7 +197,7 @@ async def test_l21_a_reply_that_breaks_off_is_never_complete(
     "surplus", [b"!", b"\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil", b"0\r\n\r\n", OK]
 )
 @pytest.mark.parametrize("first", [OK, OK_HEAD + b"Transfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n"])
-async def test_l20_what_follows_a_reply_is_nobodys(surplus: bytes, first: bytes) -> None:
+async def test_what_follows_a_reply_is_nobodys(surplus: bytes, first: bytes) -> None:
     async def script(peer: Peer) -> None:
         await peer.request()
         await peer.send(first + surplus)

@@ -201,7 +201,7 @@ async def test_d2_the_hops_before_are_believed_of_a_trusted_peer_alone(trusted: 
 
 
 @pytest.mark.parametrize("path", ["/x/../", "//", "/%2e/", "/;p/"])
-async def test_l17_a_target_that_would_only_match_when_normalised_is_passed_on(path: str) -> None:
+async def test_a_target_that_would_only_match_when_normalised_is_passed_on(path: str) -> None:
     target = PARTICIPANT.replace("/participants", path + "participants").encode()
     async with proxied(conversation()) as (upstream, _, client):
         await client.send(

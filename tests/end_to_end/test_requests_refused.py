@@ -38,7 +38,7 @@ BAD_CHUNKS = [
 
 
 @pytest.mark.parametrize("chunks", BAD_CHUNKS)
-async def test_l7_a_chunked_body_that_breaks_the_rules_is_never_complete_upstream(chunks: bytes) -> None:
+async def test_a_chunked_body_that_breaks_the_rules_is_never_complete_upstream(chunks: bytes) -> None:
     async with proxied(answering(OK)) as (upstream, _, client):
         # A good chunk comes first: the head has been read when the body turns out to be wrong.
         await client.send(
@@ -51,7 +51,7 @@ async def test_l7_a_chunked_body_that_breaks_the_rules_is_never_complete_upstrea
         assert all(b"0\r\n\r\n" not in peer.received for peer in upstream.peers)
 
 
-async def test_l6_a_huge_length_is_bounded_by_the_deadline() -> None:
+async def test_a_huge_length_is_bounded_by_the_deadline() -> None:
     async with proxied(silent, limits={"body_timeout": "100ms"}) as (upstream, running, client):
         await client.send(POST_HEAD + b"Content-Length: 999999999999999999\r\n\r\na")
         status, headers, _ = await client.reply()
@@ -70,7 +70,7 @@ async def test_a10_no_100_where_the_head_alone_decides() -> None:
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-async def test_l22_what_follows_a_refused_call_is_its_body_and_no_request(chunked: bool) -> None:
+async def test_what_follows_a_refused_call_is_its_body_and_no_request(chunked: bool) -> None:
     inside = b"GET /smuggled HTTP/1.1\r\nHost: h\r\n\r\n"
     framing = (
         b"Transfer-Encoding: chunked\r\n" if chunked else b"Content-Length: %d\r\n" % (len(inside) + 1000)

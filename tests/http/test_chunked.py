@@ -26,7 +26,7 @@ class TestChunked:
     )
 
     @pytest.mark.parametrize(("data", "body"), GOOD)
-    def test_l7_a_body_is_the_same_wherever_it_is_cut(self, data: bytes, body: bytes) -> None:
+    def test_a_body_is_the_same_wherever_it_is_cut(self, data: bytes, body: bytes) -> None:
         follows = b"GET / HTTP/1.1\r\n"
         whole = data + follows
         for first in range(1, len(whole)):
@@ -57,13 +57,13 @@ class TestChunked:
             b"0\r\nX: y\r\n z\r\n\r\n", b"0\r\n: y\r\n\r\n", b"0\r\n\n", b"0\n\r\n", b"0\r\n\rX",
         ],
     )  # fmt: skip
-    def test_l7_what_is_no_chunk_is_refused_wherever_it_is_cut(self, data: bytes) -> None:
+    def test_what_is_no_chunk_is_refused_wherever_it_is_cut(self, data: bytes) -> None:
         data += b"\r\n\r\n"
         for cuts in ((), *((cut,) for cut in range(1, len(data))), tuple(range(1, len(data)))):
             with pytest.raises(InvalidChunk):
                 read_chunked(data, *cuts)
 
-    def test_l6_a_size_that_overflows_elsewhere_is_refused_and_a_huge_one_is_only_waited_for(self) -> None:
+    def test_a_size_that_overflows_elsewhere_is_refused_and_a_huge_one_is_only_waited_for(self) -> None:
         for size in (b"8" + b"0" * 15, b"1" + b"0" * 16, b"f" * 30, b"0" * 16 + b"5"):
             with pytest.raises(InvalidChunk):
                 ChunkedDecoder().feed(size + b"\r\nx")
@@ -71,7 +71,7 @@ class TestChunked:
         assert decoder.feed(b"f" * 15 + b"\r\nx") == (b"x", 18)
         assert not decoder.ended
 
-    def test_l7_extensions_are_bounded_in_a_line_and_in_a_body(self) -> None:
+    def test_extensions_are_bounded_in_a_line_and_in_a_body(self) -> None:
         for piece in (
             b"1;" + b"a" * (MAX_CHUNK_LINE + 8),
             b"1;" + b"a" * (MAX_CHUNK_LINE + 8) + b"\r\nx\r\n",

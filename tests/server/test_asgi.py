@@ -24,7 +24,7 @@ from tests.support.serving import (
 
 
 @on_both_loops
-async def test_l17_the_scope_has_the_request_as_it_was_sent() -> None:
+async def test_the_scope_has_the_request_as_it_was_sent() -> None:
     echo = Echo()
     async with serve(echo) as port:
         await exchange(

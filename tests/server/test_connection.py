@@ -29,7 +29,7 @@ from tests.support.serving import (
 
 
 @on_both_loops
-async def test_l24_close_is_honoured_both_ways_and_nothing_after_it_is_served() -> None:
+async def test_close_is_honoured_both_ways_and_nothing_after_it_is_served() -> None:
     echo = Echo()
     async with serve(echo) as port:
         got = await exchange(port, get(b"/1", b"Connection: x, CLOSE") + GET)
@@ -61,7 +61,7 @@ async def test_what_follows_a_request_waits_and_is_not_piled_up() -> None:
 
 
 @on_both_loops
-async def test_l25_pipelined_requests_are_answered_in_order() -> None:
+async def test_pipelined_requests_are_answered_in_order() -> None:
     echo = Echo()
     async with serve(echo) as port:
         got = await exchange(port, b"".join(get(b"/%d" % n) for n in range(500)) + post(b"x") + LAST)

@@ -86,7 +86,7 @@ async def test_a29_how_a_reply_is_framed_and_that_the_connection_stays(
 
 
 @on_both_loops
-async def test_l24_http_1_0_gets_a_body_that_ends_with_the_connection() -> None:
+async def test_http_1_0_gets_a_body_that_ends_with_the_connection() -> None:
     async def app(scope: Message, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": [DATE]})
         for piece in (b"one", b"two", b""):
@@ -161,7 +161,7 @@ async def test_a20_obs_text_and_order_and_repeats_pass_in_a_reply() -> None:
 
 
 @on_both_loops
-async def test_l24_a_connection_field_of_the_application_is_kept_beside_ours() -> None:
+async def test_a_connection_field_of_the_application_is_kept_beside_ours() -> None:
     async def app(scope: Message, receive: Any, send: Any) -> None:
         option = b"upgrade" if scope["path"] == "/" else b"x, close"
         await reply(send, b"", 426, (b"connection", option), (b"upgrade", b"x"))
@@ -214,7 +214,7 @@ async def test_respond_is_both_messages_at_once() -> None:
     ],
 )
 @on_both_loops
-async def test_l21_a_reply_that_breaks_off_is_cut_and_never_completed(
+async def test_a_reply_that_breaks_off_is_cut_and_never_completed(
     headers: list[tuple[bytes, bytes]],
     pieces: list[bytes | None],
     end: bytes,
@@ -246,7 +246,7 @@ async def test_l21_a_reply_that_breaks_off_is_cut_and_never_completed(
 
 
 @on_both_loops
-async def test_l21_a_reply_that_ends_before_its_length_is_cut(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_reply_that_ends_before_its_length_is_cut(caplog: pytest.LogCaptureFixture) -> None:
     async def app(scope: Message, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"9")]})
         await send({"type": "http.response.body", "body": b"sho", "more_body": True})
@@ -260,7 +260,7 @@ async def test_l21_a_reply_that_ends_before_its_length_is_cut(caplog: pytest.Log
 
 
 @on_both_loops
-async def test_l21_a_reply_that_only_the_close_would_end_is_reset_when_it_breaks_off(
+async def test_a_reply_that_only_the_close_would_end_is_reset_when_it_breaks_off(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     go = asyncio.Event()

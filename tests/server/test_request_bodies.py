@@ -39,7 +39,7 @@ async def test_a13_trailers_are_never_fields(pieces: int) -> None:
     "body", [b"5\r\nhelloX", b"5;\x01\r\nhello", b"zz\r\n", b"1\r\nx\r\n0\r\nbad\r\n\r\n"]
 )
 @on_both_loops
-async def test_l7_a_bad_chunk_ends_the_body_with_an_error_and_the_connection(
+async def test_a_bad_chunk_ends_the_body_with_an_error_and_the_connection(
     body: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     raised: list[Exception] = []
@@ -67,7 +67,7 @@ async def test_l7_a_bad_chunk_ends_the_body_with_an_error_and_the_connection(
 
 
 @on_both_loops
-async def test_l7_a_bad_chunk_after_the_reply_began_lets_the_reply_end_and_then_closes() -> None:
+async def test_a_bad_chunk_after_the_reply_began_lets_the_reply_end_and_then_closes() -> None:
     async def app(scope: Message, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"begun", "more_body": True})
@@ -154,7 +154,7 @@ async def test_a10_no_100_is_sent_once_the_body_or_the_reply_has_begun() -> None
 
 
 @on_both_loops
-async def test_l22_an_expectation_whose_body_is_here_already_does_not_close_the_connection() -> None:
+async def test_an_expectation_whose_body_is_here_already_does_not_close_the_connection() -> None:
     async def app(scope: Message, receive: Any, send: Any) -> None:
         await reply(send, b"early", 401)
 
@@ -197,7 +197,7 @@ async def test_a11_expect_in_http_1_0_is_ignored() -> None:
 @pytest.mark.parametrize("size", [0, 10, 200_000])
 @pytest.mark.parametrize("framing", ["length", "chunked"])
 @on_both_loops
-async def test_l22_after_an_early_reply_the_body_is_read_to_its_end_and_never_as_a_request(
+async def test_after_an_early_reply_the_body_is_read_to_its_end_and_never_as_a_request(
     size: int, framing: str
 ) -> None:
     seen: list[str] = []
@@ -219,7 +219,7 @@ async def test_l22_after_an_early_reply_the_body_is_read_to_its_end_and_never_as
 
 @pytest.mark.parametrize("framing", ["length", "chunked"])
 @on_both_loops
-async def test_l22_after_an_early_reply_a_large_body_ends_the_connection_but_not_the_reply(
+async def test_after_an_early_reply_a_large_body_ends_the_connection_but_not_the_reply(
     framing: str,
 ) -> None:
     async def app(scope: Message, receive: Any, send: Any) -> None:
@@ -237,7 +237,7 @@ async def test_l22_after_an_early_reply_a_large_body_ends_the_connection_but_not
 
 
 @on_both_loops
-async def test_l22_a_bad_chunk_after_an_early_reply_ends_the_connection() -> None:
+async def test_a_bad_chunk_after_an_early_reply_ends_the_connection() -> None:
     stats = ServerStats()
 
     async def app(scope: Message, receive: Any, send: Any) -> None:

@@ -45,7 +45,7 @@ async def test_a23_l14_l15_l17_l18_method_and_target(line: bytes, method: str, t
 
 
 @on_both_loops
-async def test_l12_empty_lines_before_a_request_are_ignored_up_to_a_bound() -> None:
+async def test_empty_lines_before_a_request_are_ignored_up_to_a_bound() -> None:
     echo = Echo()
     async with serve(echo) as port:
         got = await exchange(port, b"\r\n" + GET + b"\r\n\r\n" + GET + b"\r\n" + LAST)
@@ -111,7 +111,7 @@ async def test_d3_d4_d8_a_refusal_is_problem_json_and_counted_and_logged_and_clo
 
 
 @on_both_loops
-async def test_l25_an_invalid_second_request_does_not_disturb_the_first() -> None:
+async def test_an_invalid_second_request_does_not_disturb_the_first() -> None:
     held = Held()
     async with serve(held) as port, connect(port) as client:
         await client.send(GET + b"GET / HTTP/1.1\r\nHost: a b\r\n\r\n" + GET)
