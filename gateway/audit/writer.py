@@ -121,8 +121,7 @@ class AuditLog:
         except UnicodeEncodeError:  # a lone surrogate
             line = b""
         if not line or not line.isascii() or b"\x7f" in line:
-            plain = json.dumps(msgspec.to_builtins(record))
-            line = plain.encode("ascii").replace(b"\x7f", b"\\u007f")
+            line = json.dumps(msgspec.to_builtins(record)).encode("ascii")
         return line + b"\n"
 
     def _flush(self) -> None:

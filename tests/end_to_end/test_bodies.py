@@ -97,6 +97,7 @@ UNFILLABLE = {
     "an object called JSON Patch": ("application/json-patch+json", BODY, "media-type"),
     "merge patch": ("application/merge-patch+json", BODY, "media-type"),
     "XML": ("application/xml", b"<a/>", "media-type"),
+    "white space around": ("application/json", b" \r\n[] \n", "not-an-object"),
     "a hundred thousand deep": (None, b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "too-deep"),
     "a million brackets": (None, b"[" * 1_000_000, "too-deep"),
     "damaged gzip": (None, gzip.compress(BODY, mtime=0)[:-3], "content-encoding-damaged"),
