@@ -129,7 +129,7 @@ class Lifecycle:
         """Which conversation a call is about, and whether it may change the state there (S4)."""
         if route.rule.fills:
             return route.conversation, found.may_change_state or found.names(route.rule.watched)
-        write = self._rules.writes(client.path, client.method, *method_overrides(client.headers))
+        write = self._rules.writes(client.path, client.method, *client.headers.derived(method_overrides))
         if write is None:
             return None, False
         return write.value.conversation(write.parameters), True

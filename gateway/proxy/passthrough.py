@@ -92,7 +92,7 @@ class Passthrough:
                 return
             if left is not None:
                 headers = h.replaced(headers, b"max-forwards", b"%d" % (left - 1))
-        method_overrides = h.method_overrides(client.headers)
+        method_overrides = client.headers.derived(h.method_overrides)
         write = self.rules.writes(client.path, client.method, *method_overrides)
         client.cancel_on_disconnect()
         if not client.has_body or await self._read_ahead(client, write is not None):

@@ -6,8 +6,8 @@ Pure.
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
-from typing import Final
+from collections.abc import AsyncIterator, Callable
+from typing import Final, TypeVar
 
 from gateway.errors import UnwritableRequest
 from gateway.http.chunked import LAST_CHUNK, chunk
@@ -16,6 +16,8 @@ from gateway.http.headers import Fields, Headers, method_overrides, text
 from gateway.http.writer import FieldLines, Unwritable, field_lines
 
 SEPARATE_BODY: Final = 16_384  # bytes from which on a body is not copied behind the head
+
+Made = TypeVar("Made")
 
 _match_target = re.compile(rb"[\x21-\x7e]+").fullmatch
 
@@ -69,7 +71,7 @@ class OutgoingRequest:
         self.replayable = False
         if body is None or isinstance(body, bytes):
             self.replayable = method in SAFE_METHODS and not (
-                method_overrides(headers) or method_overrides(extra_headers)
+                _remembered(headers, method_overrides) or method_overrides(extra_headers)
             )
             if body is None:
                 body = b""
@@ -90,10 +92,14 @@ class OutgoingRequest:
 
 def _lines(headers: Headers, extra_headers: Headers) -> tuple[FieldLines, FieldLines | None]:
     try:
-        lines = headers.derived(field_lines) if isinstance(headers, Fields) else field_lines(headers)
+        lines = _remembered(headers, field_lines)
         return lines, field_lines(extra_headers) if extra_headers else None
     except Unwritable as error:
         raise UnwritableRequest(str(error)) from error
+
+
+def _remembered(headers: Headers, make: Callable[[Headers], Made]) -> Made:
+    return headers.derived(make) if isinstance(headers, Fields) else make(headers)
 
 
 def _may_be_sent(method: bytes) -> bool:
