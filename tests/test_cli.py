@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 from gateway import __version__
 from gateway.cli import cli
 from gateway.mock.demo import free_ports
-from tests.end_to_end.test_kill import configured
 from tests.support.gateways import BODY, FILLED, PARTICIPANT, SHIPPED
-from tests.support.judging import listening, process, until
+from tests.support.processes import configured, listening, process
+from tests.support.waiting import until
 
 BAD = """\
 listen: {port: 99999, prot: 1}

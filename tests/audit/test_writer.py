@@ -127,5 +127,6 @@ def test_whatever_text_is_recorded_each_line_is_one_object_that_says_it(
         audit.append(Said(event, "", request_id, record))
         audit.commit()
     audit.close()
+    assert all(0x20 <= byte < 0x7F for line in path.read_bytes().split(b"\n") for byte in line)
     found = [(line["event"], line["id"], line["it"]) for line in audit_lines(path)]
     assert found == [(event, request_id, dict(record)) for event, request_id, record in records]

@@ -20,13 +20,13 @@ from h2.events import DataReceived, Event, RequestReceived, StreamEnded, StreamR
 
 from gateway import app
 from gateway.config import UpstreamSettings
-from tests.end_to_end.test_intermediary import DOCUMENT, ID, PATCH, STATE
+from tests.support.calls import DOCUMENT, ID, PATCH_HEAD, STATE
 from tests.support.gateways import BODY, CONVERSATION, FILLED, PARTICIPANT, Running, gateway
-from tests.support.judging import until
 from tests.support.raw_upstream import OK, Peer, RawUpstream, answering
 from tests.support.serving import Client, connect
+from tests.support.waiting import until
 
-THE_PATCH = PATCH + b"Authorization: Bearer one\r\nContent-Length: %d\r\n\r\n%b" % (len(BODY), BODY)
+THE_PATCH = PATCH_HEAD + b"Authorization: Bearer one\r\nContent-Length: %d\r\n\r\n%b" % (len(BODY), BODY)
 GET = b"GET /x HTTP/1.1\r\nHost: h\r\n" + ID + b"\r\n"
 
 

@@ -30,17 +30,11 @@ import asyncio
 
 import pytest
 
-# tests/upstream/test_http2.py still looks for these here, and for PATCH.
-from tests.support.calls import DOCUMENT as DOCUMENT
-from tests.support.calls import GET, GET_HEAD, OK_HEAD, PATCH_HEAD, POST_HEAD
-from tests.support.calls import ID as ID
-from tests.support.calls import STATE as STATE
+from tests.support.calls import GET, GET_HEAD, OK_HEAD, POST_HEAD
 from tests.support.gateways import gateway, proxied
 from tests.support.judging import Refusal, refusal
 from tests.support.raw_upstream import OK, Peer, RawUpstream, answering
 from tests.support.serving import connect, exchange
-
-PATCH = PATCH_HEAD
 
 
 async def test_a7_a_request_that_comes_back_is_a_loop() -> None:

@@ -15,9 +15,6 @@ from gateway.mock.server import Fault
 from tests.support.audit_lines import audit_lines
 from tests.support.gateways import BODY, PARTICIPANT
 from tests.support.mocking import mock
-
-# tests/test_cli.py still looks for `configured` here.
-from tests.support.processes import configured as configured
 from tests.support.processes import gateway_process
 from tests.support.serving import connect
 from tests.support.waiting import PATIENCE, until

@@ -10,7 +10,8 @@ import httpx
 
 from tests.support.clients import bare_client
 from tests.support.gateways import BODY, CONVERSATION, FILLED, PARTICIPANT
-from tests.support.judging import process, until
+from tests.support.processes import process
+from tests.support.waiting import until
 
 
 async def test_once_tells_the_story_and_exits_0(tmp_path: Path) -> None:

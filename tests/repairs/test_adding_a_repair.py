@@ -9,7 +9,7 @@ from pathlib import Path
 
 import gateway
 from gateway.mock.demo import free_ports
-from tests.support.judging import listening, process
+from tests.support.processes import listening, process
 from tests.support.raw_upstream import OK, RawUpstream, answering
 from tests.support.serving import connect
 

@@ -8,11 +8,7 @@ from typing import Any, NamedTuple
 
 import http_sf
 
-# tests/test_cli.py and tests/upstream still look for these here.
-from tests.support.processes import listening as listening
-from tests.support.processes import process as process
 from tests.support.serving import Reply
-from tests.support.waiting import until as until
 
 MIB = 2**20
 

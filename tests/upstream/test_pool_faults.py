@@ -278,10 +278,10 @@ async def test_a_timeout_of_one_exchange_does_not_reach_into_the_next() -> None:
     async def script(peer: Peer) -> None:
         for _ in range(8):
             await peer.request()
-            await asyncio.sleep(0.03)
+            await asyncio.sleep(0.1)
             await peer.send(OK)
 
-    async with RawUpstream(script) as upstream, pool_to(upstream, read=0.08) as pool:
+    async with RawUpstream(script) as upstream, pool_to(upstream, read=0.5) as pool:
         for _ in range(8):
             await fetch(pool)
         assert len(upstream.peers) == 1
