@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import re
+import socket
 from pathlib import Path
 from typing import Annotated
 
@@ -143,7 +144,7 @@ def show(told: Explanation) -> None:
 @cli.command(name="mock")
 def mock_(
     host: str = "127.0.0.1",
-    port: int = 9000,
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 9000,
     profile: Annotated[str, typer.Option(help="strict or documented")] = "strict",
     conversations: Annotated[
         Path | None, typer.Option(help="YAML; without it they are made on demand.")
@@ -158,10 +159,13 @@ def mock_(
         api = mock.Mock(
             known, mock.MockSettings(profile=profile, lag=lag, rate_limit=rate_limit, etags=etags)
         )
+        listener = socket.create_server((host, port))
     except ValueError as error:
         raise fail(f"gateway mock: {error}") from None
-    typer.echo(f"mock conversation API ({profile}) on http://{host}:{port}")
-    mock.server(api, host, port).run()
+    except OSError as error:
+        raise fail(f"gateway mock: cannot listen on {host}:{port}: {error}") from None
+    typer.echo(f"mock conversation API ({profile}) on http://{host}:{listener.getsockname()[1]}")
+    mock.server(api).run(sockets=[listener])
 
 
 @cli.command(name="demo")

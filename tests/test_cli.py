@@ -13,7 +13,6 @@ from typer.testing import CliRunner
 
 from gateway import __version__
 from gateway.cli import cli
-from gateway.mock.demo import free_ports
 from tests.support.gateways import BODY, FILLED, PARTICIPANT, SHIPPED
 from tests.support.processes import configured, listening, process
 from tests.support.waiting import until
@@ -122,15 +121,14 @@ async def test_run_says_where_it_listens_and_forwards_and_which_log_is_missing(t
 async def test_mock_is_a_strict_api_to_try_the_gateway_against(
     tmp_path: Path, profile: str, status: int
 ) -> None:
-    (port,) = free_ports(1)
     async with (
-        process("mock", "--port", str(port), "--profile", profile, folder=tmp_path) as running,
+        process("mock", "--port", "0", "--profile", profile, folder=tmp_path) as running,
         httpx.AsyncClient(trust_env=False) as client,
     ):
-        await listening(running, port)
-        await until(lambda: f"http://127.0.0.1:{port}" in running.said)
+        await until(lambda: "http://" in running.said)
+        url = running.said.split()[-1]
         answer = await client.patch(
-            f"http://127.0.0.1:{port}{PARTICIPANT}",
+            f"{url}{PARTICIPANT}",
             content=BODY,
             headers={"Content-Type": "application/json"},
         )
@@ -138,6 +136,14 @@ async def test_mock_is_a_strict_api_to_try_the_gateway_against(
         running.signal(signal.SIGINT)
         assert await running.exit() in {0, -signal.SIGINT, 130}
     assert "Traceback" not in running.said
+
+
+def test_mock_says_where_it_cannot_listen() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        said = CliRunner().invoke(cli, ["mock", "--port", port])
+    assert said.exit_code == 1
+    assert said.stderr.startswith(f"gateway mock: cannot listen on 127.0.0.1:{port}: ")
 
 
 def test_mock_refuses_a_profile_that_there_is_not() -> None:

@@ -7,13 +7,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -23,9 +22,9 @@ BODY = b'{"attributes": {"supervisorNote": "test"}}'
 HEADERS = {"Content-Type": "text/plain", "Authorization": "Bearer demo", "User-Agent": "a legacy client"}
 
 CONFIG = """\
-listen: {{host: 127.0.0.1, port: {port}}}
-admin: {{host: 127.0.0.1, port: {admin}}}
-upstream: {{url: "http://127.0.0.1:{mock}"}}
+listen: {{port: 0}}
+admin: {{port: 0}}
+upstream: {{url: "{upstream}"}}
 audit: {{path: {audit}}}
 rules:
   - name: web-participant-state
@@ -45,20 +44,20 @@ rules:
 def tell(once: bool) -> int:
     """Returns the exit code: 0 when the call failed straight and worked through the gateway."""
     with tempfile.TemporaryDirectory(prefix="gateway-demo-") as folder:
-        port, admin, mock = free_ports(3)
         audit = Path(folder) / "rewrites.jsonl"
         config = Path(folder) / "config.yaml"
-        config.write_text(CONFIG.format(port=port, admin=admin, mock=mock, audit=json.dumps(str(audit))))
-        with (
-            process("mock", "--port", str(mock)),
-            process("run", "--config", str(config)),
-            httpx.Client(trust_env=False, timeout=10) as client,
-        ):
-            for one in (mock, admin, port):
-                wait_for(one)
-            works = story(client, f"http://127.0.0.1:{mock}", f"http://127.0.0.1:{port}", audit)
+        with contextlib.ExitStack() as stack:
+            client = stack.enter_context(httpx.Client(trust_env=False, timeout=10))
+            mock = Child(Path(folder), "mock", "--port", "0")
+            stack.callback(mock.end)
+            (upstream,) = mock.addresses(r"(http://\S+)")
+            config.write_text(CONFIG.format(upstream=upstream, audit=json.dumps(str(audit))))
+            gateway = Child(Path(folder), "run", "--config", str(config))
+            stack.callback(gateway.end)
+            here, admin = gateway.addresses(r"listening on (\S+), admin on (\S+),")
+            works = story(client, upstream, f"http://{here}", audit)
             if not once:
-                stay(port, admin, mock, audit)
+                stay(here, admin, upstream, audit)
     return 0 if works else 1
 
 
@@ -103,53 +102,49 @@ def message(reply: httpx.Response) -> str:
         return reply.text
 
 
-def stay(port: int, admin: int, mock: int, audit: Path) -> None:
+def stay(here: str, admin: str, upstream: str, audit: Path) -> None:
     print(f"""
 Both stay up until Ctrl-C. Try:
-  curl -i -X PATCH -d '{BODY.decode()}' http://127.0.0.1:{port}{PATH}
-  curl -i -X PATCH -d '{BODY.decode()}' http://127.0.0.1:{mock}{PATH}
-  curl -s http://127.0.0.1:{mock}/_mock/requests
-  curl -s http://127.0.0.1:{admin}/readyz
+  curl -i -X PATCH -d '{BODY.decode()}' http://{here}{PATH}
+  curl -i -X PATCH -d '{BODY.decode()}' {upstream}{PATH}
+  curl -s {upstream}/_mock/requests
+  curl -s http://{admin}/readyz
   tail -f {audit}""")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with contextlib.suppress(KeyboardInterrupt):
         signal.pause()
 
 
-@contextlib.contextmanager
-def process(*arguments: str) -> Iterator[None]:
-    """`gateway …` as a process of its own, ended by its id when the block ends."""
-    running = subprocess.Popen(
-        [sys.executable, "-m", "gateway", *arguments],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        # Ctrl-C is for the demo, which then ends its children in order.
-        start_new_session=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    )
-    try:
-        yield
-    finally:
-        running.terminate()
+class Child:
+    """`gateway …` as a process of its own; what it says is in a file, so that it never waits for a reader."""
+
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        self._said = folder / f"{arguments[0]}.log"
+        with self._said.open("wb") as said:
+            self._running = subprocess.Popen(
+                [sys.executable, "-m", "gateway", *arguments],
+                stdout=said,
+                stderr=subprocess.STDOUT,
+                # Ctrl-C is for the demo, which then ends its children in order.
+                start_new_session=True,
+                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            )
+
+    def addresses(self, where: str, seconds: float = 15.0) -> tuple[str, ...]:
+        """Where it listens, at ports that the system chose: the groups of `where` in what it says."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and self._running.poll() is None:
+            if found := re.search(where, self._said.read_text()):
+                return found.groups()
+            time.sleep(0.02)
+        raise SystemExit(f"gateway demo: a part did not start:\n{self._said.read_text()}")
+
+    def end(self) -> None:
+        self._running.terminate()
         try:
-            _, said = running.communicate(timeout=10)
+            self._running.wait(timeout=10)
         except subprocess.TimeoutExpired:
-            running.kill()
-            _, said = running.communicate()
-        if running.returncode not in {0, -signal.SIGTERM}:
-            print(said.decode(errors="replace"), file=sys.stderr)
-
-
-def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as held:
-        sockets = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [one.getsockname()[1] for one in sockets]
-
-
-def wait_for(port: int, seconds: float = 15.0) -> None:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 0.2):
-            return
-        time.sleep(0.02)
-    raise SystemExit(f"gateway demo: nothing listens on port {port}")
+            self._running.kill()
+            self._running.wait()
+        if self._running.returncode not in {0, -signal.SIGTERM}:
+            print(self._said.read_text(errors="replace"), file=sys.stderr)

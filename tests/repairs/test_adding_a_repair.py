@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 import gateway
-from gateway.mock.demo import free_ports
+from tests.support.ports import unused_ports
 from tests.support.processes import listening, process
 from tests.support.raw_upstream import OK, RawUpstream, answering
 from tests.support.serving import connect
@@ -110,7 +110,7 @@ async def said(folder: Path, *arguments: str) -> tuple[int, list[str]]:
 
 async def test_a_repair_is_added_with_one_file_and_its_line_in_the_table(tmp_path: Path) -> None:
     add_the_repair(tmp_path)
-    port, admin = free_ports(2)
+    port, admin = unused_ports(2)
     async with RawUpstream(answering(OK)) as upstream:
         right = CONFIG.format(port=port, admin=admin, upstream=upstream.port)
         (tmp_path / "config.yaml").write_text(right)
