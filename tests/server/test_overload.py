@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from gateway.server.asgi import Message
-from gateway.server.connection import MAX_LINGERING
 from gateway.server.limits import ServerLimits, ServerStats
 from gateway.server.stalled_replies import STALL
 from tests.support.applications import Echo, Held, reply
@@ -119,7 +118,9 @@ async def test_a_flood_past_max_connections_is_not_even_answered() -> None:
     async with running(Echo(), ServerLimits(max_connections=1), stats) as server, AsyncExitStack() as stack:
         port = port_of(server)
         first = await stack.enter_async_context(connect(port))
-        flood = [await stack.enter_async_context(connect(port)) for _ in range(MAX_LINGERING + 20)]
+        flood = [
+            await stack.enter_async_context(connect(port)) for _ in range(ServerLimits().max_lingering + 20)
+        ]
         assert (await flood[0].reply())[0] == 503
         last = b"?"
         with suppress(ConnectionResetError):
@@ -127,7 +128,7 @@ async def test_a_flood_past_max_connections_is_not_even_answered() -> None:
         assert last in (b"", b"?")
         await first.send(GET)
         assert (await first.reply())[0] == 200
-    assert stats.refused == {"overloaded": MAX_LINGERING + 20}
+    assert stats.refused == {"overloaded": ServerLimits().max_lingering + 20}
 
 
 @on_both_loops

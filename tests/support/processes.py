@@ -7,10 +7,12 @@ import contextlib
 import json
 import os
 import re
+import resource
 import signal
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +55,10 @@ class Process:
 
 
 @contextlib.asynccontextmanager
-async def process(*arguments: str, folder: Path, **environment: str) -> AsyncIterator[Process]:
-    """Killed, by its id, when the block ends."""
+async def process(
+    *arguments: str, folder: Path, files: int | None = None, **environment: str
+) -> AsyncIterator[Process]:
+    """Killed, by its id, when the block ends. `files` is how many it may open, if not as many as we."""
     started = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -64,6 +68,7 @@ async def process(*arguments: str, folder: Path, **environment: str) -> AsyncIte
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
         cwd=folder,
+        preexec_fn=None if files is None else partial(_limit_files, files),
         env={**os.environ, "COLUMNS": "200", "NO_COLOR": "1", **environment},
     )
     running = Process(started)
@@ -73,6 +78,10 @@ async def process(*arguments: str, folder: Path, **environment: str) -> AsyncIte
         with contextlib.suppress(ProcessLookupError):
             started.kill()
         await running.exit()
+
+
+def _limit_files(most: int) -> None:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 async def listening(running: Process, port: int, seconds: float = PATIENCE) -> None:
@@ -105,13 +114,15 @@ class GatewayProcess:
 
 
 @contextlib.asynccontextmanager
-async def gateway_process(folder: Path, upstream: str, /, **changes: Any) -> AsyncIterator[GatewayProcess]:
+async def gateway_process(
+    folder: Path, upstream: str, /, files: int | None = None, **changes: Any
+) -> AsyncIterator[GatewayProcess]:
     """
     `gateway run` in `folder`, at ports that the kernel chooses, until the block ends; `changes` are those of
     `gateways.document`.
     """
     write_configuration(folder, upstream, 0, 0, **changes)
-    async with process("run", folder=folder) as running:
+    async with process("run", folder=folder, files=files) as running:
         await until(lambda: "listening on" in running.said or running.ended is not None)
         ports = re.search(r"listening on 127\.0\.0\.1:(\d+), admin on 127\.0\.0\.1:(\d+)", running.said)
         assert ports is not None, running.said
