@@ -447,8 +447,8 @@ async def run(settings: Settings) -> None:
             listening.admin_port,
             settings.upstream.url,
         )
-        for warning in (too_few, backlog.shortage(settings.listen.backlog)):
-            if warning is not None:
-                log.warning("%s", warning)
+        for problem in (too_few, backlog.shortage(settings.listen.backlog)):
+            if problem is not None:
+                log.warning("%s", problem)
         await stopped.wait()
         log.info("stopping: finishing what is in flight")

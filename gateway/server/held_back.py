@@ -10,7 +10,7 @@ import itertools
 from typing import Final, Protocol
 
 TICK: Final = 0.01  # seconds between two lots that are read again
-LOT: Final = 32  # clients in it: what refusals may cost of each tick
+LOT: Final = 10  # clients in it: what refusals may cost of each tick
 
 
 class HeldClient(Protocol):

@@ -42,6 +42,10 @@ class Process:
         return self._said.decode(errors="backslashreplace")
 
     @property
+    def pid(self) -> int:
+        return self._running.pid
+
+    @property
     def ended(self) -> int | None:
         return self._running.returncode
 
@@ -129,9 +133,10 @@ async def gateway_process(
         yield GatewayProcess(running, int(ports[1]), int(ports[2]), folder / "rewrites.jsonl")
 
 
-def write_configuration(folder: Path, upstream: str, port: int, admin: int, **changes: Any) -> None:
-    ports = {"listen": {"port": port}, "admin": {"port": admin}}
-    chosen = document(upstream, "rewrites.jsonl", **ports, **changes)
+def write_configuration(folder: Path, upstream: str, port: int, admin: int, /, **changes: Any) -> None:
+    changes["listen"] = {"port": port, **changes.get("listen", {})}
+    changes["admin"] = {"port": admin, **changes.get("admin", {})}
+    chosen = document(upstream, "rewrites.jsonl", **changes)
     (folder / "config.yaml").write_text(json.dumps(chosen, indent=1))  # JSON is YAML
 
 
