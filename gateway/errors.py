@@ -25,7 +25,13 @@ one place each (upstream/http2.py for httpx).
 from __future__ import annotations
 
 import re
+from functools import cache
 from typing import ClassVar
+
+
+@cache
+def _slug(name: str) -> str:
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", name).lower()
 
 
 class GatewayError(Exception):
@@ -45,7 +51,7 @@ class GatewayError(Exception):
     @classmethod
     def slug(cls) -> str:
         """`BodyTooLarge` as `body-too-large`: the stable name, at the end of `type` and of `code`."""
-        return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", cls.__name__).lower()
+        return _slug(cls.__name__)
 
 
 class RequestError(GatewayError):
