@@ -25,17 +25,21 @@ from starlette.applications import Starlette
 from uvicorn.server import ServerState
 
 from gateway.admin import health
+from gateway.admin.hosts import guarded
 from gateway.admin.metrics import Counts, Gauge, MetricKey, Metrics
 from gateway.audit.writer import AuditLog
 from gateway.config import CorsSettings, Settings, UpstreamSettings
+from gateway.errors import GatewayError
 from gateway.http.forwarding import Hop
 from gateway.proxy.lifecycle import Lifecycle
 from gateway.proxy.passthrough import Passthrough, UploadSlots
 from gateway.proxy.phases import Phases
 from gateway.rules import Rules
-from gateway.server import asgi, connection
+from gateway.server import asgi, backlog, connection, descriptors
 from gateway.server.cors import with_cors
+from gateway.server.descriptors import Shares
 from gateway.server.limits import ServerLimits, ServerStats
+from gateway.server.stalled_replies import StalledReplies
 from gateway.state.credentials import CredentialFingerprints
 from gateway.state.locks import MemoryLocks
 from gateway.state.lookup import Lookups
@@ -49,7 +53,7 @@ from gateway.upstream.transport import Transport
 
 log = logging.getLogger("gateway")
 
-BACKLOG = 4096
+ADMIN_CONNECTIONS = 64  # at once; past it who has said nothing longest makes room
 QUIET: dict[str, Any] = {
     "lifespan": "off",
     "ws": "none",
@@ -142,8 +146,12 @@ def build(
         settings.credentials.headers,
         key=credential_key or secrets.token_bytes(32),
     )
-    lifecycle = _lifecycle(settings, lookups, locks, transport, credentials, audit, clock, counts)
-    stats = ServerStats()
+    # Only while a call waits for a connection it matters who holds one for nothing.
+    wanted = (lambda: transport.waiting > 0) if isinstance(transport, Pool) else (lambda: True)
+    stats = ServerStats(stalled=StalledReplies(wanted))
+    lifecycle = _lifecycle(
+        settings, lookups, locks, transport, credentials, audit, clock, counts, stats.log.refused
+    )
     metrics = Metrics(
         counts, {"gateway_refusals_total": stats.refused, "gateway_aborts_total": stats.aborted}
     )
@@ -178,6 +186,7 @@ def _lifecycle(
     audit: AuditLog,
     clock: Callable[[], float],
     counts: Counts,
+    log_refusal: Callable[[GatewayError, str], None],
 ) -> Lifecycle:
     limits, to = settings.limits, settings.upstream
     hop = Hop(
@@ -217,6 +226,7 @@ def _lifecycle(
         hop=hop,
         clock=clock,
         counts=counts,
+        log_refusal=log_refusal,
         max_body=limits.max_body,
         deadline=limits.deadline,
     )
@@ -244,8 +254,9 @@ def gauges(transport: Transport, store: Store, locks: Locks, audit: AuditLog) ->
 def server_gauges(state: ServerState, stats: ServerStats) -> dict[MetricKey, Gauge]:
     return {
         ("gateway_client_connections",): lambda: len(state.connections),
-        ("gateway_requests_in_flight",): lambda: len(state.tasks),
+        ("gateway_requests_in_flight",): lambda: stats.in_flight,
         ("gateway_bodies_awaited",): lambda: stats.awaiting,
+        ("gateway_clients_held_back",): lambda: len(stats.held_back),
         ("gateway_replies_stalled",): lambda: len(stats.stalled),
     }
 
@@ -300,14 +311,54 @@ def connect(to: UpstreamSettings) -> Transport:
     )
 
 
+def wanted_shares(settings: Settings) -> Shares:
+    return Shares(
+        clients=settings.limits.max_connections,
+        lingering=ServerLimits().max_lingering,
+        upstream=settings.upstream.max_connections,
+        admin=ADMIN_CONNECTIONS,
+    )
+
+
+def fitted(settings: Settings, available: int) -> tuple[Settings, Shares, str | None]:
+    """What can be had with so many file descriptors, and what to say where that is less than was asked."""
+    wanted = wanted_shares(settings)
+    has = descriptors.shared(wanted, available)
+    limits = settings.limits.model_copy(update={"max_connections": has.clients})
+    upstream = settings.upstream.model_copy(update={"max_connections": has.upstream})
+    fits = settings.model_copy(update={"limits": limits, "upstream": upstream})
+    return fits, has, descriptors.shortage(wanted, has, available)
+
+
+def admin_config(settings: Settings, gateway: Gateway, connections: int) -> uvicorn.Config:
+    """An edge of its own: whoever reaches the port can't take what the operator needs."""
+    names = {settings.admin.host.lower(), *(host.lower() for host in settings.admin.hosts)}
+    limits = ServerLimits(
+        max_connections=connections,
+        max_in_flight=ADMIN_CONNECTIONS,
+        max_lingering=8,
+        makes_room=True,
+        head_timeout=5.0,
+        keep_alive=15.0,
+        write_timeout=10.0,
+    )
+    return uvicorn.Config(
+        cast(Any, guarded(cast(Any, gateway.admin), names)),
+        http=connection.build(limits, ServerStats()),
+        timeout_graceful_shutdown=1,
+        backlog=ADMIN_CONNECTIONS,
+        **QUIET,
+    )
+
+
 class CannotListen(Exception):
     """An address that can't be bound, with the setting that names it."""
 
 
-def bind(name: str, host: str, port: int) -> socket.socket:
+def bind(name: str, host: str, port: int, backlog: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+        return socket.create_server((host, port), family=family, backlog=backlog)
     except OSError as error:
         raise CannotListen(f"{name}: cannot listen on {host}:{port}: {error.strerror or error}") from error
 
@@ -321,22 +372,30 @@ class _Server(uvicorn.Server):
 
 
 @contextlib.asynccontextmanager
-async def running(settings: Settings, gateway: Gateway) -> AsyncIterator[Listening]:
+async def running(
+    settings: Settings, gateway: Gateway, shares: Shares | None = None
+) -> AsyncIterator[Listening]:
     """Both listeners, until the block ends: then what is in flight is finished, within the drain timeout."""
-    limits = settings.limits
+    limits, shares = settings.limits, shares or wanted_shares(settings)
+    downstream = downstream_limits(settings, max_lingering=shares.lingering)
     with contextlib.ExitStack() as bound:
-        public = bound.enter_context(bind("listen", settings.listen.host, settings.listen.port))
-        private = bound.enter_context(bind("admin", settings.admin.host, settings.admin.port))
+        public = bound.enter_context(
+            bind("listen", settings.listen.host, settings.listen.port, settings.listen.backlog)
+        )
+        private = bound.enter_context(
+            bind("admin", settings.admin.host, settings.admin.port, ADMIN_CONNECTIONS)
+        )
         server = _Server(
             uvicorn.Config(
                 cast(Any, gateway.app),
-                http=connection.build(downstream_limits(settings), gateway.stats),
+                http=connection.build(downstream, gateway.stats),
                 timeout_graceful_shutdown=math.ceil(limits.drain_timeout),
+                backlog=settings.listen.backlog,  # it listens once more, with its own
                 **QUIET,
             )
         )
         gateway.metrics.measure(server_gauges(server.server_state, gateway.stats))
-        side = _Server(uvicorn.Config(gateway.admin, timeout_graceful_shutdown=1, **QUIET))
+        side = _Server(admin_config(settings, gateway, shares.admin))
         tasks = [
             asyncio.create_task(server.serve(sockets=[public])),
             asyncio.create_task(side.serve(sockets=[private])),
@@ -356,6 +415,7 @@ async def running(settings: Settings, gateway: Gateway) -> AsyncIterator[Listeni
 
 async def run(settings: Settings) -> None:
     """Until SIGTERM or SIGINT; a second one ends the process at once. SIGHUP reopens the audit log."""
+    settings, shares, too_few = fitted(settings, descriptors.raised())
     gateway = build(settings)
     # What is there by now stays: it is not to be looked through again, a few ms each time, among the calls.
     gc.collect()
@@ -378,7 +438,7 @@ async def run(settings: Settings) -> None:
     problem = gateway.audit.check()
     if problem is not None:
         log.error("%s: calls that need a rewrite will be refused", problem)
-    async with running(settings, gateway) as listening:
+    async with running(settings, gateway, shares) as listening:
         log.info(
             "listening on %s:%d, admin on %s:%d, forwarding to %s",
             settings.listen.host,
@@ -387,5 +447,8 @@ async def run(settings: Settings) -> None:
             listening.admin_port,
             settings.upstream.url,
         )
+        for problem in (too_few, backlog.shortage(settings.listen.backlog)):
+            if problem is not None:
+                log.warning("%s", problem)
         await stopped.wait()
         log.info("stopping: finishing what is in flight")

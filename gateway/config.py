@@ -64,12 +64,14 @@ Origin = Annotated[str, Field(pattern=r"^(\*|https?://[^/\s]+)$")]
 class ListenSettings(Section):
     host: str = "127.0.0.1"
     port: Port = 8080
+    backlog: Count = 4096
     trusted_proxies: tuple[Annotated[str, checked(_network)], ...] = ()
 
 
 class AdminSettings(Section):
     host: str = "127.0.0.1"
     port: Port = 9901
+    hosts: tuple[Annotated[str, Field(pattern=r"^[^\s/:]+$")], ...] = ()
 
 
 class TlsSettings(Section):
@@ -113,6 +115,7 @@ class LimitSettings(Section):
     max_target: Size = 8 * 2**10
     max_connections: Count = 20_000
     max_in_flight: Count = 1_000
+    overload_pause: Duration = 0.5
     head_timeout: Timeout = 10.0
     body_timeout: Timeout = 10.0
     write_timeout: Timeout = 60.0

@@ -14,7 +14,7 @@ Every way the gateway itself refuses a call, and what the client is told.
     │   ├── ConnectionRefused 502       ├── ConnectTimeout 504         ├── NameNotResolved 502
     │   ├── TlsFailed 502               ├── ConnectionTerminated 502   ├── InvalidReply 502
     │   ├── ReadTimeout 504             ├── PoolExhausted 503          ├── LoopDetected 502
-    │   └── UnwritableRequest 502
+    │   ├── UnwritableRequest 502       └── NoDescriptor 503
     ├── LookupFailed 502                the state could not be read: the reply was no usable document
     └── DeadlineExceeded 504            the call's total time was used up
 
@@ -25,7 +25,13 @@ one place each (upstream/http2.py for httpx).
 from __future__ import annotations
 
 import re
+from functools import cache
 from typing import ClassVar
+
+
+@cache
+def _slug(name: str) -> str:
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", name).lower()
 
 
 class GatewayError(Exception):
@@ -36,6 +42,7 @@ class GatewayError(Exception):
     proxy_error: ClassVar[str] = "proxy_internal_error"  # RFC 9209 section 2.3
     advice: ClassVar[str] = "Report the request id to whoever runs the gateway."
     retry_after: float | None = None  # seconds
+    counted = False  # among the refusals, by the server, before whoever serves the call sees it
 
     @property
     def detail(self) -> str:
@@ -44,7 +51,7 @@ class GatewayError(Exception):
     @classmethod
     def slug(cls) -> str:
         """`BodyTooLarge` as `body-too-large`: the stable name, at the end of `type` and of `code`."""
-        return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", cls.__name__).lower()
+        return _slug(cls.__name__)
 
 
 class RequestError(GatewayError):
@@ -178,6 +185,13 @@ class PoolExhausted(UpstreamError):
     title = "No connection to the upstream came free in time"
     proxy_error = "connection_limit_reached"
     advice = "Nothing was sent upstream. Raise upstream.max_connections, or send less at once."
+
+
+class NoDescriptor(UpstreamError):
+    status = 503
+    title = "The gateway has no file descriptor left for the upstream"
+    proxy_error = "connection_limit_reached"
+    advice = "Nothing was sent upstream. Raise the process's limit on open files (ulimit -n)."
 
 
 class ConnectionTerminated(UpstreamError):

@@ -26,7 +26,14 @@ PURE = {
     name
     for name in MODULES
     if place(name) in {"http", "http/grammar", "repairs", "errors", "paths", "units", "rules", "explain"}
-} | {"mock/api", "server/byte_rate", "server/client_watch", "state/store", "state/freshness"}
+} | {
+    "mock/api",
+    "server/byte_rate",
+    "server/client_watch",
+    "server/line_limit",
+    "state/store",
+    "state/freshness",
+}
 # All that a pure module needs from elsewhere. None of it does I/O, reads a clock or logs.
 HARMLESS = {
     "__future__", "abc", "codecs", "collections", "dataclasses", "encodings", "enum", "functools", "hashlib",

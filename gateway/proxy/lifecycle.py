@@ -51,10 +51,14 @@ class Lifecycle:
         hop: Hop,
         clock: Callable[[], float],
         counts: Counter[tuple[str, ...]],
+        log_refusal: Callable[[GatewayError, str], None],
         max_body: int,
         deadline: float,
     ) -> None:
-        """`max_body` in bytes; `deadline` in seconds from a call's arrival to the head of its reply."""
+        """
+        `log_refusal` is told the client's address too. `max_body` in bytes; `deadline` in seconds from a
+        call's arrival to the head of its reply.
+        """
         self._rules = rules
         self._phases = phases
         self._passthrough = passthrough
@@ -64,6 +68,7 @@ class Lifecycle:
         self._hop = hop
         self._clock = clock
         self._counts = counts
+        self._log_refusal = log_refusal
         self._max_body = max_body
         self._deadline = Deadline(deadline)
 
@@ -78,7 +83,7 @@ class Lifecycle:
             else:
                 await self._serve_matched(client, route)
         except GatewayError as error:
-            self._counts["gateway_refusals_total", error.slug()] += 1
+            self._count(error, client)
             if client.started:
                 raise
             await client.refuse(error)
@@ -162,5 +167,11 @@ class Lifecycle:
         if record.client.started:
             raise error
         record.status = error.status
-        self._counts["gateway_refusals_total", error.slug()] += 1
+        self._count(error, record.client)
         await record.client.refuse(error, record.headers())
+
+    def _count(self, error: GatewayError, client: Client) -> None:
+        """But those of the server, which has counted and logged them itself."""
+        if not error.counted:
+            self._counts["gateway_refusals_total", error.slug()] += 1
+            self._log_refusal(error, client.address)

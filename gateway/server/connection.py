@@ -14,7 +14,6 @@ has a deadline and every buffer a bound.
 from __future__ import annotations
 
 import asyncio
-import logging
 import socket
 import struct
 from collections.abc import Callable, Coroutine
@@ -52,7 +51,6 @@ if TYPE_CHECKING:
 
 MAX_DRAIN: Final = 256 * 1024  # body bytes read for nothing so that the connection can be used again
 AWAITING_FACTOR: Final = 4  # times max_in_flight: calls that may wait for their bodies beside those in flight
-MAX_LINGERING: Final = 256  # connections turned away that are still to read why
 
 LINGER: Final = 2.0  # seconds given to a client to read the last reply before the close
 GRACE: Final = 0.5  # seconds after its last reply in which a stopping server still takes a request
@@ -63,8 +61,6 @@ _HEAD, _BODY, _QUEUE, _TUNNEL, _DISCARD, _CLOSING = range(6)
 
 _RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER on, for no time: close by RST
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
-
-logger = logging.getLogger("gateway")
 
 
 class RequestServer(Protocol):
@@ -90,7 +86,7 @@ class ClientConnection(asyncio.Protocol):
         "_connections",
         "_cycle",
         "_deadline",
-        "_idle_since",
+        "_held",
         "_last",
         "_loop",
         "_lost",
@@ -106,6 +102,7 @@ class ClientConnection(asyncio.Protocol):
         "_turned_away",
         "address",
         "flow",
+        "idle_since",
         "tasks",
     )
 
@@ -132,6 +129,7 @@ class ClientConnection(asyncio.Protocol):
         self._cycle: RequestCycle | None = None
         self._stream: DuplexStream | None = None
         self._paused = False
+        self._held = False  # refused for overload a moment ago: not read, whatever else would have it read
         self._stopping = self.stats.stopping
         self._turned_away = False
 
@@ -139,7 +137,7 @@ class ClientConnection(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = inf
         self._deadline = inf
-        self._idle_since = 0.0
+        self.idle_since = 0.0
         self._lost = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -147,18 +145,20 @@ class ClientConnection(asyncio.Protocol):
         self.flow = WriteFlow(self._transport, self._loop, self.limits, self.stats.stalled, self.cut_off)
         self._peer = asgi.endpoint(transport, "peername")
         self.address = self._peer[0] if self._peer else ""
-        if len(self._connections) >= self.limits.max_connections:
+        if len(self._connections) >= self.limits.max_connections and not self._made_room():
             self._turn_away()
             return
         self._connections.add(self)
-        self._idle_since = self._loop.time()
-        self._wait_until(self._idle_since + self.limits.head_timeout)
+        self.idle_since = self._loop.time()
+        self._wait_until(self.idle_since + self.limits.head_timeout)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._lost = True
         self._connections.discard(self)
         self._state = _CLOSING
         self._buffer = b""
+        if self._held:
+            self.stats.held_back.discard(self)
         if self._turned_away:
             self.stats.turned_away -= 1
         if self._timer is not None:
@@ -176,7 +176,7 @@ class ClientConnection(asyncio.Protocol):
         """The server stops: what was begun is finished, what follows it is not waited for."""
         self._stopping = self.stats.stopping = True
         if self._state == _HEAD and not self._buffer:
-            self._wait_until(self._idle_since + GRACE)
+            self._wait_until(self.idle_since + GRACE)
 
     # Reading.
 
@@ -275,8 +275,25 @@ class ClientConnection(asyncio.Protocol):
 
     def resume_reading(self) -> None:
         if self._paused and not (self._state == _QUEUE and self._buffer) and not self._transport.is_closing():
+            if self._held:
+                return
             self._paused = False
             self._transport.resume_reading()
+
+    def _hold_back(self) -> None:
+        """Its client was refused for overload: the next request is not read at once."""
+        pause = self.limits.overload_pause
+        if pause and not self._held and self._state in (_HEAD, _BODY):
+            self._pause_reading()
+            self._held = True
+            self.stats.held_back.add(self, pause, self._loop)
+
+    def read_again(self) -> None:
+        self._held = False
+        if self._state in (_HEAD, _BODY):
+            patience = self.limits.body_timeout if self._state == _BODY else self._patience()
+            self._wait_until(self._loop.time() + patience)
+        self.resume_reading()
 
     # Serving.
 
@@ -293,8 +310,10 @@ class ClientConnection(asyncio.Protocol):
         cycle = self._cycle = RequestCycle(self, head, body)
         # A call that still waits for its body is not in flight, but its buffer counts: there is a bound for
         # these too. Where many bodies end at once, more are in flight than max_in_flight.
-        most = self.limits.max_in_flight
-        if len(self.tasks) - min(self.stats.awaiting, AWAITING_FACTOR * most) < most:
+        most, stats = self.limits.max_in_flight, self.stats
+        if stats.in_flight - min(stats.awaiting, AWAITING_FACTOR * most) < most:
+            stats.in_flight += 1
+            cycle.in_flight = True
             task = cycle.task = self._loop.create_task(self._application(cycle))
             self.tasks.add(task)
             task.add_done_callback(cycle.finished)
@@ -304,6 +323,7 @@ class ClientConnection(asyncio.Protocol):
             if length == CHUNKED or (body.here and rest):
                 cycle.keep_alive = False  # nor is what follows it looked at
             cycle.answer(error)
+            self._hold_back()
         if rest:
             self.data_received(rest)
 
@@ -343,6 +363,11 @@ class ClientConnection(asyncio.Protocol):
                 return True
         return self._stopping and not self._buffer
 
+    def leaves_flight(self, cycle: RequestCycle) -> None:
+        """With its reply's last byte, not a turn of the loop later, when its task is done."""
+        cycle.in_flight = False
+        self.stats.in_flight -= 1
+
     def completed(self, cycle: RequestCycle) -> None:
         self._server_state.total_requests += 1
         if self._transport.is_closing():
@@ -362,8 +387,8 @@ class ClientConnection(asyncio.Protocol):
         """The request is done with: on to what follows it, or to waiting for that."""
         self._cycle = None
         self._state = _HEAD
-        self._idle_since = self._loop.time()
-        self._deadline = self._idle_since + (GRACE if self._stopping else self.limits.keep_alive)
+        self.idle_since = self._loop.time()
+        self._deadline = self.idle_since + self._patience()
         if self._buffer:
             data, self._buffer = self._buffer, b""
             self._read_head(data)
@@ -371,6 +396,10 @@ class ClientConnection(asyncio.Protocol):
             self.resume_reading()
         if self._deadline < self._timer_at:
             self._arm()
+
+    def _patience(self) -> float:
+        """Seconds that the next request is waited for."""
+        return GRACE if self._stopping else self.limits.keep_alive
 
     def switch(self, head: bytes) -> DuplexStream:
         self._transport.write(head)
@@ -391,8 +420,24 @@ class ClientConnection(asyncio.Protocol):
         self._transport.write(writer.write(body, more=False, close=True))
         self._linger()
 
+    def _made_room(self) -> bool:
+        """Whether somebody who says nothing could go in its place."""
+        if not self.limits.makes_room:
+            return False
+        silent = [one for one in self._connections if one.silent]
+        if silent:
+            longest = min(silent, key=lambda one: one.idle_since)
+            self._connections.discard(longest)
+            longest.close()
+        return bool(silent)
+
+    @property
+    def silent(self) -> bool:
+        """Whether it is between two requests, or in the head of one."""
+        return self._state == _HEAD
+
     def _turn_away(self) -> None:
-        if self.stats.turned_away < MAX_LINGERING:
+        if self.stats.turned_away < self.limits.max_lingering:
             self._turned_away = True
             self.stats.turned_away += 1
             self._refuse(
@@ -410,6 +455,9 @@ class ClientConnection(asyncio.Protocol):
         """
         self._cycle = None
         self._buffer = b""
+        if self._held:
+            self._held = False
+            self.stats.held_back.discard(self)
         if self._transport.is_closing():
             return
         if not self._transport.can_write_eof():
@@ -452,7 +500,7 @@ class ClientConnection(asyncio.Protocol):
         if self._lost:
             return
         self.stats.aborted[cause] += 1
-        logger.warning("connection aborted: %s; client %s", cause, self._client())
+        self.stats.log.aborted(cause, self._client())
         self._state = _CLOSING
         sock = self._transport.get_extra_info("socket")
         if reset and sock is not None:
@@ -460,14 +508,9 @@ class ClientConnection(asyncio.Protocol):
         self._transport.abort()
 
     def _count(self, error: GatewayError) -> None:
-        slug = error.slug()
-        self.stats.refused[slug] += 1
-        if isinstance(error, Overloaded):
-            now = self._loop.time()
-            if now < self.stats.overload_logged + 1.0:
-                return  # a line a second says it, and costs nothing when there is nothing to spare
-            self.stats.overload_logged = now
-        logger.warning("refused: %s: %s; client %s", slug, error.detail, self._client())
+        error.counted = True
+        self.stats.refused[error.slug()] += 1
+        self.stats.log.refused(error, self._client())
 
     def _client(self) -> str:
         return "{}:{}".format(*self._peer) if self._peer else "unknown"
@@ -508,6 +551,8 @@ class ClientConnection(asyncio.Protocol):
         self._arm()
 
     def _on_deadline(self, due: float) -> None:
+        if self._held and not self._stopping:
+            return  # who is not read can't be late: it has its time when it is read again
         if self._state == _HEAD and self._buffer:
             limit = self.limits.head_timeout
             self._refuse(HeadTimeout(f"not within {limit:g} s of its first byte (limits.head_timeout)"))

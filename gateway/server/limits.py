@@ -6,9 +6,10 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from math import inf
 
 from gateway.http.request_parser import HeadLimits
+from gateway.server.held_back import HeldBack
+from gateway.server.refusal_log import RefusalLog
 from gateway.server.stalled_replies import StalledReplies
 
 
@@ -18,6 +19,9 @@ class ServerLimits(HeadLimits):
 
     max_connections: int = 20_000
     max_in_flight: int = 1_000
+    max_lingering: int = 256  # connections turned away that are still to read why
+    makes_room: bool = False  # past max_connections, who has said nothing longest goes, not who comes
+    overload_pause: float = 0.5  # after a refusal for overload, before its client is read again
     # For a whole head; on a new connection, from the connect to the head's first byte too.
     head_timeout: float = 10.0
     body_timeout: float = 10.0  # between two pieces of a body that the application waits for
@@ -37,5 +41,7 @@ class ServerStats:
     turned_away: int = 0  # connections over the limit that are still to read why
     awaiting: int = 0  # applications that wait for their client's body
     stalled: StalledReplies = field(default_factory=StalledReplies)
-    overload_logged: float = -inf
+    in_flight: int = 0  # requests without their whole reply
+    held_back: HeldBack = field(default_factory=HeldBack)
+    log: RefusalLog = field(default_factory=RefusalLog)
     stopping: bool = False

@@ -37,6 +37,8 @@ class CycleConnection(Protocol):
     def must_close(self, cycle: RequestCycle, whole: bool) -> bool:
         """Asked before a reply's head is written, which has to say so. `whole`: its body goes out with it."""
 
+    def leaves_flight(self, cycle: RequestCycle) -> None: ...
+
     def completed(self, cycle: RequestCycle) -> None: ...
 
     def switch(self, head: bytes) -> DuplexStream: ...
@@ -54,6 +56,7 @@ class RequestCycle:
     cancel_on_disconnect = False
     complete = False
     gone = False  # the client has left
+    in_flight = False  # counted for max_in_flight
     request_id = ""
     started = False
     task: asyncio.Task[None]
@@ -145,6 +148,8 @@ class RequestCycle:
     def finished(self, task: asyncio.Task[None]) -> None:
         """The application has returned or raised; what its reply lacks is settled here."""
         self._connection.tasks.discard(task)
+        if self.in_flight:
+            self._connection.leaves_flight(self)
         settled = self.complete or not self._has_client()
         if task.cancelled():
             if not settled:
@@ -204,6 +209,8 @@ class RequestCycle:
             self._flow.transport.write(data)
         if not more:
             self.complete = True
+            if self.in_flight:
+                self._connection.leaves_flight(self)
             if not self.body.here:
                 self.body.close()
             if self._over is not None:

@@ -36,6 +36,7 @@ class WriteFlow:
         "_min_rate",
         "_stalled",
         "_unsent",
+        "_unsent_when_waiting",
         "_waiters",
         "_watch",
         "deadline",
@@ -60,6 +61,7 @@ class WriteFlow:
         self._cut_off: Callable[[str], None] | None = cut_off
         self._min_rate = limits.min_rate
         self._unsent = 0
+        self._unsent_when_waiting = 0
         self._waiters: list[asyncio.Future[None]] = []
         self._watch: ClientWatch | None = None
 
@@ -67,6 +69,7 @@ class WriteFlow:
         """Until the client has taken enough for more to be written, or has gone."""
         stalled = self._stalled
         if self.paused and stalled is not None:
+            self._unsent_when_waiting = self._count_unsent()
             stalled.add(self, self._limits.max_stalled, self._loop)
         try:
             while self.paused:
@@ -76,6 +79,9 @@ class WriteFlow:
         finally:
             if stalled is not None:
                 stalled.discard(self)
+
+    def taken_since_waiting(self) -> int:
+        return self._unsent_when_waiting - self._count_unsent()
 
     def cut_off(self, cause: str) -> None:
         if self._cut_off is not None:

@@ -5,6 +5,7 @@ How a connection is opened: name, addresses, TLS; and which error says that it w
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 import ssl
 from collections.abc import Callable
@@ -12,11 +13,20 @@ from typing import Final, TypeVar
 
 from aiohappyeyeballs import start_connection
 
-from gateway.errors import ConnectionRefused, ConnectTimeout, NameNotResolved, TlsFailed, UpstreamError
+from gateway.errors import (
+    ConnectionRefused,
+    ConnectTimeout,
+    NameNotResolved,
+    NoDescriptor,
+    TlsFailed,
+    UpstreamError,
+)
 
 ATTEMPT_DELAY: Final = 0.25  # seconds until the next address is tried beside the last (RFC 8305 section 5)
 
 SPOKE: Final = "the upstream closed the connection, or spoke, as it was opened"
+
+_OUT_OF_FILES: Final = {errno.EMFILE, errno.ENFILE}
 
 AnyProtocol = TypeVar("AnyProtocol", bound=asyncio.Protocol)
 
@@ -73,6 +83,8 @@ async def _connected(
 def not_connected(error: BaseException, detail: str) -> UpstreamError:
     """The error for a connection that was not made, by what is behind `error`."""
     causes = _causes(error)
+    if any(isinstance(cause, OSError) and cause.errno in _OUT_OF_FILES for cause in causes):
+        return NoDescriptor("no file descriptor is left for a connection to the upstream (ulimit -n)")
     if any(isinstance(cause, ssl.SSLError) for cause in causes):
         return TlsFailed(detail)
     # A name with a label that is too long is a UnicodeError before anybody is asked for it.

@@ -532,3 +532,50 @@ async def test_a_look_up_that_fails_at_once_holds_no_conversation_lock() -> None
     async with proxied(Gate(), parts=replace(app.PARTS, lookups=Failing)) as chain:
         assert (await asked(chain.client, PATCH))[0] == 502
         assert len(chain.running.gateway.locks) == 0
+
+
+async def test_a_refusal_is_counted_and_said_once_whoever_finds_its_cause(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with proxied(closing, limits={"body_timeout": "100ms"}) as chain:
+        for _ in range(3):
+            assert await served(chain.running.port) == 502
+        async with connect(chain.running.port) as late:
+            await late.send(PATCH_HEAD + UPLOAD)
+            assert (await late.reply())[0] == 408
+        samples = {sample.name: sample.value for sample in chain.running.gateway.metrics.samples()}
+        assert samples['gateway_refusals_total{cause="connection-terminated"}'] == 3
+        assert samples['gateway_refusals_total{cause="body-timeout"}'] == 1
+    said = [record.getMessage().split(":")[1].strip() for record in caplog.records]
+    assert sorted(said) == ["body-timeout", "connection-terminated"]
+
+
+async def closing(peer: Peer) -> None:
+    await peer.request()
+
+
+async def test_readers_at_a_fair_rate_all_get_their_replies_while_others_wait() -> None:
+    """More of them than half the connections, each woken less often than twice a second."""
+    size = 8_000_000
+
+    async def sip(client: Client) -> int:
+        got = 0
+        while got < size:
+            got += len(await client.reader.read(200_000))
+            await asyncio.sleep(0.02)
+        return got
+
+    async with (
+        proxied(large_replies, to={"max_connections": 5, "pool_timeout": "5s"}) as chain,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        port = chain.running.port
+        readers = []
+        for _ in range(4):
+            client = await stack.enter_async_context(connect(port, buffer=131_072, limit=131_072))
+            await client.send(READ_LARGE)
+            readers.append(asyncio.create_task(sip(client)))
+        normal = [asyncio.create_task(served(port)) for _ in range(40)]
+        assert [await one >= size for one in readers] == [True] * 4, "head and all"
+        assert [await one for one in normal] == [200] * 40
+        assert not chain.running.gateway.stats.aborted

@@ -10,11 +10,12 @@ from contextlib import AsyncExitStack, suppress
 from typing import Any
 
 import pytest
+from uvicorn.server import ServerState
 
 from gateway.server.asgi import Message
-from gateway.server.connection import MAX_LINGERING
+from gateway.server.held_back import LOT, TICK
 from gateway.server.limits import ServerLimits, ServerStats
-from gateway.server.stalled_replies import STALL
+from gateway.server.stalled_replies import LOOK, STALL, StalledReplies
 from tests.support.applications import Echo, Held, reply
 from tests.support.raw_requests import GET, chunked, post
 from tests.support.serving import (
@@ -119,7 +120,9 @@ async def test_a_flood_past_max_connections_is_not_even_answered() -> None:
     async with running(Echo(), ServerLimits(max_connections=1), stats) as server, AsyncExitStack() as stack:
         port = port_of(server)
         first = await stack.enter_async_context(connect(port))
-        flood = [await stack.enter_async_context(connect(port)) for _ in range(MAX_LINGERING + 20)]
+        flood = [
+            await stack.enter_async_context(connect(port)) for _ in range(ServerLimits().max_lingering + 20)
+        ]
         assert (await flood[0].reply())[0] == 503
         last = b"?"
         with suppress(ConnectionResetError):
@@ -127,7 +130,7 @@ async def test_a_flood_past_max_connections_is_not_even_answered() -> None:
         assert last in (b"", b"?")
         await first.send(GET)
         assert (await first.reply())[0] == 200
-    assert stats.refused == {"overloaded": MAX_LINGERING + 20}
+    assert stats.refused == {"overloaded": ServerLimits().max_lingering + 20}
 
 
 @on_both_loops
@@ -217,4 +220,191 @@ async def test_a_reply_that_goes_on_in_time_is_not_cut_off_for_the_others() -> N
     assert not any(client.over for client in clients)
     for client in clients:
         client.abort()
+    await asyncio.sleep(0.001)
+
+
+def counting(seconds: float = 0.0) -> Any:
+    """Answers at once, and is busy for so long afterwards."""
+
+    async def app(scope: Message, receive: Any, send: Any) -> None:
+        await reply(send)
+        await asyncio.sleep(seconds)
+
+    return app
+
+
+@in_virtual_time
+async def test_a_call_leaves_the_flight_with_its_replys_last_byte() -> None:
+    stats = ServerStats()
+    limits = ServerLimits(max_in_flight=1)
+    clients = [VirtualClient(counting(60), limits, stats) for _ in range(3)]
+    for client in clients:
+        client.send(GET)
+        await client.until(b"\r\n\r\n")
+        assert client.got.startswith(b"HTTP/1.1 200")
+    assert stats.in_flight == 0
+    assert not stats.refused
+    for client in clients:
+        client.abort()
+    await asyncio.sleep(61)
+    assert stats.in_flight == 0, "it does not leave twice"
+
+
+@in_virtual_time
+async def test_a_call_whose_client_has_gone_is_in_flight_until_it_is_over() -> None:
+    held, stats = Held(), ServerStats()
+    limits = ServerLimits(max_in_flight=1)
+    first, second = (VirtualClient(held, limits, stats) for _ in range(2))
+    first.send(GET)
+    await held.begun.wait()
+    first.abort()
+    await asyncio.sleep(0.001)
+    second.send(GET)
+    assert second.got.startswith(b"HTTP/1.1 503")
+    held.go.set()
+    await asyncio.sleep(0.001)
+    assert stats.in_flight == 0
+    second.abort()
+    await asyncio.sleep(0.001)
+
+
+@in_virtual_time
+async def test_who_was_refused_is_not_read_for_a_while_and_then_served() -> None:
+    held, stats = Held(), ServerStats()
+    limits = ServerLimits(max_in_flight=1, keep_alive=0.2)
+    first, second = (VirtualClient(held, limits, stats) for _ in range(2))
+    first.send(GET)
+    await held.begun.wait()
+    second.send(GET)
+    refused = len(second.got)
+    assert second.got.startswith(b"HTTP/1.1 503")
+    second.send(GET)
+    held.go.set()
+    await asyncio.sleep(limits.overload_pause - 0.01)
+    assert len(second.got) == refused, "whoever calls again at once waits"
+    assert not second.over, "it is not late while it is not read"
+    await asyncio.sleep(0.02)
+    assert second.got[refused:].startswith(b"HTTP/1.1 200")
+    assert len(stats.held_back) == 0
+    await asyncio.sleep(0.3)
+    assert second.over, "then the time for its next request counts again"
+
+
+@in_virtual_time
+async def test_many_that_were_refused_are_read_again_in_lots() -> None:
+    held, stats = Held(), ServerStats()
+    limits = ServerLimits(max_in_flight=1)
+    first = VirtualClient(held, limits, stats)
+    first.send(GET)
+    await held.begun.wait()
+    crowd = [VirtualClient(held, limits, stats) for _ in range(10 * LOT)]
+    for client in crowd:
+        client.send(GET)
+        client.send(GET)  # at once again
+    assert stats.refused == {"overloaded": len(crowd)}
+    await asyncio.sleep(limits.overload_pause + TICK / 2)
+    assert stats.refused == {"overloaded": len(crowd) + LOT}
+    await asyncio.sleep(TICK * 4)
+    assert stats.refused == {"overloaded": len(crowd) + 5 * LOT}
+    await asyncio.sleep(TICK * 40)
+    assert stats.refused == {"overloaded": 2 * len(crowd)}, "and each only once"
+    for client in (first, *crowd):
+        client.abort()
+    held.go.set()
+    await asyncio.sleep(0.001)
+    assert len(stats.held_back) == 0, "nothing is kept of those who have gone"
+
+
+@in_virtual_time
+async def test_without_a_pause_the_refused_are_read_at_once() -> None:
+    held, stats = Held(), ServerStats()
+    limits = ServerLimits(max_in_flight=1, overload_pause=0)
+    first, second = (VirtualClient(held, limits, stats) for _ in range(2))
+    first.send(GET)
+    await held.begun.wait()
+    for _ in range(3):
+        second.send(GET)
+    assert stats.refused == {"overloaded": 3}
+    for client in (first, second):
+        client.abort()
+    held.go.set()
+    await asyncio.sleep(0.001)
+
+
+async def in_large_pieces(scope: Message, receive: Any, send: Any) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    while True:
+        await send({"type": "http.response.body", "body": b"x" * 2_000_000, "more_body": True})
+
+
+def stalled_readers(count: int, stats: ServerStats) -> list[VirtualClient]:
+    clients = [VirtualClient(in_large_pieces, ServerLimits(max_stalled=1), stats) for _ in range(count)]
+    for client in clients:
+        client.reading = False
+        client.send(GET)
+    return clients
+
+
+async def reads(clients: dict[VirtualClient, int], seconds: float) -> None:
+    """Each takes so many bytes a second."""
+    for _ in range(round(seconds * 10)):
+        await asyncio.sleep(0.1)
+        for client, rate in clients.items():
+            client.take(rate // 10)
+
+
+@in_virtual_time
+async def test_a_reader_is_judged_by_what_it_takes_not_by_when_it_was_last_woken() -> None:
+    stats = ServerStats()
+    clients = stalled_readers(4, stats)
+    await reads(dict(zip(clients, [100_000, 20_000, 100_000, 0], strict=True)), 5)
+    assert [client.aborted for client in clients] == [False, True, False, True]
+    assert stats.aborted == {"stalled": 2}
+    for client in clients:
+        client.abort()
+    await asyncio.sleep(0.001)
+
+
+@in_virtual_time
+async def test_nobody_is_cut_off_before_somebody_needs_what_he_holds() -> None:
+    needed: list[bool] = []
+    stats = ServerStats(stalled=StalledReplies(lambda: bool(needed)))
+    clients = stalled_readers(3, stats)
+    await asyncio.sleep(5)
+    assert not any(client.aborted for client in clients)
+    needed.append(True)
+    await asyncio.sleep(2 * LOOK)
+    assert [client.aborted for client in clients] == [True, True, False]
+    clients[2].abort()
+    await asyncio.sleep(0.001)
+
+
+@in_virtual_time
+async def test_where_room_is_made_a_new_client_takes_the_place_of_the_longest_silent() -> None:
+    held, stats = Held(), ServerStats()
+    limits = ServerLimits(max_connections=2, makes_room=True)
+    state = ServerState()
+    busy, silent = (VirtualClient(held, limits, stats, state) for _ in range(2))
+    busy.send(GET)
+    await held.begun.wait()
+    newcomer = VirtualClient(held, limits, stats, state)
+    await asyncio.sleep(0.001)
+    assert (busy.over, silent.over, newcomer.over) == (False, True, False)
+    held.go.set()
+    newcomer.send(GET)
+    await newcomer.until(b"held")
+    assert not stats.refused
+
+
+@in_virtual_time
+async def test_where_nobody_is_silent_no_room_can_be_made() -> None:
+    held, stats = Held(), ServerStats()
+    limits = ServerLimits(max_connections=1, makes_room=True)
+    state = ServerState()
+    busy = VirtualClient(held, limits, stats, state)
+    busy.send(GET)
+    await held.begun.wait()
+    newcomer = VirtualClient(held, limits, stats, state)
+    assert newcomer.got.startswith(b"HTTP/1.1 503")
+    held.go.set()
     await asyncio.sleep(0.001)

@@ -63,7 +63,7 @@ async def test_a_bad_chunk_ends_the_body_with_an_error_and_the_connection(
                 assert await client.rest() == b""
     assert [type(error).__name__ for error in raised] == ["BadRequest", "BadRequest"]
     assert stats.refused == {"bad-request": 2}
-    assert len(caplog.records) == 2
+    assert len(caplog.records) == 1, "the second is only counted"
 
 
 @on_both_loops

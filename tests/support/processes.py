@@ -7,10 +7,12 @@ import contextlib
 import json
 import os
 import re
+import resource
 import signal
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,10 @@ class Process:
         return self._said.decode(errors="backslashreplace")
 
     @property
+    def pid(self) -> int:
+        return self._running.pid
+
+    @property
     def ended(self) -> int | None:
         return self._running.returncode
 
@@ -53,8 +59,10 @@ class Process:
 
 
 @contextlib.asynccontextmanager
-async def process(*arguments: str, folder: Path, **environment: str) -> AsyncIterator[Process]:
-    """Killed, by its id, when the block ends."""
+async def process(
+    *arguments: str, folder: Path, files: int | None = None, **environment: str
+) -> AsyncIterator[Process]:
+    """Killed, by its id, when the block ends. `files` is how many it may open, if not as many as we."""
     started = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -64,6 +72,7 @@ async def process(*arguments: str, folder: Path, **environment: str) -> AsyncIte
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
         cwd=folder,
+        preexec_fn=None if files is None else partial(_limit_files, files),
         env={**os.environ, "COLUMNS": "200", "NO_COLOR": "1", **environment},
     )
     running = Process(started)
@@ -73,6 +82,10 @@ async def process(*arguments: str, folder: Path, **environment: str) -> AsyncIte
         with contextlib.suppress(ProcessLookupError):
             started.kill()
         await running.exit()
+
+
+def _limit_files(most: int) -> None:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 async def listening(running: Process, port: int, seconds: float = PATIENCE) -> None:
@@ -105,22 +118,25 @@ class GatewayProcess:
 
 
 @contextlib.asynccontextmanager
-async def gateway_process(folder: Path, upstream: str, /, **changes: Any) -> AsyncIterator[GatewayProcess]:
+async def gateway_process(
+    folder: Path, upstream: str, /, files: int | None = None, **changes: Any
+) -> AsyncIterator[GatewayProcess]:
     """
     `gateway run` in `folder`, at ports that the kernel chooses, until the block ends; `changes` are those of
     `gateways.document`.
     """
     write_configuration(folder, upstream, 0, 0, **changes)
-    async with process("run", folder=folder) as running:
+    async with process("run", folder=folder, files=files) as running:
         await until(lambda: "listening on" in running.said or running.ended is not None)
         ports = re.search(r"listening on 127\.0\.0\.1:(\d+), admin on 127\.0\.0\.1:(\d+)", running.said)
         assert ports is not None, running.said
         yield GatewayProcess(running, int(ports[1]), int(ports[2]), folder / "rewrites.jsonl")
 
 
-def write_configuration(folder: Path, upstream: str, port: int, admin: int, **changes: Any) -> None:
-    ports = {"listen": {"port": port}, "admin": {"port": admin}}
-    chosen = document(upstream, "rewrites.jsonl", **ports, **changes)
+def write_configuration(folder: Path, upstream: str, port: int, admin: int, /, **changes: Any) -> None:
+    changes["listen"] = {"port": port, **changes.get("listen", {})}
+    changes["admin"] = {"port": admin, **changes.get("admin", {})}
+    chosen = document(upstream, "rewrites.jsonl", **changes)
     (folder / "config.yaml").write_text(json.dumps(chosen, indent=1))  # JSON is YAML
 
 

@@ -50,6 +50,8 @@ class MemoryTransport(asyncio.Transport):
         self.ended_at: float | None = None
         self.aborted = False
         self.changed = asyncio.Event()
+        self.read_from = True  # whether the server reads what the client sends
+        self._unheard = b""
         self._unread = b""
         self._paused = False
         self._closing = False
@@ -97,10 +99,16 @@ class MemoryTransport(asyncio.Transport):
         return len(self._unread)
 
     def pause_reading(self) -> None:
-        pass
+        self.read_from = False
 
     def resume_reading(self) -> None:
-        pass
+        self.read_from = True
+        asyncio.get_running_loop().call_soon(self._hear)
+
+    def _hear(self) -> None:
+        if self.read_from and self._unheard and not self._closing:
+            data, self._unheard = self._unheard, b""
+            self.connection.data_received(data)
 
     def _flushed(self) -> None:
         if self._unread:
@@ -122,16 +130,23 @@ class VirtualClient(MemoryTransport):
     """A client that has just connected."""
 
     def __init__(
-        self, app: App, limits: ServerLimits | None = None, stats: ServerStats | None = None
+        self,
+        app: App,
+        limits: ServerLimits | None = None,
+        stats: ServerStats | None = None,
+        state: ServerState | None = None,
     ) -> None:
+        """Clients that share a `state` are connected to one server."""
         super().__init__()
         config = config_of(app, limits or ServerLimits(), stats or ServerStats())
         factory = cast(type[ClientConnection], config.http_protocol_class)
-        self.connection = factory(config, ServerState(), {})
+        self.connection = factory(config, state or ServerState(), {})
         self.connection.connection_made(self)
 
     def send(self, data: bytes) -> None:
-        self.connection.data_received(data)
+        """It waits while the server does not read."""
+        self._unheard += data
+        self._hear()
 
     async def until(self, end: bytes) -> None:
         """Until the client has got this."""

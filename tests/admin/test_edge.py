@@ -1,0 +1,86 @@
+"""The admin side is an edge too: under which names it answers, and that nobody can take all of it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import sys
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+from gateway import app
+from gateway.admin.hosts import answers_to
+from tests.support.gateways import settings
+from tests.support.processes import gateway_process
+from tests.support.serving import connect
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["127.0.0.1", "127.0.0.1:9901", "[::1]", "[::1]:9901", "::1", "10.1.2.3:80", "localhost", "LOCALHOST:1",
+     "a.localhost:9901", "gateway:9901", "Gateway"],
+)  # fmt: skip
+def test_addresses_loopback_names_and_the_configured_ones_are_answered(host: str) -> None:
+    assert answers_to(host, {"gateway"})
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["evil.example", "evil.example:9901", "127.0.0.1.evil.example", "localhost.evil.example", "gateway.evil",
+     "", "[evil]", "127.0.0.1@evil.example", "notlocalhost", "1.2.3"],
+)  # fmt: skip
+def test_another_name_is_not_answered(host: str) -> None:
+    assert not answers_to(host, {"gateway"})
+
+
+async def test_a_page_that_binds_its_name_to_the_admin_side_reads_nothing(tmp_path: Path) -> None:
+    hosts = {"hosts": ["gateway"]}
+    async with (
+        gateway_process(tmp_path, "http://127.0.0.1:9", admin=hosts) as running,
+        running.admin() as admin,
+    ):
+        for path in ("/readyz", "/counts", "/healthz"):
+            refused = await admin.get(path, headers={"Host": "evil.example"})
+            assert refused.status_code == 421
+            assert "admin.hosts" in refused.text
+            assert (await admin.get(path, headers={"Host": "gateway:9901"})).status_code == 200
+            assert (await admin.get(path)).status_code == 200
+
+
+async def test_connections_that_say_nothing_do_not_keep_the_operator_out(tmp_path: Path) -> None:
+    async with (
+        gateway_process(tmp_path, "http://127.0.0.1:9") as running,
+        running.admin() as admin,
+        AsyncExitStack() as silent,
+    ):
+        for number in range(3 * app.ADMIN_CONNECTIONS):
+            one = await silent.enter_async_context(connect(running.admin_port))
+            await one.send(b"GET / HTTP/1.1\r\n"[: number % 15])
+        assert (await admin.get("/readyz")).status_code == 200
+        clients = (await admin.get("/counts")).json()["gateway_client_connections"]
+        assert clients == 0, "they are none of the callers'"
+
+
+def backlog_of(port: int) -> int:
+    """As the kernel has it (tcp(7): of a listening socket TCP_INFO tells the most that may wait)."""
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            with socket.socket(fileno=os.dup(int(name))) as one:
+                if one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) and one.getsockname()[1] == port:
+                    most: int = struct.unpack_from("I", one.getsockopt(socket.IPPROTO_TCP, 11, 104), 28)[0]
+                    return most
+        except OSError:
+            continue
+    raise AssertionError(f"nothing listens on {port}")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="TCP_INFO")
+async def test_the_backlog_is_the_configured_one(tmp_path: Path) -> None:
+    chosen = settings("http://127.0.0.1:9", str(tmp_path / "log"), listen={"port": 0, "backlog": 77},
+                      admin={"port": 0})  # fmt: skip
+    async with app.running(chosen, app.build(chosen)) as listening:
+        assert backlog_of(listening.port) == 77
+        assert backlog_of(listening.admin_port) == app.ADMIN_CONNECTIONS
