@@ -58,6 +58,11 @@ class Seen:
         return self.status is not None and 200 <= self.status < 300
 
     @property
+    def refused(self) -> bool:
+        """It changed nothing; of what was not read in time (408) nobody knows."""
+        return self.status is not None and 400 <= self.status < 500 and self.status != 408
+
+    @property
     def over(self) -> float:
         return self.begun if self.ended is None else self.ended
 
@@ -187,7 +192,7 @@ def sources(run: Run) -> Iterator[Violation]:
 def _unjustified(run: Run, fill: Fill, writes: Sequence[Seen]) -> str | None:
     """The first promise that none of the GETs which keep those before it keeps."""
     # What was read before the latest write was over is invalidated when it is over.
-    overtaken = max((one.over for one in writes), default=0.0)
+    overtaken = max((one.over for one in writes if not one.refused), default=0.0)
     tests: dict[str, Callable[[Seen], bool]] = {
         "S7": lambda get: get.shown.get(fill.asked.participant) == fill.value,
         "S6": lambda get: get.credential == fill.seen.credential,

@@ -45,6 +45,7 @@ from gateway.state.locks import MemoryLocks
 from gateway.state.lookup import Lookups
 from gateway.state.memory import MemoryStore, Sizes
 from gateway.state.store import Locks, Store
+from gateway.state.sweeps import SweepRate
 from gateway.upstream.connect import tls_context
 from gateway.upstream.connection import Timeouts
 from gateway.upstream.http2 import over_http2
@@ -139,6 +140,7 @@ def build(
         counts=counts,
         max_body=settings.limits.max_body,
         max_pause=settings.upstream.max_pause,
+        sweeps=SweepRate(settings.limits.unnamed_write_rate, settings.limits.lock_timeout, clock),
     )
     locks = parts.locks(settings.limits.lock_timeout)
     credentials = parts.credentials(

@@ -20,6 +20,7 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from gateway import paths as templates
 from gateway.http.grammar import TCHAR
+from gateway.repairs.fill import FillSettings
 from gateway.rules import RuleSettings
 from gateway.units import Duration, Section, Size, Timeout, at_least_one, checked
 
@@ -122,6 +123,7 @@ class LimitSettings(Section):
     min_rate: Size = 500
     keep_alive: Timeout = 60.0
     lock_timeout: Timeout = 5.0
+    unnamed_write_rate: Count = 2
     deadline: Timeout = 15.0
     drain_timeout: Timeout = 30.0
     tunnel_idle: Timeout = 300.0
@@ -163,6 +165,14 @@ class Settings(Section):
             names.add(rule.name)
             if not table.add(rule.match.method, templates.parse(rule.match.path), rule.name):
                 errors.append(f"rules[{i}].match.path: can never match: earlier rules take all of it")
+            half = self.limits.deadline / 2
+            errors += [
+                f"rules[{i}].repairs[{j}].lookup_timeout: expected {half:g}s at most, half of limits.deadline"
+                for j, repair in enumerate(rule.repairs)
+                if isinstance(repair, FillSettings)
+                and "lookup_timeout" in repair.model_fields_set
+                and repair.lookup_timeout > half
+            ]
         if errors:
             raise ValueError("\n".join(errors))
         return self

@@ -9,7 +9,7 @@ Every way the gateway itself refuses a call, and what the client is told.
     │   └── VersionNotSupported 505
     ├── NotSent                         nothing left the gateway, so a replay is safe: may carry Retry-After
     │   ├── Overloaded 503              ├── Unrecordable 503           ├── LockTimeout 503
-    │   └── StoreUnavailable 503
+    │   ├── StoreUnavailable 503        └── UnnamedWritesLimited 503
     ├── UpstreamError                   no reply of the upstream that can be relayed
     │   ├── ConnectionRefused 502       ├── ConnectTimeout 504         ├── NameNotResolved 502
     │   ├── TlsFailed 502               ├── ConnectionTerminated 502   ├── InvalidReply 502
@@ -146,6 +146,11 @@ class LockTimeout(NotSent):
 
 class StoreUnavailable(NotSent):
     title = "The store of the gateway's shared state did not answer"
+    retry_after = 1.0
+
+
+class UnnamedWritesLimited(NotSent):
+    title = "Too many writes that name no conversation: each makes the gateway forget all of them"
     retry_after = 1.0
 
 

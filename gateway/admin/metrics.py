@@ -45,6 +45,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("gateway_refills_total", "counter", "Refused fills that were sent once more with another value."),
     Metric("gateway_conflicts_total", "counter", "Replies that named another value than the one filled."),
     Metric("gateway_lookups_total", "counter", "What became of look-ups.", {"result": RESULTS}),
+    Metric("gateway_sweeps_total", "counter", "Writes that made what was read of all conversations useless."),
     Metric("gateway_lookup_pauses_total", "counter", "Times that a 429 paused a caller's look-ups."),
     Metric("gateway_refusals_total", "counter", "Requests that the gateway answered itself.", {"cause": ()}),
     Metric("gateway_aborts_total", "counter", "Client connections cut off.", {"cause": ABORTS}),

@@ -25,8 +25,10 @@ from gateway.http.headers import Fields
 from gateway.paths import PathMatch, decoded
 from gateway.proxy import tunnel
 from gateway.proxy.client import Client
+from gateway.proxy.departure import Departure
 from gateway.rules import Rules, Write, identity
 from gateway.state.credentials import CredentialFingerprints
+from gateway.state.freshness import may_have_changed
 from gateway.state.lookup import Lookups
 from gateway.state.store import Key, Locks, Reading
 from gateway.upstream.reply import Reply
@@ -146,13 +148,19 @@ class Passthrough:
     async def _write(self, client: Client, write: PathMatch[Write], headers: Fields) -> None:
         conversation = write.value.conversation(write.parameters)
         with await self.locks.acquire(conversation, exclusive=True):
-            await self.lookups.invalidate(conversation)
+            credential = client.headers.derived(self.credentials.of)
+            opened = await self.lookups.begin_write(conversation, credential, exclusive=True)
+            departure = Departure(client.shield_from_disconnect)
             reply = None
             try:
                 try:
-                    reply = await self._sent(client, headers, client.shield_from_disconnect)
+                    reply = await self._sent(client, headers, departure)
                 finally:
-                    await self.lookups.invalidate_after(conversation)
+                    status = None if reply is None else reply.status
+                    if departure.left and may_have_changed(status, filled=False, changing=True):
+                        await self.lookups.invalidate_after(conversation)
+                    else:
+                        await self.lookups.changed_nothing(opened)
             except asyncio.CancelledError:
                 # It may come while the store is told, when nothing else closes the reply.
                 if reply is not None:

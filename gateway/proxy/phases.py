@@ -16,9 +16,11 @@ from typing import Any, TypeAlias
 
 from gateway.audit.writer import AuditLog
 from gateway.errors import LookupFailed, ReadTimeout, StoreUnavailable, UpstreamError
+from gateway.proxy.departure import Departure
 from gateway.proxy.matched_call import MatchedCall
 from gateway.repairs import rewrite
 from gateway.repairs.call import Call, Change
+from gateway.state.freshness import may_have_changed
 from gateway.state.lookup import LookupRefused, LookupResults, Lookups
 from gateway.state.store import ConversationLock, Locks
 from gateway.upstream.reply import Reply
@@ -193,14 +195,16 @@ class Phases:
         self, matched: MatchedCall, call: Call, results: LookupResults, before_send: BeforeSend
     ) -> Reply:
         """
-        Sends once. What was read before is invalidated before the call leaves and again when it is over,
-        except around a fill that is accepted: nothing else leaves the state as it was for certain (S5).
+        Sends once. When the call is over, what was read before is forgotten if it may have changed anything
+        (S5); until then, what changes the state suspends it.
         """
-        leaves_state = bool(results.values) and not matched.changing
-        if not leaves_state and matched.writes:
-            await self._lookups.invalidate(matched.conversation)
-        accepted = False
-        reply = None
+        filled, changing = bool(results.values), matched.changing
+        write = None
+        if matched.writes and (changing or not filled):
+            credential = matched.record.credential
+            write = await self._lookups.begin_write(matched.conversation, credential, exclusive=changing)
+        departure = Departure(before_send)
+        status, reply = None, None
         began = self._clock()
         try:
             try:
@@ -210,15 +214,18 @@ class Phases:
                     call.headers,
                     call.body or (b"" if matched.client.has_body else None),
                     extra_headers=matched.client.extra_headers,
-                    before_send=before_send,
+                    before_send=departure,
                 )
-                accepted = 200 <= reply.status < 300
-                if accepted and matched.found.explicit:
+                status = reply.status
+                if 200 <= status < 300 and matched.found.explicit:
                     await self._accept(matched)
             finally:
                 matched.record.upstream += self._clock() - began
-                if not (leaves_state and accepted) and matched.writes:
-                    await self._lookups.invalidate_after(matched.conversation)
+                if departure.left and may_have_changed(status, filled=filled, changing=changing):
+                    if matched.writes:
+                        await self._lookups.invalidate_after(matched.conversation)
+                elif write is not None:
+                    await self._lookups.changed_nothing(write)
         except asyncio.CancelledError:
             # It may come while the store is told, when nothing else closes the reply.
             if reply is not None:

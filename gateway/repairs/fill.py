@@ -19,7 +19,7 @@ from gateway.repairs import select
 from gateway.repairs.findings import Draft, Explicit, Finding, Missing, NotApplicable, Unfilled
 from gateway.repairs.json_text import quoted
 from gateway.repairs.repair import Repair, RepairSettings, Stage
-from gateway.units import Duration, at_least_one, checked
+from gateway.units import Duration, Timeout, at_least_one, checked
 
 MAX_AGE_REFUSED = 60.0
 MAX_AGE_WARNED = 5.0
@@ -59,6 +59,7 @@ class FillSettings(RepairSettings):
     ]
     allow: Annotated[tuple[str, ...], AfterValidator(at_least_one), Field(examples=[["active", "connected"]])]
     max_age: Annotated[Duration, AfterValidator(_fresh)] = 1.0
+    lookup_timeout: Timeout = 5.0
     settle: Duration = 2.0
     refill_on: tuple[Annotated[int, AfterValidator(_proof)], ...] = (409, 412)
     null_is_missing: bool = False
@@ -113,6 +114,7 @@ class Fill(Repair):
     guarded: bool
     conversation: str
     subject: tuple[str, ...]
+    lookup_timeout: float = 5.0
     # The member's name as JSON text, where only a member of that name can contradict a filled value.
     named: bytes | None = None
 
@@ -131,6 +133,7 @@ class Fill(Repair):
             guarded=settings.guard == "etag",
             conversation=settings.conversation,
             subject=settings.subject(parameters),
+            lookup_timeout=settings.lookup_timeout,
             named=quoted(settings.field) if select.member(settings.select) == settings.field else None,
         )
 

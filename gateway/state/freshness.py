@@ -12,15 +12,17 @@ from gateway.state.store import Accepted, Reading
 
 def is_fresh(reading: Reading, generation: int, max_age: float, since: float, now: float) -> bool:
     """
-    S3: its generation is the conversation's current one, so no write began since its stamp was taken.
-    S2: its GET began at most `max_age` before `now`. With 0 that can't be, so the GET must have begun after
-    the call had arrived (`since`), and be a look-up: a client's own GET was not made for a fill.
+    S3: its generation is not before the conversation's current one, so no write that may have changed
+    anything began since its stamp was taken.
+    S2: what it shows was read at most `max_age` before `now`; or by a look-up that began after the call had
+    arrived (`since`), since nothing is fresher. A client's own GET was not made for a fill.
     """
-    if reading.generation != generation:
+    if reading.generation < generation:
         return False
-    if max_age == 0:
-        return reading.started >= since and not reading.learned
-    return now - reading.started <= max_age
+    read = reading.started - reading.age
+    if max_age and now - read <= max_age:
+        return True
+    return read >= since and not reading.learned
 
 
 def is_settled(reading: Reading, value: object, accepted: Accepted | None) -> bool:
@@ -31,7 +33,8 @@ def is_settled(reading: Reading, value: object, accepted: Accepted | None) -> bo
     """
     if accepted is None or value == accepted.value:
         return True
-    return not accepted.since <= reading.started < accepted.until
+    # What a cache in between had kept may show less than the GET's start says.
+    return not (accepted.since <= reading.started and reading.started - reading.age < accepted.until)
 
 
 def may_join(started: float, max_age: float, since: float, not_before: float, now: float) -> bool:
@@ -39,7 +42,20 @@ def may_join(started: float, max_age: float, since: float, not_before: float, no
     S8: whether a call may wait for a look-up in flight instead of making one of its own. It may not be older
     than what the call needs (S2), nor have begun before `not_before`, when the last one disagreed (S5).
     """
-    if max_age == 0:
-        return started >= max(since, not_before)
-    # A call does not wait for a GET whose result would be too old for it.
-    return started >= not_before and now - started < max_age
+    if started < not_before:
+        return False
+    return started >= since or (max_age > 0 and now - started < max_age)
+
+
+def may_have_changed(status: int | None, *, filled: bool, changing: bool) -> bool:
+    """
+    S5: whether what was read before a call is to be forgotten, now that the upstream has answered it with
+    `status`, or not (None). `changing`: it says something of the state itself. One that does not, and was
+    filled, leaves the state as it was if it was accepted; if it was refused, its value was doubtful. Any
+    other that was refused changed nothing. 408 says that the upstream had not read it whole, and not more.
+    """
+    if status is None:
+        return True
+    if filled:
+        return changing or not 200 <= status < 300
+    return not 400 <= status < 500 or status == 408

@@ -30,7 +30,8 @@ from gateway.repairs.call import Change
 from gateway.repairs.findings import Unfilled
 from gateway.rules import FillTarget
 from gateway.state.freshness import is_fresh, is_settled, may_join
-from gateway.state.store import Key, Reading, Refusal, Stamp, Store, View
+from gateway.state.store import Key, Reading, Refusal, Stamp, Store, Suspension, View
+from gateway.state.sweeps import SweepRate
 from gateway.upstream.reply import Reply
 from gateway.upstream.transport import Transport
 
@@ -62,12 +63,13 @@ class LookupRequest(Struct, frozen=True):
 
 
 class LookupResult(Struct, frozen=True):
-    """A value that may be filled, and the reading that it was chosen from."""
+    """A value that may be filled, and the reading that it was chosen from. `had`: when that was at hand."""
 
     request: LookupRequest
     value: str
     reading: Reading
     source: str
+    had: float
 
     def change(self, now: float) -> Change:
         """As it is recorded."""
@@ -78,7 +80,7 @@ class LookupResult(Struct, frozen=True):
                 "field": self.request.target.fill.field,
                 "after": self.value,
                 "source": self.source,
-                "age_ms": max(0, round((now - self.reading.started) * 1000)),
+                "age_ms": max(0, round((now - self.reading.started + self.reading.age) * 1000)),
             },
         )
 
@@ -129,6 +131,17 @@ class _InFlight(Struct, eq=False):
     started: float
 
 
+class OpenWrite(Struct, frozen=True):
+    """
+    A call that may change the state, from right before it leaves until it is over. `conversation` None: of
+    any. `suspension`: of what was read before, where the call has its conversation for itself.
+    """
+
+    conversation: str | None
+    credential: str
+    suspension: Suspension | None
+
+
 class _Missed(Struct, eq=False):
     """
     What the store could not be told of calls about one conversation: that it is to be invalidated, and for
@@ -154,9 +167,11 @@ class Lookups:
         counts: Counter[tuple[str, ...]],
         max_body: int,
         max_pause: float,
+        sweeps: SweepRate,
     ) -> None:
         """`wall` gives Unix seconds; `max_body` in bytes, `max_pause` in seconds."""
         self._store = store
+        self._sweeps = sweeps
         self._upstream = upstream
         self.now: Callable[[], float] = store.now
         self._wall = wall
@@ -194,7 +209,7 @@ class Lookups:
                 return None
             if view.accepted is not None and not is_settled(reading, value, view.accepted):
                 return None
-            values[fill.field] = LookupResult(request, value, reading, "cache")
+            values[fill.field] = LookupResult(request, value, reading, "cache", view.time)
         self._counts["gateway_lookups_total", "cached"] += len(values)
         return LookupResults(values)
 
@@ -218,7 +233,10 @@ class Lookups:
         give_up = self.now() + fill.settle
         while True:
             view = await self._view(request)
-            reading, source = await self._reading(request, view, not_before)
+            found = await self._reading(request, view, not_before)
+            if found is None:
+                continue
+            reading, source = found
             value = self._chosen(reading, request.target)
             if is_settled(reading, value, view.accepted):
                 break
@@ -235,7 +253,7 @@ class Lookups:
             return value
         if not fill.allowed(value):
             return Unfilled(f"{fill.field}-not-allowed")
-        return LookupResult(request, value, reading, source)
+        return LookupResult(request, value, reading, source, self.now())
 
     async def usable(self, results: LookupResults) -> bool:
         """Whether they may still be filled, asked right before the call leaves (S2, S3)."""
@@ -254,19 +272,24 @@ class Lookups:
     def usable_without_store(self, results: LookupResults) -> bool:
         """
         What can be told as the call leaves, without asking the store: no write that names no conversation
-        began since the oldest reading, and none got too old while the call waited for a connection (S2,
-        S3).
+        was answered since the oldest reading, and none got too old while the call waited for a connection
+        (S2, S3). What a look-up of its own showed counts from when it was there, since nothing was fresher
+        then; but after a wait something is.
         """
         for result in results.values.values():
             request, reading = result.request, result.reading
             if reading.started <= self._all_invalidated_at:
                 return False
-            max_age = request.target.fill.max_age
-            if not is_fresh(reading, reading.generation, max_age, request.since, self.now()):
+            max_age, now = request.target.fill.max_age, self.now()
+            if not is_fresh(reading, reading.generation, max_age, request.since, now):
+                return False
+            if max_age and now - result.had > max_age:
                 return False
         return True
 
     def _chosen(self, reading: Reading, target: FillTarget) -> str | Unfilled:
+        if reading.ambiguous:
+            return Unfilled(f"{target.fill.field}-ambiguous")
         chosen = self._chosen_from.get(reading)
         if chosen is not None:
             known = chosen.get(target.which)
@@ -286,13 +309,20 @@ class Lookups:
             await self._catch_up(request.key.conversation)
         return await self._store.view(request.key, request.target.subject)
 
-    async def _reading(self, request: LookupRequest, view: View, not_before: float) -> tuple[Reading, str]:
-        """The one that is kept, if it may be filled and began no earlier than `not_before`, or a new one."""
+    async def _reading(
+        self, request: LookupRequest, view: View, not_before: float
+    ) -> tuple[Reading, str] | None:
+        """
+        The one that is kept, if it may be filled and began no earlier than `not_before`, or a new one. None
+        when it waited for a look-up that began before the call had arrived, and takes too long for it.
+        """
         key, kept, max_age = request.key, view.reading, request.target.fill.max_age
+        # That nothing was fresher holds for what this call waits for, and not for what others left here.
+        since = math.inf if max_age else request.since
         if (
             kept is not None
             and kept.started >= not_before
-            and is_fresh(kept, view.generation, max_age, request.since, view.time)
+            and is_fresh(kept, view.generation, max_age, since, view.time)
         ):
             self._counts["gateway_lookups_total", "cached"] += 1
             return kept, "cache"
@@ -301,19 +331,26 @@ class Lookups:
         in_flight = self._in_flight.get(key)
         if (
             in_flight is None
-            or in_flight.generation != view.generation
+            or in_flight.generation < view.generation
             or not may_join(in_flight.started, max_age, request.since, not_before, self.now())
         ):
             in_flight = self._start(request, view)
         else:
             self._counts["gateway_lookups_total", "coalesced"] += 1
-        return await self._result_of(in_flight, max_age), "lookup"
+        if in_flight.started >= request.since:
+            return await asyncio.shield(in_flight.task), "lookup"
+        try:
+            async with asyncio.timeout(in_flight.started + max_age - self.now()):
+                return await asyncio.shield(in_flight.task), "lookup"
+        except TimeoutError:
+            # What it reads would be older than max_age: for this call another can show something fresher.
+            return None
 
     def _start(self, request: LookupRequest, view: View) -> _InFlight:
         """The GET runs in a task of its own: a caller that leaves, or the first, must not end it (S8)."""
         key = request.key
         headers = lookup_request_headers([*request.headers, *request.extra_headers])
-        task = asyncio.create_task(self._get(key, headers, view))
+        task = asyncio.create_task(self._get(request, headers, view))
         self._tasks.add(task)
         in_flight = self._in_flight[key] = _InFlight(task, view.generation, view.time)
 
@@ -327,34 +364,43 @@ class Lookups:
         task.add_done_callback(ended)
         return in_flight
 
-    async def _result_of(self, in_flight: _InFlight, max_age: float) -> Reading:
-        if max_age == 0:
-            return await asyncio.shield(in_flight.task)
-        try:
-            async with asyncio.timeout(in_flight.started + max_age - self.now()):
-                return await asyncio.shield(in_flight.task)
-        except TimeoutError as error:
-            # What it reads would be older than max_age already: of no use to this call.
-            raise ReadTimeout(f"the look-up took longer than max_age ({max_age:g} s)") from error
-
-    async def _get(self, key: Key, headers: list[Header], view: View) -> Reading:
+    async def _get(self, request: LookupRequest, headers: list[Header], view: View) -> Reading:
         self._counts["gateway_lookups_total", "sent"] += 1
-        kept = view.reading
+        fill, kept = request.target.fill, view.reading
         if kept is not None and kept.etag is not None:
             headers = [*headers, (b"if-none-match", kept.etag)]
+        try:
+            async with asyncio.timeout(fill.lookup_timeout):
+                reading = await self._read(request.key, headers, view)
+        except TimeoutError as error:
+            limit = f"{fill.lookup_timeout:g} s"
+            raise ReadTimeout(f"the look-up took longer than lookup_timeout ({limit})") from error
+        if reading.age and not is_fresh(reading, reading.generation, fill.max_age, request.since, self.now()):
+            raise LookupFailed(
+                f"a cache between the gateway and the upstream answered the look-up (Age: {reading.age:g}), "
+                f"and that is older than max_age ({fill.max_age:g} s)"
+            )
+        await self._put(request.key, reading)
+        return reading
+
+    async def _read(self, key: Key, headers: list[Header], view: View) -> Reading:
+        kept = view.reading
         with await self._upstream.send(b"GET", key.target, headers) as reply:
+            age = age_of(reply.headers)
             if reply.status == 304 and kept is not None and kept.etag is not None:
                 self._counts["gateway_lookups_total", "revalidated"] += 1
-                reading = replace(kept, started=view.time, generation=view.generation, learned=False)
+                reading = replace(kept, started=view.time, generation=view.generation, learned=False, age=age)
                 chosen = self._chosen_from.get(kept)
                 if chosen is not None:
                     self._chosen_from[reading] = chosen
-            else:
-                reading = await self._read(reply, view, key.credential)
-        await self._put(key, reading)
-        return reading
+                return reading
+            body = await self._body_of(reply, key.credential)
+            etag = h.first(reply.headers, b"etag")
+        document = _document(body)
+        ambiguous = names_a_member_twice(body, document)
+        return Reading(body, view.time, view.generation, etag, age=age, ambiguous=ambiguous)
 
-    async def _read(self, reply: Reply, view: View, credential: str) -> Reading:
+    async def _body_of(self, reply: Reply, credential: str) -> bytes:
         if reply.status != 200 and reply.status not in REFUSALS:
             raise LookupFailed(f"the upstream answered the look-up with {reply.status}")
         body = await read_whole(reply, self._max_body)
@@ -369,8 +415,7 @@ class Lookups:
             raise LookupFailed("the upstream compressed the look-up's reply though it was asked not to")
         if not reply.headers.derived(h.is_json):
             raise LookupFailed("the look-up's reply is not JSON")
-        _document(body)
-        return Reading(body, view.time, view.generation, h.first(reply.headers, b"etag"))
+        return body
 
     async def close(self) -> None:
         """Ends the look-ups that are in flight."""
@@ -417,29 +462,49 @@ class Lookups:
         try:
             if coding is not None:
                 body = inflate(body, coding, self._max_body)
-            _document(body)
+            ambiguous = names_a_member_twice(body, _document(body))
         except (Damaged, GatewayError, KeyError):
+            return
+        if ambiguous:
             return
         if await self._put(key, replace(reading, body=body)):
             self._counts["gateway_lookups_total", "learned"] += 1
 
     # --- settle
 
-    async def invalidate(self, conversation: str | None) -> None:
-        """Before a call that may change the state of the conversation (None: of any) leaves."""
-        if conversation is None:
-            self._all_invalidated_at = self.now()
+    async def begin_write(self, conversation: str | None, credential: str, *, exclusive: bool) -> OpenWrite:
+        """
+        Before a call that may change the state of the conversation (None: of any) leaves. What was read
+        before it can't be filled while it is in flight: where it is `exclusive` it holds the lock. Whether
+        that is forgotten is known when it is over: then `invalidate_after`, or `changed_nothing`. Raises
+        UnnamedWritesLimited.
+        """
         if self._missed:
             await self._catch_up(conversation)
-        await self._store.invalidate(conversation)
+        if conversation is None:
+            await self._sweeps.take(credential)
+        elif exclusive:
+            return OpenWrite(conversation, credential, await self._store.suspend(conversation))
+        return OpenWrite(conversation, credential, None)
+
+    async def changed_nothing(self, write: OpenWrite) -> None:
+        """It was refused, or did not leave. That the store can't be told costs a look-up, and no more."""
+        if write.conversation is None:
+            self._sweeps.give_back(write.credential)
+        elif write.suspension is not None:
+            try:
+                await self._store.reinstate(write.suspension)
+            except StoreUnavailable:
+                self._counts["gateway_store_failures_total",] += 1
 
     async def invalidate_after(self, conversation: str | None) -> None:
         """
-        When such a call is over, whatever came of it: a GET that began meanwhile may have seen the state from
-        before. Raises no StoreUnavailable: the call has left.
+        When a call is over that may have changed the state: also a GET that began meanwhile may have seen the
+        one from before. Raises no StoreUnavailable: the call has left.
         """
         if conversation is None:
             self._all_invalidated_at = self.now()
+            self._counts["gateway_sweeps_total",] += 1
         try:
             await self._store.invalidate(conversation)
         except StoreUnavailable:
@@ -523,6 +588,42 @@ async def read_whole(reply: Reply, limit: int) -> bytes | None:
             return None
         pieces.append(piece)
     return b"".join(pieces)
+
+
+def names_a_member_twice(body: bytes, document: dict[str, Any]) -> bool:
+    """
+    Whether an object in the text has two members of one name (RFC 8259 section 4: which of them counts is not
+    known). Then the text has more members than what was read from it. Counted without a look at each: `":`
+    stands only between a name and its value, once the text has no blanks and no escaped quotation marks.
+    """
+    try:
+        return _members(msgspec.json.format(body, indent=-1)) != _members(msgspec.json.encode(document))
+    except (msgspec.DecodeError, UnicodeEncodeError):  # half a surrogate pair, which `parsed` accepts
+        return _looked_through(body)
+
+
+def _looked_through(body: bytes) -> bool:
+    twice = False
+
+    def members(pairs: list[tuple[str, Any]]) -> None:
+        nonlocal twice
+        twice = twice or len({name for name, _ in pairs}) < len(pairs)
+
+    json.loads(body.decode("utf-8"), object_pairs_hook=members)
+    return twice
+
+
+def _members(text: bytes) -> int:
+    if b"\\" in text:
+        text = text.replace(b"\\\\", b"").replace(b'\\"', b"")
+    return text.count(b'":')
+
+
+def age_of(headers: Headers) -> float:
+    """What a cache in between says that its reply was old by when it sent it (RFC 9111 section 5.1)."""
+    value = h.first(headers, b"age")
+    first = value.partition(b",")[0].strip() if value is not None else b""
+    return float(first) if first.isdigit() else 0.0
 
 
 def retry_after(value: bytes | None, now: float) -> float | None:

@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import NamedTuple
 
-from gateway.state.store import Accepted, Key, Pause, Reading, Refusal, Stamp, View
+from gateway.state.store import Accepted, Key, Pause, Reading, Refusal, Stamp, Suspension, View
 
 # What an entry costs beside its body: the key, the reading, the tables' links. Measured, rounded up.
 OVERHEAD = 1280
@@ -42,6 +42,8 @@ class MemoryStore:
         # readings, what was set longest ago of the others. No cache class, since every fill asks them.
         self._readings: OrderedDict[Key, Reading] = OrderedDict()
         self._generations: OrderedDict[str, int] = OrderedDict()
+        # Of those that a write has suspended, the generation that it may give back.
+        self._suspended: dict[str, int] = {}
         self._accepted: OrderedDict[tuple[str, ...], Accepted] = OrderedDict()
         self._pauses: OrderedDict[str, Pause] = OrderedDict()
         # What holds for all whose accepted value was dropped, once that has happened.
@@ -74,14 +76,16 @@ class MemoryStore:
         generation = self._generations[conversation] = next(self._numbers)
         self._generations.move_to_end(conversation)
         if len(self._generations) > self._max_entries:
-            self._generations.popitem(last=False)
+            dropped, _ = self._generations.popitem(last=False)
+            self._suspended.pop(dropped, None)
         return generation
 
     async def put(self, key: Key, reading: Reading) -> bool:
-        if self._generations.get(key.conversation) != reading.generation:
+        oldest = self._suspended.get(key.conversation) or self._generations.get(key.conversation)
+        if oldest is None or reading.generation < oldest:
             return False
         kept = self._readings.get(key)
-        if kept is not None and kept.generation == reading.generation and kept.started > reading.started:
+        if kept is not None and kept.generation >= reading.generation and kept.started > reading.started:
             return False
         size = _size(reading)
         if size > self._max_bytes:
@@ -100,8 +104,22 @@ class MemoryStore:
     async def invalidate(self, conversation: str | None) -> None:
         if conversation is None:
             self._generations.clear()
+            self._suspended.clear()
         else:
+            self._suspended.pop(conversation, None)
             self._next_generation(conversation)
+
+    async def suspend(self, conversation: str) -> Suspension:
+        before = self._generations.get(conversation)
+        if before is None:
+            before = self._next_generation(conversation)
+        self._suspended[conversation] = before
+        return Suspension(conversation, before, self._next_generation(conversation))
+
+    async def reinstate(self, suspension: Suspension) -> None:
+        if self._generations.get(suspension.conversation) == suspension.generation:
+            self._generations[suspension.conversation] = suspension.before
+            self._suspended.pop(suspension.conversation, None)
 
     async def accept(self, subject: tuple[str, ...], value: str | None, settle: float) -> None:
         since = self.now()

@@ -26,8 +26,9 @@ class Key(Struct, frozen=True):
 class Reading(Struct, frozen=True, eq=False, weakref=True):
     """
     A conversation as the upstream showed it to one caller. `started` and `generation` are the Stamp that was
-    taken before its GET began: age counts from there (RFC 9111 section 4.2.3). `learned`: the GET was a
-    client's own. Two are never equal, so that what is derived from one can be remembered beside it.
+    taken before its GET began: age counts from there, and `age` is what it was old by then, where a cache in
+    between says so (RFC 9111 section 4.2.3). `learned`: the GET was a client's own. `ambiguous`: an object in
+    it has a member twice. Two are never equal, so that what is derived from one can be remembered beside it.
     """
 
     body: bytes
@@ -35,6 +36,8 @@ class Reading(Struct, frozen=True, eq=False, weakref=True):
     generation: int
     etag: bytes | None = None
     learned: bool = False
+    age: float = 0.0
+    ambiguous: bool = False
 
 
 class Accepted(Struct, frozen=True):
@@ -70,10 +73,18 @@ class Stamp(Struct, frozen=True):
     generation: int
 
 
+class Suspension(Struct, frozen=True):
+    """A write to the conversation is in flight: its generation until then (`before`), and the one since."""
+
+    conversation: str
+    before: int
+    generation: int
+
+
 class View(Struct, frozen=True, gc=False):  # made for each fill, and never part of a cycle
     """
     All that one fill needs to know, as it was at one moment, `time`. `reading` is whatever is kept for the
-    key: it may be too old, and of an earlier generation. `pause` has not ended.
+    key: it may be too old, and of an earlier generation, which is a lesser number. `pause` has not ended.
     """
 
     time: float
@@ -89,6 +100,9 @@ class Store(Protocol):
     Each ends in bounded time, or raises StoreUnavailable; then it may have been done, or not.
 
     `invalidate` and `accept` are done once they are called, also when the caller is cancelled meanwhile.
+
+    A write suspends the conversation before it leaves. If the process dies then, or can't tell how it ended,
+    it stays so, and nothing that was read before is used again: only `reinstate` gives it back.
 
     What is kept is bounded, and any of it may be dropped to make room:
     - a conversation whose generation was dropped gets a new one, never one that it had before;
@@ -118,13 +132,25 @@ class Store(Protocol):
     async def put(self, key: Key, reading: Reading) -> bool:
         """
         False, and nothing kept, when the conversation was invalidated since the reading's stamp was taken, or
-        a reading of the same generation is kept that began later.
+        a reading is kept that began later, in the same generation or a later one.
+        """
+
+    async def suspend(self, conversation: str) -> Suspension:
+        """
+        The conversation gets a new generation, as with `invalidate`; but what is of the one before may still
+        be put, and `reinstate` makes it good again.
+        """
+
+    async def reinstate(self, suspension: Suspension) -> None:
+        """
+        The write changed nothing: the generation from before it is the current one again, unless the
+        conversation got another one since. What was read meanwhile stays good too. It may be lost.
         """
 
     async def invalidate(self, conversation: str | None) -> None:
         """
-        The conversation (None: each of them) gets a new generation, so that no reading of it that is kept
-        or under way is of the current one any more (S3).
+        The conversation (None: each of them) gets a new generation, a greater number, so that no reading of
+        it that is kept or under way is of the current one any more (S3).
         """
 
     async def accept(self, subject: tuple[str, ...], value: str | None, settle: float) -> None:

@@ -388,5 +388,6 @@ async def test_a_method_override_is_a_write_where_either_method_is_and_never_pri
 
         overridden = await client.patch(PARTICIPANT, content=BODY, headers={**TOKEN, name: "DELETE"})
         assert overridden.headers["gateway-rewrite"].endswith("skipped=method-override")
+        assert overridden.status_code == 415
         reply = await client.patch(PARTICIPANT, content=BODY, headers=TOKEN)
-        assert "source=lookup" in reply.headers["gateway-rewrite"]
+        assert "source=cache" in reply.headers["gateway-rewrite"]

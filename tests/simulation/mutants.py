@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,7 @@ from gateway.state.credentials import CredentialFingerprints
 from gateway.state.locks import MemoryLock, MemoryLocks
 from gateway.state.lookup import LookupRequest, Lookups
 from gateway.state.memory import MemoryStore
-from gateway.state.store import Key, Reading, Stamp, Store, View
+from gateway.state.store import Key, Reading, Stamp, Store, Suspension, View
 from gateway.upstream.reply import Reply
 from gateway.upstream.transport import BeforeSend, Transport
 from tests.simulation.schedule import Schedule, Terms
@@ -88,9 +89,9 @@ class NoCredential(CredentialFingerprints):
 class AgeFromTheEnd(Lookups):
     """The age counts from when the GET was answered."""
 
-    async def _get(self, key: Key, *rest: Any) -> Reading:
-        reading = structs.replace(await super()._get(key, *rest), started=self.now())
-        await self._store.put(key, reading)
+    async def _get(self, request: LookupRequest, *rest: Any) -> Reading:
+        reading = structs.replace(await super()._get(request, *rest), started=self.now())
+        await self._store.put(request.key, reading)
         return reading
 
 
@@ -111,7 +112,7 @@ class Trusting(MemoryStore):
 
 class TwoSteps(Trusting):
     async def put(self, key: Key, reading: Reading) -> bool:
-        if self._generations.get(key.conversation) != reading.generation:
+        if self._generations.get(key.conversation, math.inf) > reading.generation:
             return False
         await asyncio.sleep(0.01)
         self._readings[key] = reading
@@ -132,6 +133,25 @@ def _delete(store: MemoryStore, conversation: str | None) -> None:
     for key in list(store._readings):
         if conversation in {None, key.conversation}:
             del store._readings[key]
+
+
+class NoSweeps(Lookups):
+    """A write that names no conversation makes nothing forgotten."""
+
+    async def invalidate_after(self, conversation: str | None) -> None:
+        if conversation is not None:
+            await super().invalidate_after(conversation)
+
+
+class NothingRefused(MemoryStore):
+    """What a write suspended is given back, whatever came of it."""
+
+    async def suspend(self, conversation: str) -> Suspension:
+        generation = (await self.stamp(conversation)).generation
+        return Suspension(conversation, generation, generation)
+
+    async def invalidate(self, conversation: str | None) -> None:
+        """Every write counts as refused."""
 
 
 class Careless(Lookups):
@@ -198,6 +218,8 @@ MUTANTS: dict[str, Mutant] = {
     "age from the end of the GET": Mutant(promise="S2", parts=Parts(lookups=AgeFromTheEnd)),
     "check and store in two steps": Mutant(promise="S5", store=_store(TwoSteps)),
     "retry after a timeout": Mutant(promise="C2", transport=Retrying),
+    "writes that name no conversation do not sweep": Mutant(promise="S3", parts=Parts(lookups=NoSweeps)),
+    "every write counts as refused": Mutant(promise="S5", store=_store(NothingRefused)),
     "what the store missed is forgotten": Mutant(promise="S5", parts=Parts(lookups=Careless)),
 }
 # Not the gateway's store, but one that is as right, and that the two steps would be taken in.

@@ -136,14 +136,20 @@ class Evidence:
         return found
 
     def _overtaken(self, patch: Sent) -> float:
-        writes = [*self.writes.get(patch.about.conversation, ())]
-        if not self.history.schedule.climate.store:
-            # With a store elsewhere a write to all begins a while before it is seen here; others keep order.
-            writes += self.writes.get(None, ())
-        return max(
-            (write.begun for write in writes if write is not patch and write.begun < _left(patch)),
-            default=-math.inf,
-        )
+        """A write that names no conversation counts from its answer; and none that was refused does."""
+        moments = [
+            write.begun
+            for write in self.writes.get(patch.about.conversation, ())
+            if write is not patch and not self.left_all(write)
+        ]
+        moments += [_end(write) for write in self.writes.get(None, ()) if not self.left_all(write)]
+        return max((moment for moment in moments if moment < _left(patch)), default=-math.inf)
+
+    def left_all(self, sent: Sent) -> bool:
+        """S5: what was read before is as good as it was: it was refused, or filled and accepted."""
+        if sent.number in self.added:
+            return sent.accepted and not self.request(sent).changing
+        return sent.refused
 
     def _invalidated(self, patch: Sent) -> float:
         """
@@ -156,7 +162,7 @@ class Evidence:
             if about.kind in {"read", "other"} or about.conversation not in {patch.about.conversation, None}:
                 continue
             changing = self.request(sent).changing
-            keeps = sent.number in self.added and sent.accepted and not changing
+            keeps = self.left_all(sent)
             until = _left(patch) if changing else patch.begun
             if not keeps and _end(sent) < until and (changing or not self.history.schedule.climate.store):
                 latest = max(latest, _end(sent))
@@ -188,7 +194,8 @@ def s1(evidence: Evidence) -> Iterator[Violation]:
 def s2(schedule: Schedule, fill: Filled, read: Sent) -> bool:
     """
     A filled value was read from the upstream at most `max_age` before the call was forwarded (look-up
-    start to forward); with 0 by a fresh GET for this call, which is forwarded as soon as it is answered.
+    start to forward), or by a look-up that began after the call had arrived; with 0 by such a GET, and the
+    call is forwarded as soon as it is answered.
     """
     max_age = schedule.terms.max_age
     if max_age == 0:
@@ -204,13 +211,17 @@ def s2(schedule: Schedule, fill: Filled, read: Sent) -> bool:
         )
         try_acquire = read.complete is not None and fill.sent.begun - read.complete < PROMPT
         return read.begun > fill.told.arrived and not read.learned and (try_acquire or waits)
-    return _left(fill.sent) - read.begun <= max_age + MOMENT
+    if _left(fill.sent) - read.begun <= max_age + MOMENT:
+        return True
+    # Nothing was fresher when it was there; after a wait of more than max_age, something would be.
+    waited = _left(fill.sent) - (math.inf if read.complete is None else read.complete)
+    return read.begun >= fill.told.arrived and not read.learned and waited <= max_age + MOMENT
 
 
 def s3(schedule: Schedule, fill: Filled, read: Sent) -> bool:
     """
     It was never read before the latest write to that conversation that passed through the gateway, by
-    whichever caller, began.
+    whichever caller, began. What was refused is no write; what names no conversation counts from its answer.
     """
     return read.begun > fill.overtaken
 
@@ -219,7 +230,8 @@ def s5(schedule: Schedule, fill: Filled, read: Sent) -> bool:
     """
     After a write with an explicit value was accepted, its value is the last one for `settle`: a fill in that
     time needs a fresh look-up that agrees with it, and what was read in that time and did not agree is of
-    no use later. After any other unsafe call, or a refused or unknown outcome, the entry is invalidated.
+    no use later. After any other unsafe call that was accepted, failed or has an unknown outcome, and after a
+    filled one that was refused, the entry is invalidated.
     """
     if read.begun < fill.invalidated:
         return False

@@ -1,6 +1,6 @@
 """
 The promises about state in virtual time: random schedules, the schedules that random search would miss,
-and nine gateways with a guard less that must be found out.
+and the gateways with a guard less that must be found out.
 
 A failure prints its seed; `python -m benchmarks.simulate --seed S --schedules 1 --trace` tells it.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -495,3 +496,44 @@ def test_a_generation_that_was_evicted_never_comes_back() -> None:
     history = kept(*schedule, **rest)
     assert states(history, "r") == ["s5"]
     assert "S3" in promises(broken(played(*schedule, mutant=reused, **rest)))
+
+
+REFUSED = (Fate(status=401),)
+
+
+@pytest.mark.parametrize("write", [bulk("w", 0.1), other("w", 0.1), explicit("w", 0.1, "s5")])
+def test_a_write_that_the_upstream_refused_makes_nothing_forgotten(write: Request) -> None:
+    history = kept(legacy("r1", 0.0), write, legacy("r2", 0.2), fates={"w": REFUSED})
+
+    assert len(look_ups(history)) == 1
+    assert states(history, "r2") == ["s1"]
+
+
+def test_a_look_up_in_flight_is_not_overtaken_by_a_write_that_is_refused() -> None:
+    history = kept(legacy("r", 0.0), explicit("w", 0.01, "s5"), fates={"r": (SLOW,), "w": REFUSED})
+
+    assert len(look_ups(history)) == 1
+    assert states(history, "r") == ["s1"]
+
+
+@pytest.mark.parametrize("status", [303, 408, 500])
+def test_a_write_that_was_not_refused_makes_all_forgotten(status: int) -> None:
+    history = kept(legacy("r1", 0.0), bulk("w", 0.1), legacy("r2", 0.2), fates={"w": (Fate(status=status),)})
+
+    assert len(look_ups(history)) == 2
+
+
+def test_a_burst_in_on_reject_costs_one_look_up() -> None:
+    burst = [legacy(f"r{n}", 0.003 * n) for n in range(40)]
+    history = kept(*burst, fates={call.id: (Fate(status=400),) for call in burst}, mode="on_reject")
+
+    assert len(look_ups(history)) == 1
+    assert all(states(history, call.id) == [None, "s1"] for call in burst)
+
+
+def test_one_credential_makes_all_forgotten_only_so_often_and_the_rest_waits() -> None:
+    history = kept(*[bulk(f"b{n}", 0.001 * n) for n in range(20)], legacy("r", 0.5))
+
+    sent = [sends(history, f"b{n}")[0].begun for n in range(12)]
+    assert all(later - earlier > 0.45 for earlier, later in pairwise(sent[1:]))
+    assert {history.told[f"b{n}"].refusal for n in range(13, 20)} == {"unnamed-writes-limited"}

@@ -86,6 +86,11 @@ class Sent:
     def accepted(self) -> bool:
         return self.status is not None and 200 <= self.status < 300
 
+    @property
+    def refused(self) -> bool:
+        """It changed nothing; of what was not read in time (408) nobody knows."""
+        return self.status is not None and 400 <= self.status < 500 and self.status != 408
+
 
 @dataclass(slots=True)
 class SimulatedBody:

@@ -193,6 +193,31 @@ class StoreContract:
         assert (await store.stamp("c1")).generation != before.generation
         assert not await store.put(KEY, before)
 
+    # --- writes in flight
+
+    async def test_what_a_refused_write_suspended_is_good_again_and_what_was_read_meanwhile_too(self) -> None:
+        store = self.make()
+        await store.put(KEY, await reading(store, KEY))
+        suspension = await store.suspend("c1")
+        view = await store.view(KEY, WHOSE)
+        assert shown(view) is None
+        meanwhile = await reading(store, KEY, b"meanwhile")
+        await store.reinstate(suspension)
+        view = await store.view(KEY, WHOSE)
+        assert view.reading is not None
+        assert view.reading.generation >= view.generation
+        assert await store.put(KEY, meanwhile)
+
+    @pytest.mark.parametrize("which", ["c1", None])
+    async def test_what_was_invalidated_meanwhile_is_not_reinstated(self, which: str | None) -> None:
+        store = self.make()
+        before = await reading(store, KEY)
+        suspension = await store.suspend("c1")
+        await store.invalidate(which)
+        await store.reinstate(suspension)
+        assert not await store.put(KEY, before)
+        assert shown(await store.view(KEY, WHOSE)) is None
+
     # --- accepted values
 
     async def test_the_value_that_was_accepted_last_is_told_of_its_subject_alone(self) -> None:

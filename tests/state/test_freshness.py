@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from gateway.state.freshness import is_fresh, is_settled, may_join
+from gateway.state.freshness import is_fresh, is_settled, may_have_changed, may_join
 from gateway.state.store import Accepted, Reading
 
 TIMES = st.integers(0, 30).map(lambda tenths: 100 + tenths / 10)
@@ -36,14 +36,17 @@ def test_nothing_is_fresh_that_a_write_overtook(
 ) -> None:
     """S3, however young it is."""
     if is_fresh(reading, generation, max_age, since, now):
-        assert reading.generation == generation
+        assert reading.generation >= generation
 
 
 @given(READINGS, AGES.filter(bool), TIMES, TIMES)
 def test_what_is_fresh_began_at_most_max_age_ago(
     reading: Reading, max_age: float, since: float, now: float
 ) -> None:
-    assert is_fresh(reading, reading.generation, max_age, since, now) == (now - reading.started <= max_age)
+    young = now - reading.started <= max_age
+    asked_since = reading.started >= since and not reading.learned
+
+    assert is_fresh(reading, reading.generation, max_age, since, now) == (young or asked_since)
 
 
 @given(READINGS, TIMES, TIMES)
@@ -139,11 +142,50 @@ def test_what_a_call_joins_gives_it_a_reading_that_is_fresh_now_and_began_late_e
         assert started >= not_before
 
 
+@given(READINGS, GENERATIONS, AGES, TIMES, TIMES, st.sampled_from([1.0, 60.0]))
+def test_what_a_cache_in_between_had_kept_is_as_much_older(
+    reading: Reading, generation: int, max_age: float, since: float, now: float, age: float
+) -> None:
+    """S2, RFC 9111 section 4.2.3."""
+    kept = replace(reading, age=age)
+    older = replace(reading, started=reading.started - age)
+
+    assert is_fresh(kept, generation, max_age, since, now) == is_fresh(older, generation, max_age, since, now)
+
+
+@pytest.mark.parametrize(
+    ("status", "unfilled", "filled", "both"),
+    [
+        (None, True, True, True),
+        (200, True, False, True),
+        (202, True, False, True),
+        (303, True, True, True),
+        (400, False, True, True),
+        (401, False, True, True),
+        (404, False, True, True),
+        (408, True, True, True),
+        (409, False, True, True),
+        (429, False, True, True),
+        (500, True, True, True),
+        (503, True, True, True),
+    ],
+)
+def test_only_what_may_have_changed_the_state_makes_the_gateway_forget(
+    status: int | None, unfilled: bool, filled: bool, both: bool
+) -> None:
+    """S5. `both`: it was filled, and says something of the state itself."""
+    assert may_have_changed(status, filled=False, changing=False) is unfilled
+    assert may_have_changed(status, filled=False, changing=True) is unfilled
+    assert may_have_changed(status, filled=True, changing=False) is filled
+    assert may_have_changed(status, filled=True, changing=True) is both
+
+
 @given(TIMES, AGES, TIMES)
 def test_a_call_joins_what_begins_right_now(started: float, max_age: float, since: float) -> None:
     assert may_join(max(started, since), max_age, since, -math.inf, max(started, since))
 
 
 def test_nobody_waits_for_a_look_up_that_hangs_once_its_reading_would_be_too_old() -> None:
-    assert may_join(100.0, 1.0, 0.0, -math.inf, 100.9)
-    assert not may_join(100.0, 1.0, 0.0, -math.inf, 101.0)
+    assert may_join(100.0, 1.0, 100.5, -math.inf, 100.9)
+    assert not may_join(100.0, 1.0, 100.5, -math.inf, 101.0)
+    assert may_join(100.0, 1.0, 99.5, -math.inf, 101.0)

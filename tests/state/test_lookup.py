@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from gateway import paths as templates
 from gateway.admin.metrics import Counts
-from gateway.errors import ConnectionTerminated, LookupFailed
+from gateway.errors import ConnectionTerminated, LookupFailed, ReadTimeout
 from gateway.http.headers import Fields, Header, Headers
 from gateway.repairs import Fill, Unfilled
 from gateway.rules import FillTarget
@@ -35,6 +35,7 @@ from gateway.state.lookup import (
 )
 from gateway.state.memory import MemoryStore
 from gateway.state.store import Key, Reading
+from gateway.state.sweeps import SweepRate
 from gateway.upstream.reply import Reply
 from tests.simulation.plays import kept, legacy, look_ups, read, sends
 from tests.simulation.schedule import Fate
@@ -106,6 +107,7 @@ class Bench:
             counts=self.counts,
             max_body=1024,
             max_pause=60.0,
+            sweeps=SweepRate(2, 5.0, lambda: self.now),
         )
 
     def request(self, caller: str = "A", participant: str = "p1", **fill: Any) -> LookupRequest:
@@ -320,7 +322,7 @@ async def test_a_reading_that_a_write_overtook_is_revalidated_too() -> None:
     bench.transport.will(304)
 
     old = await bench.result()
-    await bench.lookups.invalidate("c1")
+    await bench.lookups.invalidate_after("c1")
     assert not await bench.lookups.usable(LookupResults({"state": old}))
     assert await bench.lookups.usable(LookupResults({"state": await bench.result()}))
 
@@ -351,7 +353,7 @@ async def test_another_etag_makes_another_patch_of_the_same_value_but_only_the_o
     request = bench.request(guarded=True)
 
     def found(value: str, etag: bytes) -> LookupResult:
-        return LookupResult(request, value, Reading(b"", 0.0, 1, etag), "lookup")
+        return LookupResult(request, value, Reading(b"", 0.0, 1, etag), "lookup", 0.0)
 
     one = LookupResults({"state": found("connected", b'"1"'), "held": found("yes", b'"1"')})
     assert one.differ(LookupResults({"state": found("connected", b'"2"'), "held": found("yes", b'"2"')}))
@@ -447,7 +449,7 @@ async def test_what_was_read_later_is_not_replaced_by_what_a_client_read_before(
 async def test_what_a_client_began_to_read_before_a_write_is_not_learned() -> None:
     bench = Bench()
     early = await read_by_a_client(bench, document())
-    await bench.lookups.invalidate("c1")
+    await bench.lookups.invalidate_after("c1")
 
     await bench.lookups.prime(Key("c1", TARGET, "A"), early, None)
 
@@ -553,3 +555,48 @@ async def test_closing_ends_every_look_up_also_one_that_another_has_taken_the_pl
 
     assert bench.transport.ended == 3
     await asyncio.gather(*waiting, return_exceptions=True)
+
+
+# --- caches in between, members given twice, the look-up's own timeout
+
+
+async def test_a_reply_that_a_cache_kept_for_longer_than_max_age_is_a_failed_look_up_that_names_it() -> None:
+    bench = Bench()
+    bench.transport.will(200, document(), JSON, (b"age", b"2"))
+
+    with pytest.raises(LookupFailed, match=r"a cache between .* \(Age: 2\)"):
+        await bench.result()
+
+
+async def test_the_age_that_a_cache_tells_counts() -> None:
+    bench = Bench()
+    bench.transport.will(200, document(), JSON, (b"age", b"2"))
+    bench.transport.will(200, document(), JSON)
+
+    assert (await bench.result(max_age=3.0)).change(bench.now).record["age_ms"] == 2000
+    bench.now += 1.5
+    assert (await bench.result(max_age=3.0)).source == "lookup"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"id":"c1","participants":[{"id":"p1","state":"active","state":"connected"}]}',
+        b'{"id":"c1","participants":[{"id":"p1","st\\u0061te":"active", "state" : "connected"}]}',
+        b'{"id":"c1","participants":[],"participants":[{"id":"p1","state":"connected"}]}',
+        b'{"id":"c1","participants":[{"id":"p1","state":"connected","a":"\\ud800","a":1}]}',
+    ],
+)
+async def test_a_member_given_twice_is_ambiguous_and_not_the_last_one(body: bytes) -> None:
+    bench = Bench()
+    bench.transport.will(200, body, JSON)
+
+    assert await bench.lookups.look_up(bench.request()) == Unfilled("state-ambiguous")
+
+
+async def test_a_look_up_that_takes_too_long_names_its_setting() -> None:
+    bench = Bench(Scripted(hangs=True))
+
+    with pytest.raises(ReadTimeout, match=r"lookup_timeout \(0.01 s\)"):
+        await bench.result(lookup_timeout=0.01)
+    assert bench.transport.ended == 1

@@ -16,6 +16,7 @@ from gateway.repairs import Unfilled
 from gateway.state.lookup import LookupRefused, LookupResult, LookupResults, Lookups
 from gateway.state.memory import MemoryStore
 from gateway.state.store import Key, Reading, Store
+from gateway.state.sweeps import SweepRate
 from tests.state.test_lookup import JSON, TARGET, Bench, document
 from tests.support.stores import FailingStore, Failure, LateStore
 
@@ -36,6 +37,7 @@ class Failing(Bench):
             counts=self.counts,
             max_body=1024,
             max_pause=60.0,
+            sweeps=SweepRate(2, 5.0, lambda: self.now),
         )
 
     def fail(self, *names: str, how: Failure = "not done") -> None:
@@ -107,13 +109,12 @@ async def test_a_client_s_own_get_goes_on_and_is_not_kept() -> None:
     assert bench.counts["gateway_lookups_total", "learned"] == 0
 
 
-@pytest.mark.parametrize("conversation", ["c1", None])
-async def test_a_write_that_cannot_invalidate_must_not_leave(conversation: str | None) -> None:
+async def test_a_write_that_cannot_suspend_must_not_leave() -> None:
     bench = Failing()
-    bench.fail("invalidate")
+    bench.fail("suspend")
 
     with pytest.raises(StoreUnavailable):
-        await bench.lookups.invalidate(conversation)
+        await bench.lookups.begin_write("c1", "A", exclusive=True)
     assert bench.missed == 0, "it did not leave"
 
 
@@ -187,7 +188,7 @@ async def test_a_newer_accepted_value_is_not_replaced_by_one_that_was_missed() -
     bench.fail("accept")
     await bench.lookups.accept("c1", target, "alerting")
     bench.failing.clear()
-    await bench.lookups.invalidate("c1")
+    await bench.lookups.begin_write("c1", "A", exclusive=True)
     await bench.lookups.accept("c1", target, "active")
     bench.shows("active")
 
@@ -234,7 +235,13 @@ async def test_no_more_is_missed_than_calls_were_in_flight_at_once(share: float)
         MemoryStore(1_000, 2**20, lambda: 0.0), lambda name: "not done" if rng.random() < share else None
     )
     lookups = Lookups(
-        store, Bench().transport, wall=lambda: 0.0, counts=Counts(), max_body=1024, max_pause=60.0
+        store,
+        Bench().transport,
+        wall=lambda: 0.0,
+        counts=Counts(),
+        max_body=1024,
+        max_pause=60.0,
+        sweeps=SweepRate(2, 5.0, lambda: 0.0),
     )
     target, most, left = Bench().request().target, 0, 0
 
@@ -243,7 +250,7 @@ async def test_no_more_is_missed_than_calls_were_in_flight_at_once(share: float)
         for number in range(400):
             conversation = f"c{kind}-{number}"
             try:
-                await lookups.invalidate(conversation)
+                await lookups.begin_write(conversation, "A", exclusive=True)
             except StoreUnavailable:
                 continue
             await asyncio.sleep(0)

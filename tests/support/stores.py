@@ -8,7 +8,7 @@ from random import Random
 from typing import Any, Literal, TypeVar
 
 from gateway.errors import StoreUnavailable
-from gateway.state.store import Key, Reading, Refusal, Stamp, Store, View
+from gateway.state.store import Key, Reading, Refusal, Stamp, Store, Suspension, View
 
 Done = TypeVar("Done")
 # Whether a failed call was never done, or was done and only its reply lost.
@@ -59,6 +59,12 @@ class LateStore:
     async def put(self, key: Key, reading: Reading) -> bool:
         return await self._there_and_back(lambda: self._store.put(key, reading))
 
+    async def suspend(self, conversation: str) -> Suspension:
+        return await self._there_and_back(lambda: self._store.suspend(conversation))
+
+    async def reinstate(self, suspension: Suspension) -> None:
+        await self._there_and_back(lambda: self._store.reinstate(suspension))
+
     async def invalidate(self, conversation: str | None) -> None:
         await self._for_certain(lambda: self._store.invalidate(conversation))
 
@@ -101,6 +107,12 @@ class FailingStore:
 
     async def put(self, key: Key, reading: Reading) -> bool:
         return await self._maybe("put", lambda: self._store.put(key, reading))
+
+    async def suspend(self, conversation: str) -> Suspension:
+        return await self._maybe("suspend", lambda: self._store.suspend(conversation))
+
+    async def reinstate(self, suspension: Suspension) -> None:
+        await self._maybe("reinstate", lambda: self._store.reinstate(suspension))
 
     async def invalidate(self, conversation: str | None) -> None:
         await self._maybe("invalidate", lambda: self._store.invalidate(conversation))
