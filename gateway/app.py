@@ -140,6 +140,8 @@ def build(
     credentials = parts.credentials(
         settings.upstream.url,
         settings.credentials.headers,
+        settings.credentials.ignore,
+        settings.credentials.query,
         key=credential_key or secrets.token_bytes(32),
     )
     lifecycle = _lifecycle(settings, lookups, locks, transport, credentials, audit, clock, counts)
