@@ -146,6 +146,8 @@ def build(
     credentials = parts.credentials(
         settings.upstream.url,
         settings.credentials.headers,
+        settings.credentials.ignore,
+        settings.credentials.query,
         key=credential_key or secrets.token_bytes(32),
     )
     # Only while a call waits for a connection it matters who holds one for nothing.

@@ -119,7 +119,8 @@ def explain_(
     except OSError as error:
         raise fail(f"gateway explain: {error}") from None
     limit = settings.limits.max_body
-    show(explain(Rules(settings.rules, limit), method, target, headers, body, state, limit))
+    query = settings.credentials.query
+    show(explain(Rules(settings.rules, limit), method, target, headers, body, state, limit, query))
 
 
 def show(told: Explanation) -> None:

@@ -19,7 +19,7 @@ import yaml
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from gateway import paths as templates
-from gateway.http.grammar import TCHAR
+from gateway.http.grammar import NEVER_IGNORED, TCHAR
 from gateway.repairs.fill import FillSettings
 from gateway.rules import RuleSettings
 from gateway.units import Duration, Section, Size, Timeout, at_least_one, checked
@@ -103,6 +103,21 @@ class StateCacheSettings(Section):
 
 class CredentialSettings(Section):
     headers: tuple[FieldName, ...] = ()
+    ignore: tuple[FieldName, ...] = ()
+    query: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+
+    @model_validator(mode="after")
+    def _nothing_ignored_that_authenticates(self) -> CredentialSettings:
+        counted = {name.lower() for name in self.headers}
+        errors = []
+        for i, name in enumerate(self.ignore):
+            if name.lower().encode() in NEVER_IGNORED:
+                errors.append(f"ignore[{i}]: expected no field that says who calls or whom, got {name!r}")
+            elif name.lower() in counted:
+                errors.append(f"ignore[{i}]: expected no field that credentials.headers names, got {name!r}")
+        if errors:
+            raise ValueError("\n".join(errors))
+        return self
 
 
 class AuditSettings(Section):

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gateway.errors import BodyTooLarge, GatewayError
+from gateway.http.forwarding import carried_query
 from gateway.http.headers import Fields, Header
-from gateway.repairs import diagnose, rewrite
+from gateway.repairs import diagnose, left_as_it_is, rewrite
 from gateway.repairs.call import Call, Change
 from gateway.rules import Rules
 
@@ -36,8 +37,12 @@ def explain(
     body: bytes,
     state: str | None,
     max_body: int,
+    query: Sequence[str] = (),
 ) -> Explanation:
-    """`target` as it is on the wire; `state`: what the look-up is taken to find, None if unknown."""
+    """
+    `target` as it is on the wire; `state`: what the look-up is taken to find, None if unknown; `query`: the
+    parameters that go on to it.
+    """
     raw = target.encode("ascii")
     call = Call(method.encode(), raw, Fields(headers), body)
     route = rules.match(method, raw.partition(b"?")[0])
@@ -48,11 +53,15 @@ def explain(
         if len(body) > max_body:
             raise BodyTooLarge(f"the body has {len(body)} bytes, limits.max_body is {max_body}")
         found = diagnose(call, rule.repairs)
+        carried = carried_query(raw, query)
+        if carried is None and found.missing:
+            found = left_as_it_is(found, call, "credential-in-query")
     except GatewayError as error:
         return Explanation(rule.name, rule.mode, call, refused=error)
     if found.nothing_to_repair:
         return Explanation(rule.name, rule.mode, call, reason=found.reason)
-    looks_up = tuple(route.targets[missing.field].target.decode() for missing in found.missing)
+    asked = f"?{carried.decode()}" if carried else ""
+    looks_up = tuple(route.targets[missing.field].target.decode() + asked for missing in found.missing)
     values: dict[str, tuple[str, Change]] = {}
     reason = found.unfilled
     for missing in found.missing:

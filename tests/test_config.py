@@ -646,3 +646,13 @@ def test_the_schema_says_what_is_refused() -> None:
     fills = schema["$defs"]["FillSettings"]["properties"]
     assert "from" in fills
     assert "source" not in fills
+
+
+@pytest.mark.parametrize("name", ["Authorization", "COOKIE", "Proxy-Authorization", "host", "X-Trace"])
+def test_what_says_who_calls_or_is_to_count_cannot_be_ignored(name: str) -> None:
+    document = f"""
+upstream: {{url: http://127.0.0.1:9000}}
+credentials: {{headers: [x-trace], ignore: [X-Fine, {name}]}}
+"""
+    with pytest.raises(ConfigError, match=r"credentials\.ignore\[1\]: expected no field"):
+        config.parse(document, {})

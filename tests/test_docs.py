@@ -150,6 +150,7 @@ GIVEN = {
     "NotAnObject": 0,
     "Unfilled": 0,
     "LookupResults": 1,
+    "left_as_it_is": 2,
     "untouched": 1,
     "record_skip": 1,
     "record_reject": 1,

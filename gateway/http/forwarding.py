@@ -5,7 +5,10 @@ What an intermediary does to the fields of a message that it passes on (RFC 9110
 from __future__ import annotations
 
 import ipaddress
+import re
+from collections.abc import Container
 from dataclasses import dataclass
+from urllib.parse import unquote_to_bytes
 
 from msgspec import Struct
 
@@ -31,23 +34,43 @@ UNTRUSTED = REPLACED | FORWARDING
 TRUSTED = REPLACED | {b"forwarded", b"x-forwarded-for"}
 NOT_FOR_CLIENTS = HOP_BY_HOP | {b"gateway-rewrite"}
 
-# A look-up is a GET of the gateway's own: nothing of the PATCH's body (content-*), conditions or disguises
-# goes with it.
+# A look-up is a GET of the gateway's own: nothing of the PATCH's body, conditions, cache directives or
+# disguises goes with it.
 NOT_LOOKED_UP_WITH = METHOD_OVERRIDES | frozenset(
     {
         b"accept",
         b"accept-encoding",
+        b"cache-control",
+        b"content-length",
+        b"content-type",
         b"expect",
         b"idempotency-key",
-        b"if-match",
-        b"if-modified-since",
-        b"if-none-match",
-        b"if-range",
-        b"if-unmodified-since",
+        b"pragma",
         b"prefer",
         b"range",
     }
 )
+_NOT_LOOKED_UP_WITH_PREFIXES = (b"content-", b"if-")
+_LOOKED_UP_WITH = (
+    (b"accept", b"application/json"),
+    # A compressed reply could hide a bomb, and would have to be inflated before it is read.
+    (b"accept-encoding", b"identity"),
+    # What a cache in between has may be older than the state is allowed to be (RFC 9111 section 5.2.1.4).
+    (b"cache-control", b"no-cache"),
+)
+_PLAIN_RANGES = frozenset({b"*/*", b"application/*", b"application/json"})
+
+# Parameters of a query that are credentials as a rule, in lower case, without what is no letter or digit.
+_CREDENTIALS = frozenset(
+    {
+        "accesskey", "accesstoken", "apikey", "apitoken", "appkey", "assertion", "auth", "authkey",
+        "authorization", "authtoken", "awsaccesskeyid", "bearer", "clientsecret", "credential", "credentials",
+        "hmac", "idtoken", "jsessionid", "jwt", "key", "passwd", "password", "pwd", "secret", "session",
+        "sessionid", "sessiontoken", "sid", "sig", "sign", "signature", "subscriptionkey", "ticket", "token",
+        "usertoken", "xamzcredential", "xamzsecuritytoken", "xamzsignature", "xapikey", "xgoogcredential",
+        "xgoogsignature",
+    }
+)  # fmt: skip
 
 # Enough for every id that a tracing system makes, and nothing that needs quoting in a log.
 _ID = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~:/+=@")
@@ -169,12 +192,75 @@ def _escaped(value: bytes) -> bytes:
     return value.replace(b"\\", b"\\\\").replace(b'"', b'\\"')
 
 
+def looked_up_with(headers: Headers, unwanted: Container[bytes] = NOT_LOOKED_UP_WITH) -> list[Header]:
+    """What a look-up carries of the fields that go upstream with its call."""
+    return [
+        pair
+        for pair in headers
+        if (name := pair[0]) not in unwanted and not name.startswith(_NOT_LOOKED_UP_WITH_PREFIXES)
+    ]
+
+
 def lookup_request_headers(headers: Headers) -> list[Header]:
     """From fields that go upstream with the call: its caller and its trace, as a GET for plain JSON."""
-    result = [
-        pair for pair in headers if pair[0] not in NOT_LOOKED_UP_WITH and not pair[0].startswith(b"content-")
-    ]
-    result.append((b"accept", b"application/json"))
-    # A compressed reply could hide a bomb, and would have to be inflated before it is read.
-    result.append((b"accept-encoding", b"identity"))
-    return result
+    return [*looked_up_with(headers), *_LOOKED_UP_WITH]
+
+
+def carried_query(target: bytes, names: Container[str]) -> bytes | None:
+    """
+    What a look-up carries of its call's query: the parameters of these names, raw and in their order. None
+    where another looks like a credential, which the look-up would lack.
+    """
+    carried = []
+    for part in target.partition(b"?")[2].split(b"&"):
+        if _parameter(part) in names:
+            carried.append(part)
+        # Some upstreams read ";" as "&".
+        elif any(
+            re.sub("[^a-z0-9]", "", _parameter(one).lower()) in _CREDENTIALS for one in part.split(b";")
+        ):
+            return None
+    return b"&".join(carried)
+
+
+def _parameter(part: bytes) -> str:
+    return unquote_to_bytes(part.partition(b"=")[0].replace(b"+", b" ")).decode("utf-8", "replace")
+
+
+def is_like_lookup(headers: Headers) -> bool:
+    """
+    Whether a client's own GET with these fields gets what a look-up would get: the whole of the document, in
+    JSON as it is given to whoever asks for nothing more exact, and from no cache that it lets be stale.
+    """
+    accepts = None
+    for name, value in headers:
+        if name in {b"range", b"prefer"} or name.startswith(b"if-") or name in METHOD_OVERRIDES:
+            return False
+        if name == b"cache-control" and (b"stale" in value.lower() or b"cached" in value.lower()):
+            return False
+        if name == b"accept":
+            for member in value.split(b","):
+                kind, parameters = h.media_type(member)
+                exact = parameters.keys() - {b"q", b"charset"}
+                if kind.endswith(b"+json") or (kind in _PLAIN_RANGES and exact):
+                    return False
+                refused = parameters.get(b"q", b"1").rstrip(b"0").rstrip(b".") in {b"", b"0"}
+                if kind == b"application/json" and refused:
+                    return False
+                accepts = accepts or (kind in _PLAIN_RANGES and not refused)
+    return accepts is not False
+
+
+def varies_beyond(reply: Headers, headers: Headers, ignored: Container[bytes]) -> bool:
+    """
+    Whether the reply to a request with these fields may be another for a look-up, or for a caller who differs
+    in fields that are ignored (RFC 9110 section 12.5.5). A content coding does not count: it is taken off.
+    """
+    names = {name.lower() for name in h.members(reply, b"vary")} - {b"accept-encoding"}
+    if not names:
+        return False
+    looked_up = lookup_request_headers(headers)
+    return any(
+        name == b"*" or name in ignored or h.every(headers, name) != h.every(looked_up, name)
+        for name in names
+    )

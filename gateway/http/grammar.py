@@ -77,6 +77,8 @@ NEVER_NOMINATED: Final = frozenset(
         b"x-request-id",
     }
 )
+# Fields that always tell callers apart: they say who calls, or whom.
+NEVER_IGNORED: Final = frozenset({b"authorization", b"cookie", b"host", b"proxy-authorization"})
 NEVER_NOMINATED_PREFIXES: Final = (b"content-", b"gateway-", b"if-", b"x-forwarded-", b"x-real-")
 
 

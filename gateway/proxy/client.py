@@ -83,6 +83,7 @@ class Client:
     """One call's client. `fields` is name to value, the last line of a repeated field."""
 
     started = False
+    certificate = b""  # the client's, in TLS: no listener speaks it yet
     _ahead = b""
     _whole = False
 

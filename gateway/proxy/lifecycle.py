@@ -19,10 +19,10 @@ from collections import Counter
 from collections.abc import Callable
 
 from gateway.audit.writer import AuditLog
-from gateway.errors import DeadlineExceeded, GatewayError, LoopDetected
+from gateway.errors import BadRequest, DeadlineExceeded, GatewayError, LoopDetected
 from gateway.http import forwarding
 from gateway.http.forwarding import Hop
-from gateway.http.headers import method_overrides
+from gateway.http.headers import method_overrides, text
 from gateway.proxy.call_record import CallRecord
 from gateway.proxy.client import Client, ClientGone, ClientRequest
 from gateway.proxy.deadline import Deadline
@@ -30,7 +30,7 @@ from gateway.proxy.matched_call import MatchedCall
 from gateway.proxy.modes import MODES
 from gateway.proxy.passthrough import Passthrough
 from gateway.proxy.phases import HELD, Phases
-from gateway.repairs import Diagnosis, diagnose
+from gateway.repairs import Diagnosis, diagnose, left_as_it_is
 from gateway.repairs.call import Call
 from gateway.rules import RouteMatch, Rules
 from gateway.state.credentials import CredentialFingerprints
@@ -91,14 +91,22 @@ class Lifecycle:
             self._counts["gateway_clients_gone_total",] += 1
 
     async def _serve_matched(self, client: Client, route: RouteMatch) -> None:
-        credential = client.headers.derived(self._credentials.of)
+        headers = client.upstream_request_headers(self._hop)
+        if b"connection" in client.fields:
+            nominated = client.headers.derived(self._credentials.nominated)
+            if nominated is not None:
+                said = f"Connection names {text(nominated, 64)}, which may say who calls"
+                raise BadRequest(said)
+        query = self._credentials.carried_query(client.target) if client.path != client.target else b""
+        credential = self._credentials.of_call(headers, query or b"", client.certificate)
         record = CallRecord(client, route.rule, credential, self._clock())
         task, late = self._deadline.begin(), False
         try:
             try:
                 client.cancel_on_disconnect()
                 body = await client.read(self._max_body)  # read
-                matched = self._diagnosed(client, route, record, body)  # diagnose
+                call = Call(client.method.encode(), client.target, headers, body)
+                matched = self._diagnosed(client, route, record, call, query)  # diagnose
                 if matched.found.nothing_to_repair:
                     reply = await self._phases.untouched(matched, matched.found.reason)
                 else:
@@ -124,11 +132,15 @@ class Lifecycle:
             self._counts["gateway_matched_calls_total",] += 1
             record.record_outcome(self._audit, self._clock())
 
-    def _diagnosed(self, client: Client, route: RouteMatch, record: CallRecord, body: bytes) -> MatchedCall:
-        call = Call(client.method.encode(), client.target, client.upstream_request_headers(self._hop), body)
+    def _diagnosed(
+        self, client: Client, route: RouteMatch, record: CallRecord, call: Call, query: bytes | None
+    ) -> MatchedCall:
+        """`query` is what the look-up carries of the call's; None: it would lack a credential."""
         found = diagnose(call, route.rule.repairs)
+        if query is None and found.missing:
+            found = left_as_it_is(found, call, "credential-in-query")
         conversation, changing = self._concerns(client, route, found)
-        return MatchedCall(client, route, call, found, conversation, changing, record)
+        return MatchedCall(client, route, call, found, conversation, changing, record, query or b"")
 
     def _concerns(self, client: Client, route: RouteMatch, found: Diagnosis) -> tuple[str | None, bool]:
         """Which conversation a call is about, and whether it may change the state there (S4)."""

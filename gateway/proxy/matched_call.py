@@ -18,7 +18,7 @@ from gateway.state.store import Key
 class MatchedCall(Struct, frozen=True):
     """
     `call` is before any repair, its header fields those for the upstream. `changing`: it may change the
-    state of its `conversation`, or where that is None, of any.
+    state of its `conversation`, or where that is None, of any. `query` is what a look-up carries of its own.
     """
 
     client: Client
@@ -28,6 +28,7 @@ class MatchedCall(Struct, frozen=True):
     conversation: str | None
     changing: bool
     record: CallRecord
+    query: bytes
 
     @property
     def writes(self) -> bool:
@@ -39,7 +40,9 @@ class MatchedCall(Struct, frozen=True):
         requests = []
         for one in self.found.missing:
             target = self.route.targets[one.field]
-            key = Key(self.conversation or "", target.target, self.record.credential)
+            path = target.target
+            asked = path + b"?" + self.query if self.query else path
+            key = Key(self.conversation or "", asked, self.record.credential)
             requests.append(LookupRequest(target, key, self.call.headers, self.client.extra_headers, now))
         return requests
 

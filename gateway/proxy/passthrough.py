@@ -7,7 +7,7 @@ connections.
 
 Two kinds of call are noticed on their way. A write to a conversation takes its exclusive lock and
 invalidates what was read of it (S3, S4); a client's own GET of what a fill would look up is kept, which
-saves a look-up.
+saves a look-up, if a look-up with the same fields would have got the same reply.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from gateway.paths import PathMatch, decoded
 from gateway.proxy import tunnel
 from gateway.proxy.client import Client
 from gateway.proxy.departure import Departure
+from gateway.repairs import Fill
 from gateway.rules import Rules, Write, identity
 from gateway.state.credentials import CredentialFingerprints
 from gateway.state.freshness import may_have_changed
@@ -39,6 +40,9 @@ from gateway.upstream.transport import BeforeSend, Transport
 MAX_READ_AHEAD = 64 * 1024
 READ_AHEAD_PATIENCE = 2.0
 
+# A cache in between answered, which no look-up lets it; a session began, with which the next call is another
+# caller's; a part, whatever the status says.
+NOT_PRIMING = frozenset({b"age", b"set-cookie", b"set-cookie2", b"content-range"})
 PRIMING_CODINGS = frozenset({None, b"gzip", b"deflate"})
 
 
@@ -117,14 +121,11 @@ class Passthrough:
             await self._write(client, write, headers)
             return
         read = None if overridden else self.rules.reads(client.method, client.path)
-        if read is not None and client.path == client.target:
-            key = Key(
-                identity(decoded(read.parameters[read.value.conversation])),
-                client.target,
-                client.headers.derived(self.credentials.of),
-            )
-            await self._read(client, key, headers)
-            return
+        if read is not None:
+            key = self._looked_up_as(client, read, headers)
+            if key is not None:
+                await self._read(client, key, headers)
+                return
         if client.upgrade is not None and not client.has_body:
             await self._upgrade(client, client.upgrade, headers)
             return
@@ -169,6 +170,21 @@ class Passthrough:
         with reply:
             await self._relay(client, reply)
 
+    def _looked_up_as(self, client: Client, read: PathMatch[Fill], headers: Fields) -> Key | None:
+        """The key of the look-up that would be the same request as this GET, if one would."""
+        query = b""
+        if client.path != client.target:
+            query = self.credentials.carried_query(client.target) or b""
+            if client.target != client.path + b"?" + query:
+                return None
+        if client.has_body or client.upgrade is not None or not headers.derived(forwarding.is_like_lookup):
+            return None
+        return Key(
+            identity(decoded(read.parameters[read.value.conversation])),
+            client.target,
+            self.credentials.of_call(headers, query, client.certificate),
+        )
+
     async def _read(self, client: Client, key: Key, headers: Fields) -> None:
         stamp = await self.lookups.stamp(key.conversation)
         with await self._sent(client, headers) as reply:
@@ -178,6 +194,8 @@ class Passthrough:
                 and reply.status == 200
                 and reply.headers.derived(h.is_json)
                 and coding in PRIMING_CODINGS
+                and NOT_PRIMING.isdisjoint(reply.headers.derived(h.by_name))
+                and not forwarding.varies_beyond(reply.headers, headers, self.credentials.ignored)
             )
             body = await self._relay(client, reply, self.max_body if primes else 0)
         if body and stamp is not None:

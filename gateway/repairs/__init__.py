@@ -17,15 +17,15 @@ from typing import Annotated, Any, get_args
 from pydantic import Field, GetPydanticSchema
 
 from gateway.repairs.content_type import ContentType
-from gateway.repairs.diagnosis import Diagnosis, diagnose, rewrite
+from gateway.repairs.diagnosis import Diagnosis, diagnose, left_as_it_is, rewrite
 from gateway.repairs.encoding import Encoding
 from gateway.repairs.fill import Fill
 from gateway.repairs.findings import Unfilled
 from gateway.repairs.repair import Repair, RepairSettings
 
 __all__ = [
-    "REPAIRS", "AnyRepairSettings", "Diagnosis", "Fill", "Repair", "Unfilled", "build", "diagnose", "name_of",
-    "out_of_order", "rewrite",
+    "REPAIRS", "AnyRepairSettings", "Diagnosis", "Fill", "Repair", "Unfilled", "build", "diagnose",
+    "left_as_it_is", "name_of", "out_of_order", "rewrite",
 ]  # fmt: skip
 
 # In the order in which a rule lists them: their stages decide, and within a stage their places here.

@@ -132,6 +132,11 @@ def _explicit(draft: Draft, repairs: Sequence[Repair]) -> tuple[Explicit, ...]:
     return tuple(one for one in found if one is not None)
 
 
+def left_as_it_is(found: Diagnosis, call: Call, reason: str) -> Diagnosis:
+    """For a call that is found to be one that must go on as it came, whatever its repairs would do."""
+    return Diagnosis(call, None, explicit=found.explicit, not_applicable=reason)
+
+
 def rewrite(
     found: Diagnosis, values: Mapping[str, tuple[str, Change]], guard: bytes | None = None
 ) -> tuple[Call, tuple[Change, ...]]:

@@ -1,35 +1,116 @@
 """
 Who is calling, as a keyed hash: enough to tell callers apart, nothing to learn a secret from (S6, L3).
+
+Calls have one fingerprint only if their look-ups would be the same request. So every field that a look-up
+carries counts, but for a few that can neither authorise nor select.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from operator import itemgetter
 
-from gateway.http.headers import Headers
+import msgspec
 
-ALWAYS = (b"authorization", b"cookie")
+from gateway.http.forwarding import NOT_LOOKED_UP_WITH, carried_query, looked_up_with
+from gateway.http.grammar import HOP_BY_HOP
+from gateway.http.headers import Fields, Headers, nominated
+
+# Who sent a message on its way, and which of many it is: the same caller differs in them from call to call.
+# What says which host or resource was asked for (X-Forwarded-Host, -Proto, -Prefix) may select, and counts.
+IGNORED = frozenset(
+    {
+        b"user-agent",
+        # Trace context.
+        b"traceparent",
+        b"tracestate",
+        b"baggage",
+        b"b3",
+        b"x-b3-flags",
+        b"x-b3-parentspanid",
+        b"x-b3-sampled",
+        b"x-b3-spanid",
+        b"x-b3-traceid",
+        b"sentry-trace",
+        b"uber-trace-id",
+        b"x-amzn-trace-id",
+        b"x-cloud-trace-context",
+        # Ids of one request.
+        b"correlation-id",
+        b"request-id",
+        b"x-correlation-id",
+        b"x-request-id",
+        b"x-request-start",
+        # Who passed it on.
+        b"forwarded",
+        b"via",
+        b"x-forwarded-for",
+        b"x-forwarded-server",
+        b"x-real-ip",
+    }
+)
+
+_encoded = msgspec.msgpack.Encoder().encode
+_by_name = itemgetter(0)
 
 
 class CredentialFingerprints:
-    def __init__(self, upstream: str, headers: Iterable[str] = (), *, key: bytes) -> None:
+    def __init__(
+        self,
+        upstream: str,
+        headers: Iterable[str] = (),
+        ignore: Iterable[str] = (),
+        query: Iterable[str] = (),
+        *,
+        key: bytes,
+    ) -> None:
         """
-        `headers`: what authenticates beside Authorization and Cookie. Processes with one `key` have one
-        fingerprint for a caller; whoever does not have it can't find out whose it is.
+        `headers` count even if IGNORED has them, `ignore` do not count; `query`: parameters that go on to the
+        look-up. Processes with one `key` have one fingerprint for a caller; whoever does not have it can't
+        find out whose it is.
         """
         if not 16 <= len(key) <= hashlib.blake2b.MAX_KEY_SIZE:
             raise ValueError("a fingerprint's key has 16 to 64 bytes")
-        self._names = frozenset(ALWAYS) | {name.lower().encode() for name in headers}
-        self._key = key
+        self.ignored = (IGNORED | _lowered(ignore)) - _lowered(headers)
+        self._uncounted = NOT_LOOKED_UP_WITH | self.ignored
+        self._query = frozenset(query)
         # RFC 9111 section 4: the same target on another upstream is another resource.
-        self._upstream = upstream.encode()
+        self._keyed = hashlib.blake2b(_encoded(upstream), digest_size=16, key=key)
 
-    def of(self, headers: Headers) -> str:
-        digest = hashlib.blake2b(self._upstream, digest_size=16, key=self._key)
-        for name, value in headers:
-            if name in self._names:
-                # Lengths keep two headers from being read as one.
-                digest.update(b"\n%d:%s=%d:" % (len(name), name, len(value)))
-                digest.update(value)
+    def of(self, headers: Headers, query: bytes = b"", certificate: bytes = b"") -> str:
+        """
+        `headers` go upstream with the call; of its query what the look-up carries; `certificate` is that of
+        the client's TLS. Fields of one name count in their order (RFC 9110 section 5.3).
+        """
+        counted = looked_up_with(headers, self._uncounted)
+        counted.sort(key=_by_name)
+        digest = self._keyed.copy()
+        # Lengths stand before all parts, so that no two are read as others.
+        digest.update(_encoded((query, certificate, counted)))
         return digest.hexdigest()
+
+    def of_call(self, headers: Fields, query: bytes, certificate: bytes) -> str:
+        """`of`, remembered where the fields come again; queries may be too many to be remembered."""
+        if query:
+            return self.of(headers, query, certificate)
+        return headers.derived(self.of, b"", certificate)
+
+    def carried_query(self, target: bytes) -> bytes | None:
+        """What a look-up carries of the target's query, None where it would lose a credential."""
+        return carried_query(target, self._query)
+
+    def counts(self, name: bytes) -> bool:
+        """Whether a field of this name is a part of the fingerprint."""
+        return bool(looked_up_with([(name, b"")], self._uncounted))
+
+    def nominated(self, headers: Fields) -> bytes | None:
+        """A field that counts, but would not go on since Connection names it."""
+        names = nominated(headers) - HOP_BY_HOP
+        if not names:
+            return None
+        return next((name for name, _ in headers if name in names and self.counts(name)), None)
+
+
+def _lowered(names: Iterable[str]) -> frozenset[bytes]:
+    return frozenset(name.lower().encode() for name in names)

@@ -37,6 +37,7 @@ from gateway.upstream.transport import Transport
 
 # Replies about the caller or the conversation: the client gets them as the upstream sent them (C5).
 REFUSALS = frozenset({401, 403, 404, 429})
+COOKIES = frozenset({b"set-cookie", b"set-cookie2"})
 FIRST_DELAY = 0.05  # seconds until a look-up that disagreed with the accepted value is repeated; doubles
 CHOSEN_KEPT = 256  # participants of one reading whose value is remembered
 
@@ -407,7 +408,9 @@ class Lookups:
         if body is None:
             raise LookupFailed(f"the look-up's reply is larger than limits.max_body ({self._max_body} bytes)")
         if reply.status != 200:
-            refusal = Refusal(reply.status, h.end_to_end(reply.headers), body)
+            # It may be told to more callers than the one whose look-up it was: cookies are for nobody (S6).
+            headers = h.without(h.end_to_end(reply.headers), COOKIES)
+            refusal = Refusal(reply.status, headers, body)
             if reply.status == 429:
                 await self._pause(credential, refusal)
             raise LookupRefused(refusal)

@@ -187,7 +187,8 @@ async def test_a_reply_that_is_no_whole_document_does_not_prime_the_cache_when_a
 
     async with RawUpstream(script) as upstream, gateway(upstream.url) as running:
         async with connect(running.port) as client:
-            await client.send(f"GET {CONVERSATION} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n".encode())
+            host = f"Host: 127.0.0.1:{running.port}"
+            await client.send(f"GET {CONVERSATION} HTTP/1.1\r\n{host}\r\nConnection: close\r\n\r\n".encode())
             try:
                 assert (await client.rest()).startswith(b"HTTP/1.1 ")
             except ConnectionResetError:

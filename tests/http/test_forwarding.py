@@ -407,7 +407,7 @@ CONDITIONS = [
 METHOD_OVERRIDES = [b"x-http-method-override", b"x-http-method", b"x-method-override"]
 CALLER_S = [
     b"authorization", b"cookie", b"x-api-key", b"user-agent", b"accept-language", b"traceparent", b"host",
-    b"forwarded", b"x-forwarded-for", b"via", b"x-request-id", b"cache-control", b"origin", b"referer",
+    b"forwarded", b"x-forwarded-for", b"via", b"x-request-id", b"origin", b"referer",
 ]  # fmt: skip
 
 
@@ -421,20 +421,29 @@ def test_the_caller_and_the_trace_go_with_a_look_up(name: bytes) -> None:
     assert named(lookup_request_headers([(name, b"a"), (b"range", b"x"), (name, b"b")]), name) == [b"a", b"b"]
 
 
-def test_a_look_up_asks_for_plain_json() -> None:
+ASKED = [(b"accept", b"application/json"), (b"accept-encoding", b"identity"), (b"cache-control", b"no-cache")]
+
+
+def test_a_look_up_asks_for_plain_json_that_no_cache_has_kept() -> None:
     result = lookup_request_headers(
-        [(b"accept", b"text/html"), (b"accept-encoding", b"gzip, br"), (b"accept", b"*/*")]
+        [
+            (b"accept", b"text/html"),
+            (b"accept-encoding", b"gzip, br"),
+            (b"accept", b"*/*"),
+            (b"cache-control", b"max-stale=60, only-if-cached"),
+            (b"pragma", b"x"),
+        ]
     )
 
-    assert result == [(b"accept", b"application/json"), (b"accept-encoding", b"identity")]
+    assert result == ASKED
 
 
 @patient
 @given(pairs)
 def test_a_look_up_keeps_the_order_of_what_it_keeps(sent: list[Header]) -> None:
-    unwanted = {b"accept", b"content-length", b"content-type", b"if-match"}
+    unwanted = {b"accept", b"cache-control", b"content-length", b"content-type", b"if-match"}
 
-    assert lookup_request_headers(sent)[:-2] == [pair for pair in sent if pair[0] not in unwanted]
+    assert lookup_request_headers(sent)[:-3] == [pair for pair in sent if pair[0] not in unwanted]
 
 
 # --- headers

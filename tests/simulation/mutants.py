@@ -82,7 +82,7 @@ class OwnBody(Lookups):
 
 
 class NoCredential(CredentialFingerprints):
-    def of(self, headers: Headers) -> str:
+    def of(self, headers: Headers, query: bytes = b"", certificate: bytes = b"") -> str:
         return "anybody"
 
 

@@ -152,6 +152,8 @@ def settings(terms: Terms) -> Settings:
                 "deadline": f"{terms.deadline}s",
             },
             "state_cache": {"max_entries": terms.max_entries},
+            # By which the simulated upstream tells a client's own GET from a look-up.
+            "credentials": {"ignore": ["X-Client-Read"]},
             "rules": [
                 rule("attributes", PREFIX + "/calls/{conversationId}"),
                 rule("web", PREFIX + "/web/instances/{conversationId}", "state"),

@@ -12,30 +12,68 @@ from hypothesis import strategies as st
 
 from gateway import app
 from gateway.app import Parts
+from gateway.http.forwarding import lookup_request_headers
 from gateway.http.headers import Header
-from gateway.state.credentials import CredentialFingerprints
+from gateway.state.credentials import IGNORED, CredentialFingerprints
 from tests.support.gateways import settings as settings_of
 
 # On a busy machine an example may take its time.
 patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 KEY = b"k" * 32
-names = st.sampled_from([b"authorization", b"cookie", b"x-api-key", b"accept", b"user-agent"])
+names = st.sampled_from(
+    [
+        b"authorization", b"cookie", b"x-api-key", b"accept", b"accept-language", b"host", b"user-agent",
+        b"traceparent", b"x-ignored", b"content-type", b"if-match", b"cache-control", b"range",
+    ]
+)  # fmt: skip
 sent = st.lists(
     st.tuples(names, st.binary(max_size=6) | st.sampled_from([b"a", b"b", b"1:a", b"\n"])), max_size=5
 )
-DECISIVE = {b"authorization", b"cookie", b"x-api-key"}
+
+
+def look_up(headers: list[Header], *ignored: bytes) -> dict[bytes, list[bytes]]:
+    """What a look-up would say, of each field all its lines in their order, but for what is ignored."""
+    fields: dict[bytes, list[bytes]] = {}
+    for name, value in lookup_request_headers(headers):
+        if name not in ignored:
+            fields.setdefault(name, []).append(value)
+    return fields
 
 
 @patient
-@given(sent, sent)
-def test_two_callers_are_one_only_if_all_that_authenticates_them_is_the_same(
-    one: list[Header], other: list[Header]
+@given(sent, sent, st.data())
+def test_two_callers_are_one_only_if_their_look_ups_are_the_same_request(
+    one: list[Header], other: list[Header], data: st.DataObject
 ) -> None:
-    credentials = CredentialFingerprints("http://upstream", ["X-API-Key"], key=KEY)
-    same = [pair for pair in one if pair[0] in DECISIVE] == [pair for pair in other if pair[0] in DECISIVE]
+    if data.draw(st.booleans()):
+        other = data.draw(st.permutations(one))
+    credentials = CredentialFingerprints("http://upstream", ignore=["X-Ignored"], key=KEY)
+    ignored = (b"user-agent", b"traceparent", b"x-ignored")
 
-    assert (credentials.of(one) == credentials.of(other)) is same
+    assert (credentials.of(one) == credentials.of(other)) is (
+        look_up(one, *ignored) == look_up(other, *ignored)
+    )
+
+
+@patient
+@given(*[st.tuples(st.binary(max_size=3), st.binary(max_size=3))] * 2, sent)
+def test_what_the_look_up_has_of_the_query_and_the_certificate_count_too(
+    one: tuple[bytes, bytes], other: tuple[bytes, bytes], fields: list[Header]
+) -> None:
+    credentials = CredentialFingerprints("http://upstream", key=KEY)
+
+    assert (credentials.of(fields, *one) == credentials.of(fields, *other)) is (one == other)
+
+
+@pytest.mark.parametrize("name", sorted(IGNORED))
+def test_what_can_neither_authorise_nor_select_tells_nobody_apart_unless_it_is_named(name: bytes) -> None:
+    one, other = ([(b"authorization", b"a"), (name, value)] for value in (b"1", b"2"))
+    shared = CredentialFingerprints("http://upstream", key=KEY)
+    named = CredentialFingerprints("http://upstream", [name.decode().upper()], key=KEY)
+
+    assert shared.of(one) == shared.of(other)
+    assert named.of(one) != named.of(other)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +99,7 @@ def test_what_does_not_authenticate_tells_nobody_apart() -> None:
     credentials = CredentialFingerprints("http://upstream", key=KEY)
     token = (b"authorization", b"Bearer a")
 
-    assert credentials.of([token, (b"x-api-key", b"1")]) == credentials.of([(b"accept", b"*/*"), token])
+    assert credentials.of([token, (b"user-agent", b"1")]) == credentials.of([(b"accept", b"*/*"), token])
 
 
 def test_a_configured_header_counts_however_it_is_written() -> None:
