@@ -145,7 +145,8 @@ class Passthrough:
 
     async def _write(self, client: Client, write: PathMatch[Write], headers: Fields) -> None:
         conversation = write.value.conversation(write.parameters)
-        with await self.locks.acquire(conversation, exclusive=True):
+        caller = client.headers.derived(self.credentials.of)
+        with await self.locks.acquire(conversation, exclusive=True, caller=caller):
             await self.lookups.invalidate(conversation)
             reply = None
             try:

@@ -185,7 +185,8 @@ class Phases:
         return reply
 
     async def _lock(self, matched: MatchedCall) -> ConversationLock:
-        return await self._locks.acquire(matched.conversation, exclusive=matched.changing)
+        caller = matched.record.credential
+        return await self._locks.acquire(matched.conversation, exclusive=matched.changing, caller=caller)
 
     # --- forward and settle
 
