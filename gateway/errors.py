@@ -9,7 +9,8 @@ Every way the gateway itself refuses a call, and what the client is told.
     │   └── VersionNotSupported 505
     ├── NotSent                         nothing left the gateway, so a replay is safe: may carry Retry-After
     │   ├── Overloaded 503              ├── Unrecordable 503           ├── LockTimeout 503
-    │   ├── LockBusy 503                └── StoreUnavailable 503
+    │   ├── LockBusy 503                ├── SpoolFailed 503
+    │   └── StoreUnavailable 503
     ├── UpstreamError                   no reply of the upstream that can be relayed
     │   ├── ConnectionRefused 502       ├── ConnectTimeout 504         ├── NameNotResolved 502
     │   ├── TlsFailed 502               ├── ConnectionTerminated 502   ├── InvalidReply 502
@@ -140,6 +141,11 @@ class LockTimeout(NotSent):
 class LockBusy(NotSent):
     title = "Too many calls of this caller wait for this conversation"
     retry_after = 1.0
+
+
+class SpoolFailed(NotSent):
+    title = "The body could not be put on disk, where it was to wait for its conversation"
+    advice = "Nothing was sent upstream. The operator must make room where temporary files are (TMPDIR)."
 
 
 class StoreUnavailable(NotSent):
