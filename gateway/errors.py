@@ -79,7 +79,7 @@ class BodyTimeout(RequestError):
 class BodyTooLarge(RequestError):
     status = 413
     title = "The request's body is larger than the gateway reads for this call"
-    advice = "Send a smaller body, or raise the limit that is named in the gateway's configuration."
+    advice = "Send a smaller body, or raise limits.max_body (or max_write) in the gateway's configuration."
 
 
 class TargetTooLong(RequestError):
