@@ -34,6 +34,7 @@ from gateway.http.forwarding import Hop
 from gateway.proxy.lifecycle import Lifecycle
 from gateway.proxy.passthrough import Passthrough, UploadSlots
 from gateway.proxy.phases import Phases
+from gateway.proxy.spool import Spools
 from gateway.rules import Rules
 from gateway.server import asgi, backlog, connection, descriptors
 from gateway.server.cors import with_cors
@@ -206,6 +207,7 @@ def _lifecycle(
         locks=locks,
         upstream=transport,
         uploads=UploadSlots(max(1, to.max_connections // 2), to.pool_timeout),
+        spools=Spools(max_body=limits.max_body, max_write=limits.max_write, timeout=limits.upload_timeout),
         credentials=credentials,
         hop=hop,
         max_body=limits.max_body,
@@ -216,6 +218,7 @@ def _lifecycle(
         locks=locks,
         upstream=transport,
         audit=audit,
+        credentials=credentials,
         clock=clock,
         counts=counts,
         lookup_deadline=limits.deadline / 2,  # the call itself is to have the rest

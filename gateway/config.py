@@ -126,6 +126,7 @@ class AuditSettings(Section):
 
 class LimitSettings(Section):
     max_body: Size = 2**20
+    max_write: Size = 32 * 2**20
     max_head: Size = 32 * 2**10
     max_headers: Count = 100
     max_target: Size = 8 * 2**10
@@ -134,6 +135,7 @@ class LimitSettings(Section):
     overload_pause: Duration = 0.5
     head_timeout: Timeout = 10.0
     body_timeout: Timeout = 10.0
+    upload_timeout: Timeout = 60.0
     write_timeout: Timeout = 60.0
     min_rate: Size = 500
     keep_alive: Timeout = 60.0

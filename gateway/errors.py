@@ -9,7 +9,8 @@ Every way the gateway itself refuses a call, and what the client is told.
     │   └── VersionNotSupported 505
     ├── NotSent                         nothing left the gateway, so a replay is safe: may carry Retry-After
     │   ├── Overloaded 503              ├── Unrecordable 503           ├── LockTimeout 503
-    │   ├── StoreUnavailable 503        └── UnnamedWritesLimited 503
+    │   ├── LockBusy 503                ├── SpoolFailed 503            ├── StoreUnavailable 503
+    │   └── UnnamedWritesLimited 503
     ├── UpstreamError                   no reply of the upstream that can be relayed
     │   ├── ConnectionRefused 502       ├── ConnectTimeout 504         ├── NameNotResolved 502
     │   ├── TlsFailed 502               ├── ConnectionTerminated 502   ├── InvalidReply 502
@@ -85,7 +86,7 @@ class BodyTimeout(RequestError):
 class BodyTooLarge(RequestError):
     status = 413
     title = "The request's body is larger than the gateway reads for this call"
-    advice = "Send a smaller body, or raise limits.max_body in the gateway's configuration."
+    advice = "Send a smaller body, or raise limits.max_body (or max_write) in the gateway's configuration."
 
 
 class TargetTooLong(RequestError):
@@ -142,6 +143,16 @@ class Unrecordable(NotSent):
 
 class LockTimeout(NotSent):
     title = "Another write to this conversation did not end in time"
+
+
+class LockBusy(NotSent):
+    title = "Too many calls of this caller wait for this conversation"
+    retry_after = 1.0
+
+
+class SpoolFailed(NotSent):
+    title = "The body could not be put on disk, where it was to wait for its conversation"
+    advice = "Nothing was sent upstream. The operator must make room where temporary files are (TMPDIR)."
 
 
 class StoreUnavailable(NotSent):

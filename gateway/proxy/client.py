@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import itertools
 import secrets
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Protocol
 
 from gateway.errors import BodyTooLarge, GatewayError, InvalidReply
@@ -86,6 +86,7 @@ class Client:
     certificate = b""  # the client's, in TLS: no listener speaks it yet
     _ahead = b""
     _whole = False
+    _spooled: Callable[[], AsyncIterator[bytes]] | None = None
 
     def __init__(self, request: ClientRequest) -> None:
         self._request = request
@@ -148,34 +149,43 @@ class Client:
             return whole
         if length is None and not self.has_body:
             return b""
-        body = b""
+        body = bytearray()  # which grows in place, however small the pieces are
         while not self._whole:
             body += await self._piece()
             if len(body) > limit:
                 raise BodyTooLarge(f"the body is longer than limits.max_body, {limit} bytes")
-        return body
+        return bytes(body)
+
+    def read_at_once(self) -> bool:
+        """Whether the whole body is here: then body() is that."""
+        whole = self._request.body.whole()
+        if whole is not None:
+            self._ahead, self._whole = whole, True
+        return self._whole
+
+    def spooled(self, pieces: Callable[[], AsyncIterator[bytes]]) -> None:
+        """The whole body has been read, and is there."""
+        self._spooled = pieces
 
     async def read_ahead(self, limit: int, patience: float | None = None) -> bool:
         """
         To the body's end, past `limit` bytes, or until `patience` seconds are over. Whether the end was seen;
         if not, body() begins with what was read.
         """
-        whole = self._request.body.whole()
-        if whole is not None:
-            self._ahead, self._whole = whole, True
+        if self.read_at_once():
             return True
-        pieces = []
-        size = 0
+        ahead = bytearray()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(patience):
-                while not self._whole and size <= limit:
-                    pieces.append(await self._piece())
-                    size += len(pieces[-1])
-        self._ahead = b"".join(pieces)
+                while not self._whole and len(ahead) <= limit:
+                    ahead += await self._piece()
+        self._ahead = bytes(ahead)
         return self._whole
 
     def body(self) -> bytes | AsyncIterator[bytes]:
         """In one piece where read_ahead() saw its end."""
+        if self._spooled is not None:
+            return self._spooled()
         return self._ahead if self._whole else self.pieces()
 
     async def pieces(self) -> AsyncIterator[bytes]:

@@ -3,7 +3,8 @@ What no rule matches: passed through both ways as it comes, nothing changed.
 
 A slow client must not hold a connection to the upstream. A body that is small and soon whole is read first
 and sent in one piece; the others are streamed, and all of them together hold no more than half of the
-connections.
+connections. A write to a conversation is never streamed: all of it is here, in memory or on disk (spool.py),
+before it takes the conversation's lock.
 
 Two kinds of call are noticed on their way. A write to a conversation takes its exclusive lock and
 invalidates what was read of it (S3, S4); a client's own GET of what a fill would look up is kept, which
@@ -26,6 +27,7 @@ from gateway.paths import PathMatch, decoded
 from gateway.proxy import tunnel
 from gateway.proxy.client import Client
 from gateway.proxy.departure import Departure
+from gateway.proxy.spool import Spools
 from gateway.repairs import Fill
 from gateway.rules import Rules, Write, identity
 from gateway.state.credentials import CredentialFingerprints
@@ -75,7 +77,7 @@ class UploadSlots:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Passthrough:
     """
-    `max_body`: bytes of a write that are read before its lock is taken, and of a reply that may be kept.
+    `max_body`: bytes of a reply that may be kept.
     `tunnel_idle` in seconds.
     """
 
@@ -84,6 +86,7 @@ class Passthrough:
     locks: Locks
     upstream: Transport
     uploads: UploadSlots
+    spools: Spools
     credentials: CredentialFingerprints
     hop: Hop
     max_body: int
@@ -101,18 +104,25 @@ class Passthrough:
         method_overrides = client.headers.derived(h.method_overrides)
         write = self.rules.writes(client.path, client.method, *method_overrides)
         client.cancel_on_disconnect()
-        if not client.has_body or await self._read_ahead(client, write is not None):
-            await self._forward(client, write, headers, bool(method_overrides))
-        else:
-            # The slot before the lock, always: a call that waits for a slot must not hold up a conversation.
+        spool = None
+        try:
+            if not client.has_body:
+                here = True
+            elif write is not None and write.value.parameter is not None:
+                # Before it takes its lock: a slow sender does not hold up the conversation.
+                caller = self.credentials.caller(client.headers, client.address)
+                spool = await self.spools.read(client, caller)
+                here = True
+            else:
+                here = await client.read_ahead(MAX_READ_AHEAD, READ_AHEAD_PATIENCE)
+            if here:
+                await self._forward(client, write, headers, bool(method_overrides))
+                return
             async with self.uploads.slot():
                 await self._forward(client, write, headers, bool(method_overrides))
-
-    async def _read_ahead(self, client: Client, write: bool) -> bool:
-        # A write is read before it takes its lock, so that a slow sender does not hold up the conversation.
-        if write:
-            return await client.read_ahead(self.max_body)
-        return await client.read_ahead(MAX_READ_AHEAD, READ_AHEAD_PATIENCE)
+        finally:
+            if spool is not None:
+                spool.close()
 
     async def _forward(
         self, client: Client, write: PathMatch[Write] | None, headers: Fields, overridden: bool
@@ -148,9 +158,9 @@ class Passthrough:
 
     async def _write(self, client: Client, write: PathMatch[Write], headers: Fields) -> None:
         conversation = write.value.conversation(write.parameters)
-        with await self.locks.acquire(conversation, exclusive=True):
-            credential = client.headers.derived(self.credentials.of)
-            opened = await self.lookups.begin_write(conversation, credential, exclusive=True)
+        caller = self.credentials.caller(client.headers, client.address)
+        with await self.locks.acquire(conversation, exclusive=True, caller=caller):
+            opened = await self.lookups.begin_write(conversation, caller, exclusive=True)
             departure = Departure(client.shield_from_disconnect)
             reply = None
             try:

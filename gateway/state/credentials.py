@@ -15,7 +15,7 @@ import msgspec
 
 from gateway.http.forwarding import NOT_LOOKED_UP_WITH, carried_query, looked_up_with
 from gateway.http.grammar import HOP_BY_HOP
-from gateway.http.headers import Fields, Headers, nominated
+from gateway.http.headers import Fields, Headers, first, nominated
 
 # Who sent a message on its way, and which of many it is: the same caller differs in them from call to call.
 # What says which host or resource was asked for (X-Forwarded-Host, -Proto, -Prefix) may select, and counts.
@@ -75,6 +75,7 @@ class CredentialFingerprints:
         self.ignored = (IGNORED | _lowered(ignore)) - _lowered(headers)
         self._uncounted = NOT_LOOKED_UP_WITH | self.ignored
         self._query = frozenset(query)
+        self._authorising = (b"authorization", *sorted(_lowered(headers)), b"cookie")
         # RFC 9111 section 4: the same target on another upstream is another resource.
         self._keyed = hashlib.blake2b(_encoded(upstream), digest_size=16, key=key)
 
@@ -88,6 +89,22 @@ class CredentialFingerprints:
         digest = self._keyed.copy()
         # Lengths stand before all parts, so that no two are read as others.
         digest.update(_encoded((query, certificate, counted)))
+        return digest.hexdigest()
+
+    def caller(self, headers: Headers, address: str) -> str:
+        """
+        Whose share of what is scarce a call takes. Unlike the fingerprint it does not change with fields that
+        authorise nobody, or one caller would have as many shares as it likes. Who says nothing of itself is
+        its address.
+        """
+        for name in self._authorising:
+            value = first(headers, name)
+            if value is not None:
+                break
+        else:
+            name, value = b"", address.encode()
+        digest = self._keyed.copy()
+        digest.update(_encoded((name, value)))
         return digest.hexdigest()
 
     def of_call(self, headers: Fields, query: bytes, certificate: bytes) -> str:

@@ -187,8 +187,14 @@ class ConversationLock(Protocol):
 
 class Locks(Protocol):
     """
-    Shared and exclusive locks on conversations, first in, first out (S4): whoever comes behind one that waits
-    waits too, so that neither kind starves. None names no conversation, and never waits.
+    Shared and exclusive locks on conversations, fair between callers (S4). None names no conversation, and
+    never waits.
+
+    Whoever comes while somebody waits, waits too, so that neither kind starves. Callers whose calls wait
+    take turns: one that had none waiting comes last, and so does one that has had its turn and has more. In
+    its turn a caller is granted the lock for the first of its calls, in the order in which they came; and if
+    that is shared, for those behind it too, up to the first that is exclusive. A turn comes when the locks
+    that are held allow it, and nobody is granted a lock before it has.
     """
 
     def __len__(self) -> int:
@@ -203,8 +209,9 @@ class Locks(Protocol):
     def try_acquire(self, conversation: str | None, *, exclusive: bool) -> ConversationLock | None:
         """None where it is not free, or that cannot be told at once."""
 
-    async def acquire(self, conversation: str | None, *, exclusive: bool) -> ConversationLock:
+    async def acquire(self, conversation: str | None, *, exclusive: bool, caller: str) -> ConversationLock:
         """
-        Raises LockTimeout, or StoreUnavailable where the locks are elsewhere. A caller that gives up or is
-        cancelled while it waits leaves nothing behind, and lets those behind it move up.
+        `caller` is a Key's credential. Raises LockTimeout; LockBusy at once where so many calls of the caller
+        wait for this conversation that no more may; or StoreUnavailable where the locks are elsewhere. A call
+        that gives up or is cancelled while it waits leaves nothing behind, and lets those behind it move up.
         """

@@ -50,8 +50,8 @@ class NoLocks(MemoryLocks):
     def try_acquire(self, conversation: str | None, *, exclusive: bool) -> MemoryLock | None:
         return super().try_acquire(None, exclusive=exclusive)
 
-    async def acquire(self, conversation: str | None, *, exclusive: bool) -> MemoryLock:
-        return await super().acquire(None, exclusive=exclusive)
+    async def acquire(self, conversation: str | None, *, exclusive: bool, caller: str) -> MemoryLock:
+        return await super().acquire(None, exclusive=exclusive, caller=caller)
 
 
 class NoAccepted(Lookups):

@@ -303,8 +303,8 @@ def s4(evidence: Evidence) -> Iterator[Violation]:
 
 
 def fifo(evidence: Evidence) -> Iterator[Violation]:
-    """S4: … in order of arrival: of two writes that change state, the one that came first leaves first."""
-    first: dict[str | None, list[tuple[float, Sent]]] = {}
+    """S4: first in, first out within one caller: of two writes, the one that came first leaves first."""
+    first: dict[tuple[str, str], list[tuple[float, Sent]]] = {}
     for conversation, writes in evidence.writes.items():
         if conversation is None:
             continue
@@ -315,7 +315,7 @@ def fifo(evidence: Evidence) -> Iterator[Violation]:
             looks_up = set(write.about.wanted) - {name for name, _ in told.request.named}
             if write.id not in seen and came is not None and not looks_up:
                 seen.add(write.id)
-                first.setdefault(conversation, []).append((came, write))
+                first.setdefault((conversation, told.request.caller), []).append((came, write))
     for came_first in first.values():
         for (_, earlier), (_, later) in pairwise(sorted(came_first, key=lambda one: one[0])):
             if later.begun < earlier.begun:

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gateway.errors import LockTimeout
+from gateway.errors import LockBusy, LockTimeout
 from gateway.state.store import Key, Locks, Reading, Refusal, Store, View
 from tests.simulation.loop import Loop
 
@@ -426,12 +426,14 @@ class Holders:
     held: list[str] = field(default_factory=list)
     log: list[str] = field(default_factory=list)
 
-    def call(self, name: str, *, exclusive: bool, conversation: str = "c1") -> Call:
+    def call(self, name: str, *, exclusive: bool, conversation: str = "c1", caller: str = "A") -> Call:
         ended = asyncio.Event()
-        return Call(asyncio.create_task(self._live(name, exclusive, conversation, ended)), ended)
+        return Call(asyncio.create_task(self._live(name, exclusive, conversation, caller, ended)), ended)
 
-    async def _live(self, name: str, exclusive: bool, conversation: str, ended: asyncio.Event) -> None:
-        with await self.locks.acquire(conversation, exclusive=exclusive):
+    async def _live(
+        self, name: str, exclusive: bool, conversation: str, caller: str, ended: asyncio.Event
+    ) -> None:
+        with await self.locks.acquire(conversation, exclusive=exclusive, caller=caller):
             self.held.append(name)
             self.log.append(name)
             try:
@@ -453,10 +455,12 @@ class Call:
 class LocksContract:
     """
     Every kind of conversation lock passes this. `make` returns a set of them; waiting for one ends after
-    TIMEOUT seconds. `run` is the loop that a test runs in: in virtual time, where they need no other.
+    TIMEOUT seconds, and MAX_WAITING calls of one caller may wait for one conversation. `run` is the loop that
+    a test runs in: in virtual time, where they need no other.
     """
 
     TIMEOUT = 5.0
+    MAX_WAITING = 32
     MOMENT = 0.001  # seconds, until all that can happen has happened
 
     def make(self) -> Locks:
@@ -519,11 +523,94 @@ class LocksContract:
 
         self.run(story)
 
+    async def turns(self, holders: Holders, first: Call, calls: dict[str, Call]) -> list[list[str]]:
+        """Who holds locks together, turn by turn, when `first` and all that come behind it end."""
+        await first.end()
+        await self.moment()
+        seen = []
+        while holders.held:
+            seen.append(sorted(holders.held))
+            for name in list(holders.held):
+                await calls[name].end()
+            await self.moment()
+        return seen
+
+    @pytest.mark.parametrize(
+        ("came", "seen"),
+        [
+            ("Aw1 Aw2 Aw3 Aw4 Br1", "Aw1, Br1, Aw2, Aw3, Aw4"),
+            ("Aw1 Aw2 Bw1 Bw2 Cr1", "Aw1, Bw1, Cr1, Aw2, Bw2"),
+            ("Ar1 Ar2 Aw1 Ar3 Bw1", "Ar1 Ar2, Bw1, Aw1, Ar3"),
+            ("Ar1 Ar2 Br1 Br2 Bw1", "Ar1 Ar2 Br1 Br2, Bw1"),
+            ("Aw1 Ar1 Bw1 Br1 Aw2", "Aw1, Bw1, Ar1 Br1, Aw2"),
+            ("Bw1 Ar1 Bw2 Ar2 Bw3", "Bw1, Ar1 Ar2, Bw2, Bw3"),
+        ],
+    )
+    def test_callers_take_turns_and_each_is_served_first_in_first_out(self, came: str, seen: str) -> None:
+        """A caller's turn is one exclusive lock, or its shared ones up to the next that is exclusive."""
+
+        async def story() -> None:
+            holders, calls = Holders(self.make()), {}
+            first = holders.call("first", exclusive=True, caller="A")
+            await self.moment()
+            for name in came.split():
+                calls[name] = holders.call(name, exclusive=name[1] == "w", caller=name[0])
+                await self.moment()
+            turns = await self.turns(holders, first, calls)
+            assert turns == [turn.split() for turn in seen.split(", ")]
+            assert len(holders.locks) == 0
+
+        self.run(story)
+
+    def test_a_callers_many_writes_pass_anothers_fill_once(self) -> None:
+        async def story() -> None:
+            holders, calls = Holders(self.make()), {}
+            first = holders.call("first", exclusive=True, caller="A")
+            await self.moment()
+            for number in range(self.MAX_WAITING):
+                calls[f"A{number}"] = holders.call(f"A{number}", exclusive=True, caller="A")
+                await self.moment()
+            calls["B"] = holders.call("B", exclusive=False, caller="B")
+            await self.moment()
+            turns = await self.turns(holders, first, calls)
+            assert turns.index(["B"]) <= 1
+            assert len(turns) == self.MAX_WAITING + 1
+
+        self.run(story)
+
+    def test_no_more_calls_of_one_caller_wait_for_one_conversation_than_may(self) -> None:
+        async def story() -> None:
+            holders = Holders(self.make())
+            first = holders.call("first", exclusive=True)
+            await self.moment()
+            waiting = [holders.call(str(number), exclusive=True) for number in range(self.MAX_WAITING)]
+            await self.moment()
+            refused = holders.call("refused", exclusive=False)
+            others = [
+                holders.call("other caller", exclusive=True, caller="B"),
+                holders.call("other conversation", exclusive=True, conversation="c2"),
+            ]
+            await self.moment()
+            assert isinstance(refused.task.exception(), LockBusy)
+            assert sorted(holders.held) == ["first", "other conversation"]
+            waiting.pop().task.cancel()
+            await self.moment()
+            others.append(holders.call("there is room", exclusive=True))
+            await self.moment()
+            assert not others[-1].task.done()
+            for call in (first, *waiting, *others):
+                call.ended.set()
+            await asyncio.gather(*(call.task for call in (first, *waiting, *others)))
+            assert len(holders.log) == len(set(holders.log)) == self.MAX_WAITING + 3
+            assert len(holders.locks) == 0
+
+        self.run(story)
+
     def test_conversations_do_not_wait_for_each_other_nor_calls_about_none(self) -> None:
         async def story() -> None:
             holders = Holders(self.make())
             calls = [holders.call(name, exclusive=True, conversation=name) for name in "abc"]
-            nowhere = [await holders.locks.acquire(None, exclusive=True) for _ in range(2)]
+            nowhere = [await holders.locks.acquire(None, exclusive=True, caller="A") for _ in range(2)]
             await self.moment()
             assert sorted(holders.held) == ["a", "b", "c"]
             for lock in nowhere:
@@ -537,12 +624,12 @@ class LocksContract:
     def test_a_lock_is_released_once_however_often_that_is_asked(self) -> None:
         async def story() -> None:
             locks = self.make()
-            first = await locks.acquire("c1", exclusive=False)
-            with await locks.acquire("c1", exclusive=False) as second:
+            first = await locks.acquire("c1", exclusive=False, caller="A")
+            with await locks.acquire("c1", exclusive=False, caller="A") as second:
                 first.release()
                 first.release()
                 second.release()
-            lock = await locks.acquire("c1", exclusive=True)
+            lock = await locks.acquire("c1", exclusive=True, caller="A")
             assert locks.exclusive_pending("c1")
             lock.release()
             assert len(locks) == 0
@@ -573,8 +660,8 @@ class LocksContract:
     def test_a_lock_says_whether_it_was_waited_for(self) -> None:
         async def story() -> None:
             locks = self.make()
-            first = await locks.acquire("c1", exclusive=True)
-            waiting = asyncio.ensure_future(locks.acquire("c1", exclusive=False))
+            first = await locks.acquire("c1", exclusive=True, caller="A")
+            waiting = asyncio.ensure_future(locks.acquire("c1", exclusive=False, caller="A"))
             await self.moment()
             first.release()
             second = await waiting
@@ -646,7 +733,7 @@ class LocksContract:
     def test_a_call_that_is_cancelled_in_the_moment_it_is_granted_its_lock_hands_it_on(self) -> None:
         async def story() -> None:
             holders = Holders(self.make())
-            first = await holders.locks.acquire("c1", exclusive=True)
+            first = await holders.locks.acquire("c1", exclusive=True, caller="A")
             second, third = holders.call("second", exclusive=True), holders.call("third", exclusive=True)
             await self.moment()
             first.release()  # by now the lock is the second's, which does not know it yet
@@ -686,26 +773,33 @@ class LocksContract:
         async def story() -> None:
             locks = self.make()
             for number in range(100_000):
-                (await locks.acquire(f"c{number}", exclusive=bool(number % 2))).release()
+                (await locks.acquire(f"c{number}", exclusive=bool(number % 2), caller="A")).release()
             assert len(locks) == 0
 
         self.run(story)
 
     # --- against a model
 
+    COME = st.tuples(st.just("come"), st.sampled_from(["Ac1", "Ac1", "Bc1", "Cc1", "Ac2"]), st.booleans())
     STEP = st.one_of(
-        st.tuples(st.just("come"), st.sampled_from(["c1", "c2"]), st.booleans()),
+        COME,
         st.tuples(st.sampled_from(["end", "cancel"]), st.integers(0, 30), st.booleans()),
         st.tuples(st.just("wait"), st.sampled_from([0.1, 0.4, 1.1]), st.booleans()),
     )
+    # Many that wait for each other: nothing else tells one order from another.
+    CROWD = st.builds(list.__add__, st.lists(COME, min_size=8, max_size=20), st.lists(STEP, max_size=40))
 
     # One class or several may run it.
     @settings(deadline=None, suppress_health_check=[HealthCheck.differing_executors])
-    @given(st.lists(STEP, max_size=40), st.none() | st.integers(0, 2**16))
+    @given(st.lists(STEP, max_size=40) | CROWD, st.none() | st.integers(0, 2**16), st.booleans())
     def test_however_calls_come_end_leave_and_wait_the_locks_are_granted_as_the_model_does(
-        self, steps: list[tuple[str, object, bool]], seed: int | None
+        self, steps: list[tuple[str, object, bool]], seed: int | None, several: bool
     ) -> None:
-        """`end` and `cancel` reach a call at any point: before it waits, while it does, as it is granted."""
+        """
+        `end` and `cancel` reach a call at any point: before it waits, while it does, as it is granted. With
+        `several` callers they come one after the other: of what happens in one moment either may be first,
+        and whose turn it was then follows from that.
+        """
 
         async def story() -> None:
             holders, loop = Holders(self.make()), asyncio.get_running_loop()
@@ -713,12 +807,12 @@ class LocksContract:
             calls: dict[str, tuple[str, Call]] = {}
             for number, (kind, what, flag) in enumerate(steps):
                 if kind == "come":
-                    name, conversation = str(number), str(what)
-                    call = holders.call(name, exclusive=flag, conversation=conversation)
+                    name, conversation = str(number), str(what)[1:]
+                    caller = str(what)[0] if several else "A"
+                    call = holders.call(name, exclusive=flag, conversation=conversation, caller=caller)
                     calls[name] = (conversation, call)
                     await self.moment()
-                    models[conversation].waiting.append(Modelled(name, flag, loop.time()))
-                    models[conversation].grant()
+                    models[conversation].come(Modelled(name, flag, loop.time(), caller))
                 elif kind == "wait":
                     assert isinstance(what, float)
                     await asyncio.sleep(what * self.TIMEOUT)
@@ -735,7 +829,7 @@ class LocksContract:
                         call.task.cancel()
                         models[conversation].remove(name)
                     # Without a pause the next step comes in the middle of what this one sets off.
-                    if flag:
+                    if flag or several:
                         await self.moment()
             await self.moment()
             held = sorted(one.name for model in models.values() for one in model.holding)
@@ -748,45 +842,135 @@ class LocksContract:
 
         self.run(story, seed)
 
+    @settings(deadline=None, suppress_health_check=[HealthCheck.differing_executors])
+    @given(CROWD, st.none() | st.integers(0, 2**16))
+    def test_whatever_happens_in_one_moment_locks_exclude_and_nobody_is_overtaken_unfairly(
+        self, steps: list[tuple[str, object, bool]], seed: int | None
+    ) -> None:
+        """
+        Of one caller none overtakes an earlier one, save that shared locks are granted together. While a call
+        waits, no other caller has more turns than its own, but one that was under way and one ahead of it.
+        """
+
+        async def story() -> None:
+            locks = self.make()
+            ended: dict[str, asyncio.Event] = {}
+            tasks: dict[str, asyncio.Task[None]] = {}
+            held: dict[str, bool] = {}
+            queue: list[tuple[str, str, bool]] = []  # who waits: name, caller, exclusive
+            passed: dict[str, Counter[str]] = {}  # for each that waits, each caller's turns since
+            broken: list[str] = []
+
+            async def live(name: str, caller: str, exclusive: bool) -> None:
+                mine = (name, caller, exclusive)
+                queue.append(mine)
+                passed[name] = Counter()
+                try:
+                    with await locks.acquire("c1", exclusive=exclusive, caller=caller):
+                        before = [one for one in queue[: queue.index(mine)] if one[1] == caller]
+                        queue.remove(mine)
+                        if held and (exclusive or any(held.values())):
+                            broken.append(f"{name} beside {sorted(held)}")
+                        if (exclusive and before) or any(one[2] for one in before):
+                            broken.append(f"{name} before {before}")
+                        for other, theirs, _ in queue:
+                            # Shared locks that are granted in one turn are held from then on in any order.
+                            passed[other][caller] += exclusive or caller == theirs
+                            if caller != theirs and passed[other][caller] > passed[other][theirs] + 2:
+                                broken.append(f"{other} of {theirs} was passed by {passed[other]}")
+                        held[name] = exclusive
+                        try:
+                            await ended[name].wait()
+                        finally:
+                            del held[name]
+                finally:
+                    if mine in queue:
+                        queue.remove(mine)
+                        for other, theirs, _ in queue:
+                            passed[other][caller] += caller == theirs  # it may have had its turn
+
+            for number, (kind, what, flag) in enumerate(steps):
+                name = str(number)
+                if kind == "come":
+                    ended[name] = asyncio.Event()
+                    tasks[name] = asyncio.create_task(live(name, str(what)[0], flag))
+                    await self.moment()
+                elif kind == "wait":
+                    assert isinstance(what, float)
+                    await asyncio.sleep(what * self.TIMEOUT)
+                elif tasks:
+                    assert isinstance(what, int)
+                    name = sorted(tasks)[what % len(tasks)]
+                    if kind == "end":
+                        ended[name].set()
+                    else:
+                        tasks[name].cancel()
+                    if flag:
+                        await self.moment()
+            for event in ended.values():
+                event.set()
+            await asyncio.gather(*tasks.values(), return_exceptions=True)
+            assert broken == []
+            assert len(locks) == 0
+
+        self.run(story, seed)
+
 
 @dataclass(slots=True)
 class Modelled:
     name: str
     exclusive: bool
     came: float
+    caller: str
     ended: bool = False
 
 
 @dataclass(slots=True)
 class Model:
-    """The locks on one conversation as they ought to be."""
+    """The locks on one conversation as they ought to be. Who waits: by caller, in the order of the turns."""
 
     holding: list[Modelled] = field(default_factory=list)
-    waiting: list[Modelled] = field(default_factory=list)
+    waiting: list[tuple[str, list[Modelled]]] = field(default_factory=list)
+
+    def come(self, one: Modelled) -> None:
+        for caller, calls in self.waiting:
+            if caller == one.caller:
+                calls.append(one)
+                break
+        else:
+            self.waiting.append((one.caller, [one]))
+        self.grant()
 
     def grant(self) -> None:
         while self.waiting:
-            head = self.waiting[0]
-            if self.holding and (head.exclusive or self.holding[0].exclusive):
+            caller, calls = self.waiting[0]
+            if self.holding and (calls[0].exclusive or self.holding[0].exclusive):
                 return
             self.waiting.pop(0)
-            if not head.ended:
-                self.holding.append(head)
+            turn = [calls.pop(0)]
+            while calls and not turn[0].exclusive and not calls[0].exclusive:
+                turn.append(calls.pop(0))
+            self.holding += [one for one in turn if not one.ended]
+            if calls:
+                self.waiting.append((caller, calls))
 
     def remove(self, name: str) -> None:
         self.holding = [one for one in self.holding if one.name != name]
-        self.waiting = [one for one in self.waiting if one.name != name]
+        left = [(caller, [one for one in calls if one.name != name]) for caller, calls in self.waiting]
+        self.waiting = [(caller, calls) for caller, calls in left if calls]
         self.grant()
 
     def end(self, name: str) -> None:
-        for one in self.waiting:
-            if one.name == name:
-                one.ended = True
-                return
+        for _, calls in self.waiting:
+            for one in calls:
+                if one.name == name:
+                    one.ended = True
+                    return
         self.remove(name)
 
     def time_out(self, came: float) -> None:
         """One after the other: whoever gives up lets those behind move up, in time or not."""
-        for one in list(self.waiting):
-            if one in self.waiting and one.came <= came:
-                self.remove(one.name)
+        late = sorted((one.came, one.name) for _, calls in self.waiting for one in calls if one.came <= came)
+        for _, name in late:
+            if any(one.name == name for _, calls in self.waiting for one in calls):
+                self.remove(name)

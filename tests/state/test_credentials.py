@@ -167,3 +167,16 @@ def test_callers_without_credentials_share_one_name() -> None:
 
     assert credentials.of([]) == credentials.of([(b"accept", b"*/*")])
     assert credentials.of([]) != credentials.of([(b"authorization", b"")])
+
+
+def test_a_caller_has_one_share_however_it_varies_what_authorises_nobody() -> None:
+    fingerprints = CredentialFingerprints("http://upstream", ["X-Api-Key"], key=b"k" * 32)
+
+    def caller(*fields: Header, address: str = "192.0.2.1") -> str:
+        return fingerprints.caller(fields, address)
+
+    token, key = (b"authorization", b"Bearer a"), (b"x-api-key", b"one")
+    assert caller(token) == caller((b"x-any", b"1"), token, (b"cookie", b"varied"), address="192.0.2.2")
+    assert caller(key) == caller((b"accept", b"*/*"), key)
+    assert len({caller(token), caller((b"authorization", b"Bearer b")), caller(key), caller()}) == 4
+    assert caller() == caller((b"x-any", b"1")) != caller(address="192.0.2.2")

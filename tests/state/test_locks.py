@@ -8,4 +8,4 @@ from tests.state.conformance import LocksContract
 
 class TestMemoryLocks(LocksContract):
     def make(self) -> MemoryLocks:
-        return MemoryLocks(self.TIMEOUT)
+        return MemoryLocks(self.TIMEOUT, self.MAX_WAITING)

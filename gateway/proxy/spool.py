@@ -1,0 +1,143 @@
+"""
+Large bodies of writes, on disk while they come in: no lock on a conversation is held while a client sends.
+
+Files are anonymous: they end with the process, whatever ends it. They are read and written in threads of
+their own, a block at a time, so that a slow disk holds up nothing but the bodies that are on it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import IO, TypeVar
+
+from gateway.errors import BodyTimeout, BodyTooLarge, Overloaded, SpoolFailed
+from gateway.proxy.client import Client
+
+BLOCK = 256 * 1024  # bytes that are written or read in one step
+
+Given = TypeVar("Given")
+Result = TypeVar("Result")
+
+
+class Spool:
+    """One body on disk. The file is closed when no thread is at it any more."""
+
+    def __init__(self, threads: ThreadPoolExecutor, closed: Callable[[], None]) -> None:
+        self._threads = threads
+        self._closed: Callable[[], None] | None = closed
+        self._file: IO[bytes] | None = None
+        self._size = 0
+        self._step: asyncio.Future[object] | None = None
+
+    async def fill(self, pieces: AsyncIterator[bytes], limit: int) -> None:
+        """Raises BodyTooLarge past so many bytes, and SpoolFailed."""
+        block = bytearray()
+        async for piece in pieces:
+            self._size += len(piece)
+            if self._size > limit:
+                raise BodyTooLarge(f"the body is longer than limits.max_write, {limit} bytes")
+            block += piece
+            if len(block) >= BLOCK:
+                await self._in_thread(self._write, bytes(block))
+                block.clear()
+        await self._in_thread(self._write, bytes(block))
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        offset = 0
+        while offset < self._size:
+            piece = await self._in_thread(self._read, offset)
+            offset += len(piece)
+            yield piece
+
+    def close(self) -> None:
+        closed, self._closed = self._closed, None
+        if closed is None:
+            return
+        closed()
+        if self._step is not None and not self._step.done():
+            self._step.add_done_callback(lambda _: self._close_file())
+        else:
+            self._close_file()
+
+    def _close_file(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    async def _in_thread(self, step: Callable[[Given], Result], argument: Given) -> Result:
+        loop = asyncio.get_running_loop()
+        running = loop.run_in_executor(self._threads, step, argument)
+        self._step = running  # type: ignore[assignment]
+        try:
+            return await asyncio.shield(running)  # a cancelled call leaves the thread at the file
+        except OSError as error:
+            raise SpoolFailed(f"the temporary file failed: {error.strerror or error}") from error
+
+    def _write(self, block: bytes) -> None:
+        if self._file is None:
+            self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
+        left = memoryview(block)
+        while left:
+            left = left[self._file.write(left) :]
+
+    def _read(self, offset: int) -> bytes:
+        assert self._file is not None
+        self._file.seek(offset)
+        return self._file.read(BLOCK)
+
+
+class Spools:
+    def __init__(
+        self, *, max_body: int, max_write: int, timeout: float, limit: int = 16, share: int = 4
+    ) -> None:
+        """
+        `max_body`: bytes that are kept in memory; `max_write`: that may come at all, in `timeout` seconds.
+        `limit` bodies are on disk at a time, and no more than `share` of one caller.
+        """
+        self._max_body = max_body
+        self._max_write = max(max_write, max_body)
+        self._timeout = timeout
+        self._limit = limit
+        self._share = share
+        self._open: Counter[str] = Counter()
+        self._threads = ThreadPoolExecutor(2, "spool")
+
+    def __len__(self) -> int:
+        return self._open.total()
+
+    async def read(self, client: Client, caller: str) -> Spool | None:
+        """The whole body: into memory, or if it is large into the spool that is returned, to be closed."""
+        if client.read_at_once():
+            return None
+        length = int(client.fields.get(b"content-length", b"0"))
+        if length > self._max_write:
+            raise BodyTooLarge(f"the body has {length} bytes, limits.max_write is {self._max_write}")
+        try:
+            async with asyncio.timeout(self._timeout):
+                if length <= self._max_body and await client.read_ahead(self._max_body):
+                    return None
+                return await self._filled(client, caller)
+        except TimeoutError as error:
+            said = f"it took longer than limits.upload_timeout ({self._timeout:g} s)"
+            raise BodyTimeout(said) from error
+
+    async def _filled(self, client: Client, caller: str) -> Spool:
+        if len(self) >= self._limit or self._open[caller] >= self._share:
+            raise Overloaded("too many large bodies wait on disk")
+        self._open[caller] += 1
+        spool, full = Spool(self._threads, lambda: self._closed(caller)), False
+        try:
+            await spool.fill(client.pieces(), self._max_write)
+            full = True
+        finally:
+            if not full:
+                spool.close()
+        client.spooled(spool.pieces)
+        return spool
+
+    def _closed(self, caller: str) -> None:
+        self._open[caller] -= 1
+        self._open = +self._open

@@ -1,0 +1,101 @@
+"""A large write is whole before it takes its conversation's lock: a slow client holds up nobody."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from tests.support.calls import PATCH
+from tests.support.gateways import CONVERSATION, Proxied, proxied
+from tests.support.judging import refusal
+from tests.support.serving import connect
+
+BODY = bytes(range(256)) * 4 * 300  # more than one block on disk
+LIMITS = {"max_body": 1024, "max_write": "1MiB"}
+HEAD = b"POST %b/zzz HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer other\r\n" % CONVERSATION.encode()
+LENGTH = HEAD + b"Content-Length: %d\r\n\r\n" % len(BODY)
+CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+async def fills_are_served(chain: Proxied) -> None:
+    for _ in range(3):
+        await chain.client.send(PATCH)
+        assert (await chain.client.reply())[0] == 200
+
+
+def writes(chain: Proxied) -> list[bytes]:
+    return [request.body for request in chain.requests if request.target.endswith(b"/zzz")]
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_a_slow_large_write_holds_no_lock_and_arrives_whole_and_framed_as_it_was(chunked: bool) -> None:
+    whole = b"%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY) if chunked else BODY
+    async with proxied(limits=LIMITS, rule={"on_lookup_failure": "forward"}) as chain:
+        async with connect(chain.running.port) as slow:
+            await slow.send((CHUNKED if chunked else LENGTH) + whole[:200_000])
+            await fills_are_served(chain)
+            assert writes(chain) == []
+            await slow.send(whole[200_000:])
+            assert (await slow.reply())[0] == 200
+        assert writes(chain) == [BODY]
+        (sent,) = [request for request in chain.requests if request.target.endswith(b"/zzz")]
+        names = {name for name, _ in sent.headers}
+        assert (b"transfer-encoding" in names, b"content-length" in names) == (chunked, not chunked)
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_a_write_past_max_write_is_413_and_nothing_was_sent(chunked: bool) -> None:
+    async with proxied(limits=LIMITS | {"max_write": 200_000}) as chain:
+        await chain.client.send(CHUNKED + b"%x\r\n%b\r\n" % (len(BODY), BODY) if chunked else LENGTH)
+        reply = await chain.client.reply()
+        assert refusal(reply)[:2] == (413, "body-too-large")
+        assert b"limits.max_write" in reply[2]
+        assert chain.requests == []
+
+
+@pytest.mark.parametrize("first", [b"x", BODY[:200_000]])
+async def test_a_write_that_is_trickled_ends_at_its_deadline(first: bytes) -> None:
+    async with proxied(limits=LIMITS | {"upload_timeout": "300ms"}) as chain:
+        async with connect(chain.running.port) as slow:
+            await slow.send(CHUNKED + b"%x\r\n%b\r\n" % (len(first), first))
+
+            async def drip() -> None:
+                while True:
+                    await asyncio.sleep(0.02)
+                    await slow.send(b"1\r\nx\r\n")
+
+            dripping = asyncio.create_task(drip())
+            reply = await slow.reply()
+            dripping.cancel()
+            await asyncio.gather(dripping, return_exceptions=True)
+            assert refusal(reply)[:2] == (408, "body-timeout")
+            assert b"limits.upload_timeout" in reply[2]
+        assert chain.requests == []
+
+
+async def test_a_client_that_leaves_amid_its_large_write_leaves_nothing_and_gives_its_place_back() -> None:
+    async with proxied(limits=LIMITS, rule={"on_lookup_failure": "forward"}) as chain:
+        for _ in range(6):  # more than one caller has places
+            async with connect(chain.running.port) as slow:
+                await slow.send(LENGTH + BODY[:200_000])
+                await fills_are_served(chain)
+        assert writes(chain) == []
+        await chain.client.send(LENGTH + BODY)
+        assert (await chain.client.reply())[0] == 200
+        assert writes(chain) == [BODY]
+
+
+async def test_one_caller_takes_no_more_than_its_share_of_the_places_on_disk() -> None:
+    async with proxied(limits=LIMITS, rule={"on_lookup_failure": "forward"}) as chain:
+        slow = [connect(chain.running.port) for _ in range(4)]
+        clients = [await one.__aenter__() for one in slow]
+        for client in clients:
+            await client.send(LENGTH + BODY[:2000])
+        await fills_are_served(chain)
+        await chain.client.send(LENGTH.replace(b"other", b"third") + BODY)
+        assert (await chain.client.reply())[0] == 200
+        await chain.client.send(LENGTH)
+        assert refusal(await chain.client.reply())[:2] == (503, "overloaded")
+        for one in slow:
+            await one.__aexit__(None, None, None)
