@@ -110,8 +110,19 @@ class UpstreamConnection(asyncio.Protocol):
         return now - self.idle_since < idle_timeout and now < self.expires and self.silent()
 
     def silent(self) -> bool:
-        """Whether no byte and no end waits in its socket that the loop has yet to notice."""
-        return not self._poll.poll(0)
+        """
+        Whether no byte and no end waits that the loop has yet to notice: in its socket, or read from there
+        and still within TLS. A TLS connection that is new may have session tickets in its socket, which say
+        nothing.
+        """
+        if not self._tls:
+            return not self._poll.poll(0)
+        pending = self.transport.get_extra_info("ssl_object").pending()
+        return not pending and not (self.used and self._poll.poll(0))
+
+    def ready(self) -> bool:
+        """Asked right before the first byte of a request goes out: not closing, and silent."""
+        return not self.transport.is_closing() and self.silent()
 
     def close(self) -> None:
         self._leave_pool()

@@ -6,8 +6,9 @@ then once. A connection is opening, idle, busy with one request, or closed, and 
 ones the last to come back is the first to be taken, so that those not needed grow old and go; who has to wait
 is served first come, first served.
 
-What the upstream sends unasked is never an answer: a connection is polled before it is used, be it idle,
-new or handed over by the request before; one that hears something while it is idle closes itself; what
+What the upstream sends unasked is never an answer: a connection is polled when it is taken, be it idle, new
+or handed over by the request before, and once more when `before_send` has taken its time; between the last
+poll and the first byte nothing else happens. One that hears something while it is idle closes itself; what
 follows a reply closes its connection (http/response_parser.py). What arrives after the poll no proxy can
 tell from an answer.
 """
@@ -172,7 +173,7 @@ class Pool:
             self._together.append(sending)
             sending.headed = loop.create_future()
         else:
-            self._send_on(self._take(loop.time()) or await self._acquire(), sending)
+            await self._send_on(self._take(loop.time()), sending)
         while True:
             assert sending.headed is not None
             try:
@@ -184,17 +185,21 @@ class Pool:
             reply = sending.reply
             if reply.status:
                 return reply
-            if reply.error is None:  # it found no connection idle when the others were sent
+            if reply.error is None:  # it found no connection when the others were sent
                 sending.headed = None
-                self._send_on(await self._acquire(), sending)
+                await self._send_on(None, sending)
             elif sending.met_a_dead_connection():
                 sending.prepare_replay()
                 sending.start(await self._acquire(fresh=True))
             else:
                 raise reply.error
 
-    def _send_on(self, connection: UpstreamConnection, sending: _Sending) -> None:
-        if sending.before_send is not None:
+    async def _send_on(self, connection: UpstreamConnection | None, sending: _Sending) -> None:
+        """On this connection, or on one that is to be had."""
+        while True:
+            connection = connection or await self._acquire()
+            if sending.before_send is None:
+                break
             allowed = False
             try:
                 commit = sending.before_send()
@@ -204,6 +209,11 @@ class Pool:
             finally:
                 if not allowed:
                     self.released(connection)
+            if connection.ready():
+                break
+            # It spoke meanwhile. For the next one all is asked anew: it may have to be waited for.
+            connection.close()
+            connection = None
         sending.start(connection)
 
     def _send_together(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -230,11 +240,14 @@ class Pool:
                 for sending in committed[1:]:
                     sending.reply.finish(first.reply.error)
         for connection, sending in going:
-            if sending.reply.error is None:
-                sending.start(connection)
-            else:
+            if sending.reply.error is not None:
                 sending.wake()
                 self.released(connection)
+            elif connection.ready():
+                sending.start(connection)
+            else:  # it spoke meanwhile: alone, on another
+                connection.close()
+                sending.wake()
 
     def close(self) -> None:
         """Takes no more requests. Idle connections are closed now, busy ones when their reply is over."""
@@ -281,7 +294,7 @@ class Pool:
                 connection = await self._wait(deadline, first)
             if connection is None:
                 return await self._open()
-            if connection.transport.is_closing() or not connection.silent():
+            if not connection.ready():
                 connection.close()
                 connection = None
                 first = True
@@ -336,8 +349,7 @@ class Pool:
             connection = await open_connection(
                 self._make, self.host, self.port, self._tls, self.timeouts.connect
             )
-            # TLS itself says something first (session tickets): there the parser alone can tell.
-            if self._tls is None and not connection.silent():
+            if not connection.silent():
                 connection.close()
                 raise ConnectionRefused(f"no connection to {self.host}:{self.port}: {SPOKE}")
             opened = connection.counted = True
