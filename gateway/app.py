@@ -32,6 +32,7 @@ from gateway.http.forwarding import Hop
 from gateway.proxy.lifecycle import Lifecycle
 from gateway.proxy.passthrough import Passthrough, UploadSlots
 from gateway.proxy.phases import Phases
+from gateway.proxy.tunnel import TunnelSlots
 from gateway.rules import Rules
 from gateway.server import asgi, connection
 from gateway.server.cors import with_cors
@@ -193,6 +194,7 @@ def _lifecycle(
         locks=locks,
         upstream=transport,
         uploads=UploadSlots(max(1, to.max_connections // 2), to.pool_timeout),
+        tunnels=TunnelSlots(limits.max_tunnels or max(1, to.max_connections // 4)),
         credentials=credentials,
         hop=hop,
         max_body=limits.max_body,
