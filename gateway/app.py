@@ -35,6 +35,7 @@ from gateway.proxy.lifecycle import Lifecycle
 from gateway.proxy.passthrough import Passthrough, UploadSlots
 from gateway.proxy.phases import Phases
 from gateway.proxy.spool import Spools
+from gateway.proxy.tunnel import TunnelSlots
 from gateway.rules import Rules
 from gateway.server import asgi, backlog, connection, descriptors
 from gateway.server.cors import with_cors
@@ -208,6 +209,7 @@ def _lifecycle(
         upstream=transport,
         uploads=UploadSlots(max(1, to.max_connections // 2), to.pool_timeout),
         spools=Spools(max_body=limits.max_body, max_write=limits.max_write, timeout=limits.upload_timeout),
+        tunnels=TunnelSlots(limits.max_tunnels or max(1, to.max_connections // 4)),
         credentials=credentials,
         hop=hop,
         max_body=limits.max_body,

@@ -144,6 +144,7 @@ class LimitSettings(Section):
     deadline: Timeout = 15.0
     drain_timeout: Timeout = 30.0
     tunnel_idle: Timeout = 300.0
+    max_tunnels: Count | None = None
 
 
 class CorsSettings(Section):

@@ -36,7 +36,7 @@ def _slug(name: str) -> str:
 
 
 class GatewayError(Exception):
-    """Raised with the reason in words; `status` and the rest say how it is answered."""
+    """Raised with the reason in words of our own; `status` and the rest say how it is answered."""
 
     status: ClassVar[int] = 500
     title: ClassVar[str] = "The gateway failed"
@@ -44,6 +44,13 @@ class GatewayError(Exception):
     advice: ClassVar[str] = "Report the request id to whoever runs the gateway."
     retry_after: float | None = None  # seconds
     counted = False  # among the refusals, by the server, before whoever serves the call sees it
+    # What the upstream sent, where that is what was wrong: for the log alone, since it may be another's (O2).
+    evidence: bytes = b""
+
+    def __init__(self, *args: object, evidence: bytes = b"") -> None:
+        super().__init__(*args)
+        if evidence:
+            self.evidence = evidence
 
     @property
     def detail(self) -> str:

@@ -30,7 +30,7 @@ _prefix_of_next = re.compile(rb"\r(?:\n(?:%b)?)?" % _LINE_PREFIX).fullmatch
 
 
 class InvalidChunk(ValueError):
-    """The bytes are not chunks as RFC 9112 has them; the message says where."""
+    """The bytes are not chunks as RFC 9112 has them; the message says where, and quotes none (O2)."""
 
 
 class TrailersTooLarge(InvalidChunk):

@@ -22,8 +22,9 @@ from gateway.http.grammar import (
     parse_field_lines,
     search_unfit,
 )
-from gateway.http.headers import Fields, Header, first, nominated, text
+from gateway.http.headers import Fields, Header, first, nominated
 
+QUOTED: Final = 200  # bytes of what was no reply that an error carries, for the log
 _HEAD_KEPT: Final = 4096  # bytes of a head that is compared with the next
 _match_status_line = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: (%b*))?\r\n" % FIELD_TEXT).match
 # What no trailer may say (RFC 9110 section 6.5.1); it would be dropped, but who says it is not to be trusted.
@@ -88,7 +89,7 @@ class ResponseParser:
                 raise InvalidReply(f"the reply's head is larger than {largest} bytes")
             if end < 4:
                 if search_unfit(data, start) or not data.startswith(b"HTTP/1."[: len(data)]):
-                    raise InvalidReply("the reply does not begin as HTTP/1.1 does")
+                    raise InvalidReply("the reply does not begin as HTTP/1.1 does", evidence=data[:QUOTED])
                 self._partial = data
                 return
             self._read_head(data[:end])
@@ -106,16 +107,19 @@ class ResponseParser:
             return
         line = _match_status_line(head)
         if line is None:
-            raise InvalidReply(f"not a status line: {text(head[:80])}")
+            raise InvalidReply("the reply does not begin with a status line", evidence=head[:QUOTED])
         end = len(head) - 2
         if match_field_lines(head, line.end(), end) is None:
-            raise InvalidReply("the reply's head is not made of header fields")
+            raise InvalidReply("the reply's head is not made of header fields", evidence=head[:QUOTED])
         # A trailer is not a header (RFC 9110 section 6.5.1): these are all there will be.
         headers = Fields(parse_field_lines(head, line.end(), end))
         if len(headers) > self._max_headers:
             raise InvalidReply(f"the reply has more than {self._max_headers} fields")
         status = int(line[2])
-        left, keep = _framing(headers, line[1] == b"1")
+        try:
+            left, keep = _framing(headers, line[1] == b"1")
+        except ValueError as error:
+            raise InvalidReply(str(error), evidence=head[:QUOTED]) from error
         if status < 200:
             self._inform(status, headers, left)
             return
@@ -130,7 +134,7 @@ class ResponseParser:
     def _inform(self, status: int, headers: Fields, left: int) -> None:
         """An interim reply is dropped; a 101 is the last that is HTTP (RFC 9110 section 15.2)."""
         if left != UNTIL_CLOSE:
-            raise InvalidReply(f"a {status} with a body")
+            raise InvalidReply("an interim reply has a body")
         if status != 101:
             return
         if not self._upgrade:
@@ -166,7 +170,8 @@ class ResponseParser:
         try:
             piece, taken = chunks.feed(data)
         except InvalidChunk as error:
-            raise InvalidReply(f"the reply breaks the rules: {error}") from error
+            words = f"the reply breaks the rules: {error}"
+            raise InvalidReply(words, evidence=data[:QUOTED]) from error
         if piece:
             self._sink.received(piece)
         if chunks.ended:
@@ -176,7 +181,10 @@ class ResponseParser:
 
 
 def _framing(headers: list[Header], persistent: bool) -> tuple[int, bool]:
-    """Where the body ends (RFC 9112 section 6.3), and whether the connection stays open after it."""
+    """
+    Where the body ends (RFC 9112 section 6.3), and whether the connection stays open after it. Raises
+    ValueError, with nothing of the fields in it.
+    """
     left = UNTIL_CLOSE
     keep = persistent
     closing = False
@@ -185,7 +193,7 @@ def _framing(headers: list[Header], persistent: bool) -> tuple[int, bool]:
             continue
         if name == b"content-length":
             if left != UNTIL_CLOSE or match_length(value) is None:
-                raise InvalidReply("the reply's Content-Length is no single sane number")
+                raise ValueError("the reply's Content-Length is no single sane number")
             left = int(value)
         elif name == b"connection":
             named = list_members(value)
@@ -195,5 +203,5 @@ def _framing(headers: list[Header], persistent: bool) -> tuple[int, bool]:
             left = CHUNKED
         else:
             # RFC 9112 section 6.1: a coding that is not chunked alone has no end one could trust.
-            raise InvalidReply(f"the reply's Transfer-Encoding is {text(value)}")
+            raise ValueError("the reply's Transfer-Encoding is not chunked alone")
     return left, keep and not closing

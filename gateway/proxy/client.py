@@ -9,13 +9,15 @@ import contextlib
 import itertools
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Protocol
+from typing import Final, Protocol
 
 from gateway.errors import BodyTooLarge, GatewayError, InvalidReply
 from gateway.http.forwarding import Hop, sane_id, upstream_request_headers
 from gateway.http.headers import Fields, Header, Headers, by_name
 from gateway.http.problem import problem
 from gateway.proxy.tunnel import ByteStream
+
+UNWRITABLE: Final = "the reply's head cannot be sent on as HTTP/1.1"
 
 
 class Body(Protocol):
@@ -236,7 +238,7 @@ class Client:
         try:
             self.started = self._request.respond(status, headers, body, extra_headers)
         except ValueError as error:
-            raise InvalidReply(str(error)) from error
+            raise InvalidReply(UNWRITABLE, evidence=str(error).encode()) from error
         if not self.started:
             self.cancel_on_disconnect()
             await self._start(status, headers, extra_headers)
@@ -258,4 +260,4 @@ def _fields_that_can_be_sent() -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise InvalidReply(str(error)) from error
+        raise InvalidReply(UNWRITABLE, evidence=str(error).encode()) from error

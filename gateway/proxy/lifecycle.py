@@ -26,6 +26,7 @@ from gateway.http.headers import method_overrides, text
 from gateway.proxy.call_record import CallRecord
 from gateway.proxy.client import Client, ClientGone, ClientRequest
 from gateway.proxy.deadline import Deadline
+from gateway.proxy.evidence import EvidenceLog
 from gateway.proxy.matched_call import MatchedCall
 from gateway.proxy.modes import MODES
 from gateway.proxy.passthrough import Passthrough
@@ -71,6 +72,7 @@ class Lifecycle:
         self._log_refusal = log_refusal
         self._max_body = max_body
         self._deadline = Deadline(deadline)
+        self._evidence = EvidenceLog(clock)
 
     async def serve(self, request: ClientRequest) -> None:
         client = Client(request)
@@ -84,6 +86,7 @@ class Lifecycle:
                 await self._serve_matched(client, route)
         except GatewayError as error:
             self._count(error, client)
+            self._evidence.tell(error, client.id)
             if client.started:
                 raise
             await client.refuse(error)
@@ -176,6 +179,7 @@ class Lifecycle:
 
     async def _refuse(self, record: CallRecord, error: GatewayError) -> None:
         record.record_reject(self._audit, error.slug())
+        self._evidence.tell(error, record.client.id)
         if record.client.started:
             raise error
         record.status = error.status

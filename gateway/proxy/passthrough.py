@@ -87,6 +87,7 @@ class Passthrough:
     upstream: Transport
     uploads: UploadSlots
     spools: Spools
+    tunnels: tunnel.TunnelSlots
     credentials: CredentialFingerprints
     hop: Hop
     max_body: int
@@ -145,16 +146,23 @@ class Passthrough:
     async def _upgrade(self, client: Client, protocol: bytes, headers: Fields) -> None:
         extra_headers = [*client.extra_headers, (b"connection", b"upgrade"), (b"upgrade", protocol)]
         method = client.method.encode()
-        with await self.upstream.send(
-            method, client.target, headers, extra_headers=extra_headers, upgrade=True
-        ) as reply:
+        who = self.credentials.caller(client.headers, client.address)
+        self.tunnels.take(who)
+        try:
+            reply = await self.upstream.send(
+                method, client.target, headers, extra_headers=extra_headers, upgrade=True
+            )
             if reply.status == 101:
-                response = forwarding.client_response_headers(reply.headers)
-                own = response.extra_headers([], client.extra_headers[0])
-                down = client.switch([*response.headers, *own])
-                await tunnel.join(down, reply, self.tunnel_idle)
-            else:
-                await self._relay(client, reply)
+                with reply:
+                    response = forwarding.client_response_headers(reply.headers)
+                    own = response.extra_headers([], client.extra_headers[0])
+                    down = client.switch([*response.headers, *own])
+                    await tunnel.join(down, reply, self.tunnel_idle)
+                return
+        finally:
+            self.tunnels.give_back(who)
+        with reply:  # the upstream did not switch: a reply like another
+            await self._relay(client, reply)
 
     async def _write(self, client: Client, write: PathMatch[Write], headers: Fields) -> None:
         conversation = write.value.conversation(write.parameters)

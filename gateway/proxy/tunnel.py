@@ -5,10 +5,11 @@ An upgraded connection (WebSocket and others): raw bytes both ways until one sid
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Hashable
 from typing import Protocol
 
-from gateway.errors import UpstreamError
+from gateway.errors import Overloaded, UpstreamError
 
 
 class ByteStream(Protocol):
@@ -28,6 +29,34 @@ class HalfClosableStream(ByteStream, Protocol):
     """A side that can be told that no more will come, and still be read."""
 
     def write_eof(self) -> None: ...
+
+
+class TunnelSlots:
+    """
+    For tunnels, which each hold a connection to the upstream: `limit` at a time, a quarter of those (at
+    least one) for one client.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._share = max(1, limit // 4)
+        self._taken: Counter[Hashable] = Counter()
+
+    def __len__(self) -> int:
+        return self._taken.total()
+
+    def take(self, client: Hashable) -> None:
+        """Raises Overloaded."""
+        if len(self) >= self._limit:
+            raise Overloaded(f"{self._limit} tunnels are open (limits.max_tunnels)")
+        if self._taken[client] >= self._share:
+            raise Overloaded(f"this client has {self._share} tunnels open (a quarter of limits.max_tunnels)")
+        self._taken[client] += 1
+
+    def give_back(self, client: Hashable) -> None:
+        self._taken[client] -= 1
+        if not self._taken[client]:
+            del self._taken[client]
 
 
 async def join(client: ByteStream, upstream: HalfClosableStream, idle: float) -> None:

@@ -47,6 +47,12 @@ class Owner(Protocol):
     def lost(self, connection: UpstreamConnection) -> None:
         """Its socket is gone."""
 
+    def stalled(self, connection: UpstreamConnection) -> None:
+        """More of its reply is here than its reader takes."""
+
+    def resumed(self, connection: UpstreamConnection) -> None:
+        """Its reader goes on, or its reply is over."""
+
 
 def nobody() -> None:
     """The reply of a connection that carries none."""
@@ -110,8 +116,19 @@ class UpstreamConnection(asyncio.Protocol):
         return now - self.idle_since < idle_timeout and now < self.expires and self.silent()
 
     def silent(self) -> bool:
-        """Whether no byte and no end waits in its socket that the loop has yet to notice."""
-        return not self._poll.poll(0)
+        """
+        Whether no byte and no end waits that the loop has yet to notice: in its socket, or read from there
+        and still within TLS. A TLS connection that is new may have session tickets in its socket, which say
+        nothing.
+        """
+        if not self._tls:
+            return not self._poll.poll(0)
+        pending = self.transport.get_extra_info("ssl_object").pending()
+        return not pending and not (self.used and self._poll.poll(0))
+
+    def ready(self) -> bool:
+        """Asked right before the first byte of a request goes out: not closing, and silent."""
+        return not self.transport.is_closing() and self.silent()
 
     def close(self) -> None:
         self._leave_pool()
@@ -141,6 +158,7 @@ class UpstreamConnection(asyncio.Protocol):
         if not self._reading:
             self._reading = True
             self.transport.resume_reading()
+            self._owner.resumed(self)
 
     def abandon(self, reply: Reply) -> None:
         if self._parser.switched and self._carries(reply) and not self.loop.is_closed():
@@ -258,6 +276,8 @@ class UpstreamConnection(asyncio.Protocol):
         if self._unread > BUFFERED_BODY and self._reading:
             self._reading = False
             self.transport.pause_reading()
+            if not self._parser.switched:  # a tunnel may be as slow as it likes
+                self._owner.stalled(self)
         if self._waiter is not None:
             self._wake()
 
@@ -397,6 +417,8 @@ class UpstreamConnection(asyncio.Protocol):
             self._timer = None
             self._timer_at = inf
         self._let_write()
+        if not self._reading:
+            self._owner.resumed(self)
         if self.counted:
             self.counted = False
             self._owner.closed(self)

@@ -27,11 +27,13 @@ from gateway.upstream.transport import BeforeSend
 OF_THE_CONNECTION: Final = frozenset({b"connection", b"upgrade"})
 FRAMING: Final = frozenset({b"content-length", b"transfer-encoding"})
 
-TRANSLATIONS: Final[tuple[tuple[type[httpx.HTTPError], type[errors.UpstreamError]], ...]] = (
-    (httpx.PoolTimeout, errors.PoolExhausted),
-    (httpx.ConnectTimeout, errors.ConnectTimeout),
-    (httpx.TimeoutException, errors.ReadTimeout),
-    (httpx.ProtocolError, errors.InvalidReply),
+# With words of our own for the client: httpx's quote what the upstream sent.
+TRANSLATIONS: Final[tuple[tuple[type[httpx.HTTPError], type[errors.UpstreamError], str], ...]] = (
+    (httpx.PoolTimeout, errors.PoolExhausted, "no connection to the upstream came free in time"),
+    (httpx.ConnectTimeout, errors.ConnectTimeout, "no connection to the upstream in time"),
+    (httpx.TimeoutException, errors.ReadTimeout, "the upstream took or sent nothing in time"),
+    (httpx.ProtocolError, errors.InvalidReply, "the upstream broke the rules of the protocol"),
+    (httpx.HTTPError, errors.ConnectionTerminated, "the connection to the upstream broke off"),
 )
 
 
@@ -44,11 +46,11 @@ def our_errors() -> Iterator[None]:
 
 
 def translated(error: httpx.HTTPError) -> errors.UpstreamError:
-    detail = str(error) or type(error).__name__
+    said = str(error) or type(error).__name__
     if isinstance(error, httpx.ConnectError):
-        return not_connected(error, detail)
-    kinds = [ours for theirs, ours in TRANSLATIONS if isinstance(error, theirs)]
-    return (kinds[0] if kinds else errors.ConnectionTerminated)(detail)
+        return not_connected(error, said)  # what the system said of it: nothing had been sent
+    kind, words = next((ours, words) for theirs, ours, words in TRANSLATIONS if isinstance(error, theirs))
+    return kind(words, evidence=said.encode("utf-8", "backslashreplace"))
 
 
 def over_http2(

@@ -3,11 +3,13 @@ Connections to one origin, and who gets which.
 
 Laws: a request of which a byte may have left is sent again only if it is safe (RFC 9110 section 9.2.1), and
 then once. A connection is opening, idle, busy with one request, or closed, and counts until then. Of the idle
-ones the last to come back is the first to be taken, so that those not needed grow old and go; who has to wait
-is served first come, first served.
+ones the last to come back is the first to be taken, so that those not needed grow old and go. Who has to
+wait is served by turns with other callers (told by Authorization), and first come, first served among the
+requests of one. A reader that stalls keeps nobody waiting: the reply that has stalled longest is cut.
 
-What the upstream sends unasked is never an answer: a connection is polled before it is used, be it idle,
-new or handed over by the request before; one that hears something while it is idle closes itself; what
+What the upstream sends unasked is never an answer: a connection is polled when it is taken, be it idle, new
+or handed over by the request before, and once more when `before_send` has taken its time; between the last
+poll and the first byte nothing else happens. One that hears something while it is idle closes itself; what
 follows a reply closes its connection (http/response_parser.py). What arrives after the poll no proxy can
 tell from an answer.
 """
@@ -21,14 +23,17 @@ from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Final, TypeAlias
 
 from gateway.errors import ConnectionRefused, ConnectionTerminated, PoolExhausted
-from gateway.http.headers import Headers
+from gateway.http.headers import Headers, first
 from gateway.upstream.connect import SPOKE, open_connection, tls_context
 from gateway.upstream.connection import Timeouts, UpstreamConnection
 from gateway.upstream.reply import Reply
 from gateway.upstream.request import OutgoingRequest
 from gateway.upstream.transport import BeforeSend, Commit
+
+STALL: Final = 0.5  # seconds for which a reply may be left unread while others wait for its connection
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +47,9 @@ class PoolLimits:
     max_lifetime: float = 30.0  # then a name is resolved anew
     max_head: int = 65_536
     max_headers: int = 200
+
+
+Place: TypeAlias = "asyncio.Future[UpstreamConnection | None]"
 
 
 class _Sending:
@@ -124,7 +132,9 @@ class Pool:
         self._tls = (tls or tls_context()) if scheme == "https" else None
         self._size = 0  # opening, idle and busy
         self._idle: dict[UpstreamConnection, None] = {}  # oldest first; empty whenever a request waits
-        self._queue: deque[asyncio.Future[UpstreamConnection | None]] = deque()
+        self._queue: dict[bytes, deque[Place]] = {}  # by caller, whose turn is next first
+        self._stalled: dict[UpstreamConnection, float] = {}  # since when, the longest first
+        self._cutter: asyncio.TimerHandle | None = None
         self._together: list[_Sending] = []  # to be sent in this turn of the loop
         self._sockets: set[UpstreamConnection] = set()  # also those closed whose socket is still to go
         self._gone: asyncio.Future[None] | None = None
@@ -144,7 +154,7 @@ class Pool:
     @property
     def waiting(self) -> int:
         """Requests that wait for a connection to come free."""
-        return sum(not place.done() for place in self._queue)
+        return sum(not place.done() for places in self._queue.values() for place in places)
 
     async def send(
         self,
@@ -172,7 +182,7 @@ class Pool:
             self._together.append(sending)
             sending.headed = loop.create_future()
         else:
-            self._send_on(self._take(loop.time()) or await self._acquire(), sending)
+            await self._send_on(self._take(loop.time()), sending, headers)
         while True:
             assert sending.headed is not None
             try:
@@ -184,17 +194,23 @@ class Pool:
             reply = sending.reply
             if reply.status:
                 return reply
-            if reply.error is None:  # it found no connection idle when the others were sent
+            if reply.error is None:  # it found no connection when the others were sent
                 sending.headed = None
-                self._send_on(await self._acquire(), sending)
+                await self._send_on(None, sending, headers)
             elif sending.met_a_dead_connection():
                 sending.prepare_replay()
-                sending.start(await self._acquire(fresh=True))
+                sending.start(await self._acquire(headers, fresh=True))
             else:
                 raise reply.error
 
-    def _send_on(self, connection: UpstreamConnection, sending: _Sending) -> None:
-        if sending.before_send is not None:
+    async def _send_on(
+        self, connection: UpstreamConnection | None, sending: _Sending, headers: Headers
+    ) -> None:
+        """On this connection, or on one that is to be had."""
+        while True:
+            connection = connection or await self._acquire(headers)
+            if sending.before_send is None:
+                break
             allowed = False
             try:
                 commit = sending.before_send()
@@ -204,6 +220,11 @@ class Pool:
             finally:
                 if not allowed:
                     self.released(connection)
+            if connection.ready():
+                break
+            # It spoke meanwhile. For the next one all is asked anew: it may have to be waited for.
+            connection.close()
+            connection = None
         sending.start(connection)
 
     def _send_together(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -230,11 +251,14 @@ class Pool:
                 for sending in committed[1:]:
                     sending.reply.finish(first.reply.error)
         for connection, sending in going:
-            if sending.reply.error is None:
-                sending.start(connection)
-            else:
+            if sending.reply.error is not None:
                 sending.wake()
                 self.released(connection)
+            elif connection.ready():
+                sending.start(connection)
+            else:  # it spoke meanwhile: alone, on another
+                connection.close()
+                sending.wake()
 
     def close(self) -> None:
         """Takes no more requests. Idle connections are closed now, busy ones when their reply is over."""
@@ -262,7 +286,7 @@ class Pool:
             connection.close()
         return None
 
-    async def _acquire(self, *, fresh: bool = False) -> UpstreamConnection:
+    async def _acquire(self, headers: Headers, *, fresh: bool = False) -> UpstreamConnection:
         """
         An idle connection, or a new one, or the next that comes free. With `fresh` no idle one: the one
         taken before turned out to be dead, and the others have had longer to die. Raises PoolExhausted, or
@@ -273,29 +297,34 @@ class Pool:
         if fresh and self._idle and self._size >= self.limits.max_connections:
             next(iter(self._idle)).close()
         connection = None if fresh else self._take(now)
-        first = False
+        again = False
         while connection is None:
             if self._size < self.limits.max_connections:
                 self._size += 1
             else:
-                connection = await self._wait(deadline, first)
+                connection = await self._wait(deadline, headers, again)
             if connection is None:
                 return await self._open()
-            if connection.transport.is_closing() or not connection.silent():
+            if not connection.ready():
                 connection.close()
                 connection = None
-                first = True
+                again = True
         return connection
 
-    async def _wait(self, deadline: float, first: bool) -> UpstreamConnection | None:
+    async def _wait(self, deadline: float, headers: Headers, again: bool) -> UpstreamConnection | None:
         """A connection that came free; or None: there is room for a new one, already counted."""
         loop = asyncio.get_running_loop()
-        place: asyncio.Future[UpstreamConnection | None] = loop.create_future()
-        if first:
-            self._queue.appendleft(place)
+        place: Place = loop.create_future()
+        caller = first(headers, b"authorization") or b""
+        places = self._queue.setdefault(caller, deque())
+        if again:
+            places.appendleft(place)
+            self._queue = {caller: self._queue.pop(caller), **self._queue}
         else:
-            self._queue.append(place)
-        timer = loop.call_at(deadline, self._expire, place)
+            places.append(place)
+        if self._stalled and self._cutter is None:
+            self._cut_stalled()
+        timer = loop.call_at(deadline, self._expire, place, caller)
         try:
             return await place
         except asyncio.CancelledError:
@@ -305,11 +334,43 @@ class Pool:
         finally:
             timer.cancel()
 
-    def _expire(self, place: asyncio.Future[UpstreamConnection | None]) -> None:
+    def _expire(self, place: Place, caller: bytes) -> None:
         if not place.done():
             place.set_exception(PoolExhausted("no connection to the upstream came free in time"))
-        while self._queue and self._queue[0].done():
-            self._queue.popleft()
+        places = self._queue.get(caller)
+        while places and places[0].done():
+            places.popleft()
+        if places is not None and not places:
+            del self._queue[caller]
+
+    def _next(self) -> Place | None:
+        """Who gets what is free: the first of the caller whose turn it is, who then is the last."""
+        while self._queue:
+            caller = next(iter(self._queue))
+            places = self._queue.pop(caller)
+            while places:
+                place = places.popleft()
+                if not place.done():
+                    if places:
+                        self._queue[caller] = places
+                    return place
+        return None
+
+    def _cut_stalled(self) -> None:
+        """As many of the replies that have stalled too long as requests wait; comes again for the next."""
+        if self._cutter is not None:
+            self._cutter.cancel()
+            self._cutter = None
+        loop = asyncio.get_running_loop()
+        patience = min(STALL, self.timeouts.pool / 2)
+        wanted = self.waiting
+        while self._stalled and wanted:
+            connection, since = next(iter(self._stalled.items()))
+            if since + patience > loop.time():
+                self._cutter = loop.call_at(since + patience, self._cut_stalled)
+                return
+            wanted -= 1
+            connection.fail(ConnectionTerminated("its client took too little of it while others waited"))
 
     def _give_back(self, connection: UpstreamConnection | None) -> None:
         if connection is None:
@@ -320,11 +381,9 @@ class Pool:
 
     def _admit(self) -> None:
         """Lets who waits longest open a connection, for each that is gone."""
-        while self._queue and self._size < self.limits.max_connections:
-            place = self._queue.popleft()
-            if not place.done():
-                self._size += 1
-                place.set_result(None)
+        while self._size < self.limits.max_connections and (place := self._next()) is not None:
+            self._size += 1
+            place.set_result(None)
         if self._gone is not None and not self._sockets and not self._size:
             self._gone.set_result(None)
             self._gone = None
@@ -336,8 +395,7 @@ class Pool:
             connection = await open_connection(
                 self._make, self.host, self.port, self._tls, self.timeouts.connect
             )
-            # TLS itself says something first (session tickets): there the parser alone can tell.
-            if self._tls is None and not connection.silent():
+            if not connection.silent():
                 connection.close()
                 raise ConnectionRefused(f"no connection to {self.host}:{self.port}: {SPOKE}")
             opened = connection.counted = True
@@ -368,11 +426,10 @@ class Pool:
         if self._closed or now >= connection.expires:
             connection.close()
             return
-        while self._queue:
-            place = self._queue.popleft()
-            if not place.done():
-                place.set_result(connection)
-                return
+        place = self._next() if self._queue else None
+        if place is not None:
+            place.set_result(connection)
+            return
         connection.idle_since = now
         self._idle[connection] = None
         if self._sweeper is None:
@@ -382,6 +439,14 @@ class Pool:
         self._idle.pop(connection, None)
         self._size -= 1
         self._admit()
+
+    def stalled(self, connection: UpstreamConnection) -> None:
+        self._stalled[connection] = connection.loop.time()
+        if self._queue and self._cutter is None:
+            self._cut_stalled()
+
+    def resumed(self, connection: UpstreamConnection) -> None:
+        self._stalled.pop(connection, None)
 
     def lost(self, connection: UpstreamConnection) -> None:
         self._sockets.discard(connection)

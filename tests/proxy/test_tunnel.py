@@ -19,10 +19,10 @@ from websockets.exceptions import ConnectionClosed, ConnectionClosedError, Inval
 from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
 
-from tests.support.calls import SWITCHING, UPGRADE
+from tests.support.calls import GET, SWITCHING, UPGRADE
 from tests.support.gateways import CONVERSATION, PARTICIPANT, Running, gateway, proxied
 from tests.support.raw_upstream import OK, Peer, RawUpstream, answering
-from tests.support.serving import Client
+from tests.support.serving import Client, connect
 from tests.support.waiting import PATIENCE
 
 
@@ -403,3 +403,48 @@ async def test_writing_into_a_tunnel_whose_upstream_has_gone_is_no_error_in_the_
         await running.disconnected()
     gc.collect()
     assert [record for record in caplog.records if record.name == "asyncio"] == []
+
+
+async def accepting(peer: Peer) -> None:
+    while (await peer.request()).header(b"upgrade") is None:
+        await peer.send(OK)
+    await peer.send(SWITCHING)
+    await peer.gone()
+
+
+async def opened(stack: contextlib.AsyncExitStack, port: int, who: int, count: int) -> list[bytes]:
+    """The status lines that this many clients with this credential get, who stay."""
+    lines = []
+    for _ in range(count):
+        client = await stack.enter_async_context(connect(port))
+        await client.send(UPGRADE[:-2] + b"Authorization: Bearer %d\r\n\r\n" % who)
+        head = await client.head()
+        lines.append(head[9:12])
+        if head[9:12] != b"101":
+            assert b"retry-after" in head.lower()
+    return lines
+
+
+async def test_idle_tunnels_of_one_client_leave_the_service_whole() -> None:
+    async with (
+        proxied(accepting, to={"max_connections": 16, "pool_timeout": "200ms"}) as chain,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        port = chain.running.port
+        assert await opened(stack, port, 1, 20) == [b"101"] + [b"503"] * 19
+        assert await opened(stack, port, 2, 1) == [b"101"], "another client has its own share"
+        for _ in range(10):
+            await chain.client.send(GET)
+            assert (await chain.client.reply())[0] == 200
+
+
+async def test_tunnels_hold_their_share_of_the_connections_and_no_more() -> None:
+    async with proxied(accepting, to={"max_connections": 16}) as chain:
+        async with contextlib.AsyncExitStack() as stack:
+            lines = [await opened(stack, chain.running.port, who, 1) for who in range(6)]
+            assert lines == [[b"101"]] * 4 + [[b"503"]] * 2
+            sent = sum(request.target == b"/ws" for request in chain.requests)
+            assert sent == 4, "nothing was sent of those that were refused"
+        await chain.running.disconnected()
+        async with contextlib.AsyncExitStack() as stack:
+            assert await opened(stack, chain.running.port, 1, 1) == [b"101"], "a place is free again"

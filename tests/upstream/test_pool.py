@@ -185,3 +185,27 @@ async def test_a_place_in_the_queue_that_is_cancelled_as_it_is_served_is_passed_
             await asyncio.wait([first, second, third])
             assert (await first)[1] == (await third)[1] == b"ok"
             assert (pool.size, pool.idle) == (1, 1)
+
+
+async def test_callers_who_wait_are_served_by_turns() -> None:
+    async with RawUpstream(answering(OK)) as upstream, pool_to(upstream, max_connections=1) as pool:
+        flood = [fetch(pool, target=b"/a", headers=[(b"authorization", b"a")]) for _ in range(40)]
+        await asyncio.gather(*flood, fetch(pool, target=b"/b", headers=[(b"authorization", b"b")]))
+        assert [request.target for request in upstream.requests].index(b"/b") <= 2
+
+
+async def test_readers_that_stall_keep_nobody_waiting_and_those_alone_are_left_in_peace() -> None:
+    large = b"HTTP/1.1 200 OK\r\nContent-Length: 9000000\r\n\r\n" + b"x" * 9_000_000
+
+    async def script(peer: Peer) -> None:
+        while True:
+            await peer.send(large if (await peer.request()).target == b"/large" else OK)
+
+    async with RawUpstream(script) as upstream, pool_to(upstream, max_connections=3, pool=10) as pool:
+        stalled = [await pool.send(b"GET", b"/large", [HOST]) for _ in range(3)]
+        await until(lambda: len(pool._stalled) == 3)
+        assert not any(reply.over for reply in stalled)
+        assert (await fetch(pool))[1] == b"ok"
+        assert sum(reply.over for reply in stalled) == 1
+        for reply in stalled:
+            reply.close()
