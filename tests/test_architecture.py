@@ -36,9 +36,9 @@ PURE = {
 }
 # All that a pure module needs from elsewhere. None of it does I/O, reads a clock or logs.
 HARMLESS = {
-    "__future__", "abc", "codecs", "collections", "dataclasses", "encodings", "enum", "functools", "hashlib",
-    "http.HTTPStatus", "ipaddress", "itertools", "json", "math", "operator", "re", "string", "typing",
-    "types.TracebackType", "urllib.parse", "zlib", "jsonpath", "msgspec", "pydantic",
+    "__future__", "abc", "codecs", "collections", "contextlib", "gc", "dataclasses", "encodings", "enum",
+    "functools", "hashlib", "http.HTTPStatus", "ipaddress", "itertools", "json", "math", "operator", "re",
+    "string", "typing", "types.TracebackType", "urllib.parse", "zlib", "jsonpath", "msgspec", "pydantic",
 }  # fmt: skip
 IMPURE_BUILTINS = {"open", "print", "input", "exec", "eval", "compile", "__import__", "breakpoint"}
 KNOW_HTTPX = {"upstream/http2", "mock/demo"}

@@ -21,6 +21,7 @@ from gateway.repairs import json_text
 from gateway.repairs.call import Call, Change
 from gateway.repairs.declared import Declared
 from gateway.repairs.findings import Draft, Finding, NotApplicable, Repaired
+from gateway.repairs.json_text import ObjectText
 from gateway.repairs.repair import Repair, RepairSettings, Stage
 
 # The longer BOMs first: UTF-32's begins with UTF-16's.
@@ -68,15 +69,20 @@ class Encoding(Repair):
                 body = inflate(body, codings[0], self.limit)
             except Damaged:
                 return NotApplicable("content-encoding-damaged")
-        reasons: list[str] = []
+        # In most charsets most bodies are the same text: it is read once.
+        texts: dict[str, ObjectText | str] = {}
+        if not codings and draft.reason != "not-utf-8":
+            texts[body.decode("utf-8")] = draft.document or draft.reason
         for name, codec, plain in _readings(body, charset):
             try:
-                document = json_text.read(plain.decode(codec))
-                decoded = document.text.encode("utf-8")
+                text = plain.decode(codec)
+                decoded = text.encode("utf-8")
             except UnicodeError:
                 continue
-            except json_text.NotAnObject as error:
-                reasons.append(error.reason)
+            if text not in texts:
+                texts[text] = _read(text)
+            document = texts[text]
+            if isinstance(document, str):
                 continue
             if decoded == call.body and not codings:
                 return None
@@ -89,9 +95,18 @@ class Encoding(Repair):
                 Change.of("encoding", before=before, after="utf-8"),
             )
         # In a wrong charset any text is `not-json`: the reason that another reading gave says more.
+        reasons = [found for found in texts.values() if isinstance(found, str)]
         return NotApplicable(
             next((why for why in reasons if why != "not-json"), reasons[0] if reasons else "not-utf-8")
         )
+
+
+def _read(text: str) -> ObjectText | str:
+    """The object, or why it is none."""
+    try:
+        return json_text.read(text)
+    except json_text.NotAnObject as error:
+        return error.reason
 
 
 def _readings(body: bytes, charset: str | None) -> Iterator[tuple[str, str, bytes]]:

@@ -155,7 +155,10 @@ class Fill(Repair):
 
     def chosen(self, document: Any, data: Mapping[str, str]) -> str | Unfilled:
         """The one value that is found, or why there is none. `data`: the path's parameters, decoded."""
-        values = select.values(self.select, document, data)
+        return self.judged(select.values(self.select, document, data))
+
+    def judged(self, values: list[Any]) -> str | Unfilled:
+        """`values`: the distinct ones that were found, two of them where there are more."""
         if not values:
             return Unfilled(f"{self.field}-not-found")
         if len(values) > 1:

@@ -26,8 +26,10 @@ from gateway.http import headers as h
 from gateway.http.content_coding import Damaged, inflate
 from gateway.http.forwarding import lookup_request_headers
 from gateway.http.headers import Header, Headers
+from gateway.repairs import select
 from gateway.repairs.call import Change
 from gateway.repairs.findings import Unfilled
+from gateway.repairs.json_text import collector_at_rest, too_many_values
 from gateway.rules import FillTarget
 from gateway.state.freshness import is_fresh, is_settled, may_join
 from gateway.state.store import Key, Reading, Refusal, Stamp, Store, Suspension, View
@@ -40,6 +42,10 @@ REFUSALS = frozenset({401, 403, 404, 429})
 COOKIES = frozenset({b"set-cookie", b"set-cookie2"})
 FIRST_DELAY = 0.05  # seconds until a look-up that disagreed with the accepted value is repeated; doubles
 CHOSEN_KEPT = 256  # participants of one reading whose value is remembered
+PARSED_KEPT = 16  # readings
+MAX_READ = 32_768  # values of a reading, at 0.2 µs each
+LARGE = 16_384  # bytes: parsing more than that makes many values at once
+MAX_SEARCHED = 700  # values of a reading that a query of an unusual shape goes through, at 12 µs each
 
 
 class LookupRefused(Exception):
@@ -143,6 +149,16 @@ class OpenWrite(Struct, frozen=True):
     suspension: Suspension | None
 
 
+class _Chosen(Struct, eq=False):
+    """
+    What was chosen from one reading: `values` by query and parameters; `indexes` by query, None where its
+    shape is not a usual one.
+    """
+
+    values: dict[tuple[str, ...], str] = {}
+    indexes: dict[str, select.Index] = {}
+
+
 class _Missed(Struct, eq=False):
     """
     What the store could not be told of calls about one conversation: that it is to be invalidated, and for
@@ -181,8 +197,10 @@ class Lookups:
         self._max_pause = max_pause
         self._in_flight: dict[Key, _InFlight] = {}  # of each key the one that may be joined
         self._tasks: set[asyncio.Task[Reading]] = set()  # all look-ups that are under way
-        # A reading serves all its participants: what was chosen from it, by query and parameters.
-        self._chosen_from: WeakKeyDictionary[Reading, dict[tuple[str, ...], str]] = WeakKeyDictionary()
+        # A reading serves all its participants.
+        self._chosen_from: WeakKeyDictionary[Reading, _Chosen] = WeakKeyDictionary()
+        # The last readings that were parsed, until something is chosen from them.
+        self._parsed: dict[Reading, dict[str, Any]] = {}
         # When all conversations were last invalidated, by a write that names none.
         self._all_invalidated_at = -math.inf
         # By conversation; None for all of them.
@@ -293,17 +311,33 @@ class Lookups:
             return Unfilled(f"{target.fill.field}-ambiguous")
         chosen = self._chosen_from.get(reading)
         if chosen is not None:
-            known = chosen.get(target.which)
+            known = chosen.values.get(target.which)
             if known is not None:
                 return known
-        value = target.fill.chosen(_document(reading.body), target.data)
+        else:
+            chosen = self._chosen_from[reading] = _Chosen()
+        value = self._choose(reading, chosen, target)
         # Only what was found: names that are not in the body could be as many and as long as one likes.
-        if not isinstance(value, Unfilled):
-            if chosen is None:
-                self._chosen_from[reading] = {target.which: value}
-            elif len(chosen) < CHOSEN_KEPT:
-                chosen[target.which] = value
+        if len(chosen.values) < CHOSEN_KEPT and not isinstance(value, Unfilled):
+            chosen.values[target.which] = value
         return value
+
+    def _choose(self, reading: Reading, chosen: _Chosen, target: FillTarget) -> str | Unfilled:
+        fill = target.fill
+        usual = select.listed(fill.select)
+        index = chosen.indexes.get(fill.select)
+        if index is None:
+            if usual is None and too_many_values(reading.body.decode("latin-1"), MAX_SEARCHED):
+                self._parsed.pop(reading, None)
+                return Unfilled("too-many-values")
+            document = self._parsed.pop(reading, None)
+            if document is None:
+                document = _document(reading.body)
+            if usual is None:
+                return fill.chosen(document, target.data)
+            with collector_at_rest():
+                index = chosen.indexes[fill.select] = usual.index(document)
+        return fill.judged(index.values(target.data))
 
     async def _view(self, request: LookupRequest) -> View:
         if self._missed:
@@ -399,7 +433,12 @@ class Lookups:
             etag = h.first(reply.headers, b"etag")
         document = _document(body)
         ambiguous = names_a_member_twice(body, document)
-        return Reading(body, view.time, view.generation, etag, age=age, ambiguous=ambiguous)
+        reading = Reading(body, view.time, view.generation, etag, age=age, ambiguous=ambiguous)
+        if not ambiguous:
+            while len(self._parsed) >= PARSED_KEPT:
+                del self._parsed[next(iter(self._parsed))]
+            self._parsed[reading] = document
+        return reading
 
     async def _body_of(self, reply: Reply, credential: str) -> bytes:
         if reply.status != 200 and reply.status not in REFUSALS:
@@ -556,6 +595,8 @@ class Lookups:
 
 
 def _document(body: bytes) -> dict[str, Any]:
+    if len(body) > MAX_READ and too_many_values(body.decode("latin-1"), MAX_READ):
+        raise LookupFailed(f"the look-up's reply has more than {MAX_READ} values")
     try:
         document = parsed(body)
     except (ValueError, RecursionError) as error:
@@ -570,6 +611,13 @@ def parsed(body: bytes) -> Any:
     Raises ValueError or RecursionError. What msgspec refuses though it is JSON (half a surrogate pair,
     a number that no float holds) any client can put into a conversation: the standard library reads it.
     """
+    if len(body) <= LARGE:
+        return _parsed(body)
+    with collector_at_rest():
+        return _parsed(body)
+
+
+def _parsed(body: bytes) -> Any:
     try:
         return msgspec.json.decode(body)
     except msgspec.DecodeError:

@@ -49,8 +49,9 @@ FILLABLE = {
     "state within": b'{"attributes":{"state":"disconnected"}}',
     "state in another case": b'{"State":"disconnected","STATE":1}',
     "state with space": b'{" state":1,"state ":2,"state\\u0000":3}',
-    "one megabyte": nested(MIB - 200_000),
-    "seventy thousand members": b"{" + b",".join(b'"%d":%d' % (n, n) for n in range(70_000)) + b"}",
+    "many values": nested(250_000),
+    "one megabyte": b'{"attributes":{"note":"' + b"\\u00e9 " * ((MIB - 100) // 7) + b'"}}',
+    "nineteen thousand members": b"{" + b",".join(b'"%d":%d' % (n, n) for n in range(19_000)) + b"}",
     "deep": b'{"a":' + b"[" * 400 + b"]" * 400 + b"}",
 }
 
@@ -98,8 +99,8 @@ UNFILLABLE = {
     "merge patch": ("application/merge-patch+json", BODY, "media-type"),
     "XML": ("application/xml", b"<a/>", "media-type"),
     "white space around": ("application/json", b" \r\n[] \n", "not-an-object"),
-    "a hundred thousand deep": (None, b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "too-deep"),
-    "a million brackets": (None, b"[" * 1_000_000, "too-deep"),
+    "nine thousand deep": (None, b'{"a":' + b"[" * 9_000 + b"]" * 9_000 + b"}", "too-deep"),
+    "a million brackets": (None, b"[" * 1_000_000, "too-many-values"),
     "damaged gzip": (None, gzip.compress(BODY, mtime=0)[:-3], "content-encoding-damaged"),
     "two codings": (None, gzip.compress(gzip.compress(BODY, mtime=0)), "content-encoding"),
 }

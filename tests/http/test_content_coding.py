@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gateway.errors import BodyTooLarge
-from gateway.http.content_coding import WINDOW_BITS, Damaged, inflate
+from gateway.http.content_coding import ANY_RATIO, MAX_RATIO, WINDOW_BITS, Damaged, inflate
 
 # On a busy machine an example may take its time.
 patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -120,3 +120,22 @@ def test_inflating_anything_gives_bytes_within_the_limit_or_says_that_it_is_dama
     except (Damaged, BodyTooLarge):
         return
     assert len(plain) <= 100
+
+
+def test_a_small_body_that_grows_without_measure_is_too_large() -> None:
+    packed = zlib.compress(b" " * 2**20)
+    assert len(packed) * MAX_RATIO < 2**20
+
+    with pytest.raises(BodyTooLarge, match="100 times"):
+        inflate(packed, b"deflate", 2**21)
+    assert inflate(zlib.compress(b" " * ANY_RATIO), b"deflate", 2**21) == b" " * ANY_RATIO
+
+
+def test_a_compressed_body_with_next_to_nothing_in_it_is_not_read_to_its_end() -> None:
+    coding, stream = b"gzip", zlib.compressobj(wbits=16 + zlib.MAX_WBITS)
+    start = stream.compress(PLAIN) + stream.flush(zlib.Z_FULL_FLUSH)
+    empty = b"\x00\x00\x00\xff\xff"  # a stored block of no bytes
+    end = stream.flush()
+    assert inflate(start + 1_000 * empty + end, coding, 2**20) == PLAIN
+    with pytest.raises(Damaged, match="longer than what it says"):
+        inflate(start + 200_000 * empty + end, coding, 2**20)

@@ -511,7 +511,7 @@ async def test_participants_that_are_not_there_leave_nothing_in_a_reading() -> N
         absent = bench.request(participant=f"p1{number}")
         assert isinstance(await bench.lookups.look_up(absent), Unfilled)
 
-    assert len(bench.transport.asked) == len(bench.lookups._chosen_from[reading]) == 1
+    assert len(bench.transport.asked) == len(bench.lookups._chosen_from[reading].values) == 1
 
 
 async def test_what_was_chosen_from_a_reading_is_held_as_long_as_the_reading() -> None:
@@ -520,7 +520,7 @@ async def test_what_was_chosen_from_a_reading_is_held_as_long_as_the_reading() -
     for caller in "ABC":
         bench.transport.will(200, document(), JSON)
         await bench.result(caller=caller)
-        assert [set(values.values()) for values in chosen.values()] == [{"connected"}]
+        assert [set(one.values.values()) for one in chosen.values()] == [{"connected"}]
 
     await bench.store.put(Key("c1", b"/another", "A"), await read_by_a_client(bench, b"{}"))
     await asyncio.sleep(0)  # until then the loop itself holds the result that it woke this test with
