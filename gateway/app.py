@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import hmac
 import ipaddress
 import logging
 import math
@@ -28,7 +29,7 @@ from gateway.admin import health
 from gateway.admin.hosts import guarded
 from gateway.admin.metrics import Counts, Gauge, MetricKey, Metrics
 from gateway.audit.writer import AuditLog
-from gateway.config import CorsSettings, Settings, UpstreamSettings
+from gateway.config import CorsSettings, CredentialSettings, Settings, UpstreamSettings
 from gateway.errors import GatewayError
 from gateway.http.forwarding import Hop
 from gateway.proxy.lifecycle import Lifecycle
@@ -96,14 +97,14 @@ class Gateway:
         self.transport.close()
         await self.transport.wait_closed()
         await self.store.close()  # calls that were cut off may have had to tell it something until now
-        self.audit.close()
+        await self.audit.end()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
     """The classes of the parts that keep the promises: a test hands in one that breaks them."""
 
-    audit: Callable[[str, Callable[[], float], Callable[[Callable[[], None]], object]], AuditLog] = AuditLog
+    audit: Callable[..., AuditLog] = AuditLog
     credentials: type[CredentialFingerprints] = CredentialFingerprints
     locks: Callable[[float], Locks] = MemoryLocks
     lookups: type[Lookups] = Lookups
@@ -128,10 +129,19 @@ def build(
 ) -> Gateway:
     """
     `clock` gives seconds that never jump, `wall` Unix seconds. The gateway closes the `store`. Gateways with
-    one `credential_key` have one name for a caller; without one the key lives with this gateway.
+    one `credential_key` (else that of the settings) have one name for a caller and one digest for a body;
+    without one the key lives with this gateway.
     """
     counts = Counts()
-    audit = parts.audit(settings.audit.path, wall, _soon)
+    key = credential_key or _key(settings.credentials) or secrets.token_bytes(32)
+    audit = parts.audit(
+        settings.audit.path,
+        wall,
+        _soon,
+        timeout=settings.audit.timeout,
+        synced=settings.audit.sync == "always",
+        key=derived(key, "audit body"),
+    )
     transport = transport or connect(settings.upstream)
     if store is None:
         store = MemoryStore(settings.state_cache.max_entries, settings.state_cache.max_bytes, clock)
@@ -150,7 +160,7 @@ def build(
         settings.credentials.headers,
         settings.credentials.ignore,
         settings.credentials.query,
-        key=credential_key or secrets.token_bytes(32),
+        key=derived(key, "credentials"),
     )
     # Only while a call waits for a connection it matters who holds one for nothing.
     wanted = (lambda: transport.waiting > 0) if isinstance(transport, Pool) else (lambda: True)
@@ -181,6 +191,15 @@ def build(
         metrics=metrics,
         draining=draining,
     )
+
+
+def _key(settings: CredentialSettings) -> bytes | None:
+    return None if settings.key is None else settings.key.get_secret_value().encode()
+
+
+def derived(key: bytes, purpose: str) -> bytes:
+    """A key for one purpose alone: what is made with it tells nothing about what is made with another."""
+    return hmac.digest(key, purpose.encode(), "sha256")
 
 
 def _lifecycle(
@@ -444,7 +463,7 @@ async def run(settings: Settings) -> None:
     loop.add_signal_handler(signal.SIGHUP, gateway.audit.reopen)
     for warning in settings.warnings():
         log.warning("%s", warning)
-    problem = gateway.audit.check()
+    problem = await gateway.audit.begin()
     if problem is not None:
         log.error("%s: calls that need a rewrite will be refused", problem)
     async with running(settings, gateway, shares) as listening:

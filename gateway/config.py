@@ -12,11 +12,11 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
 
 from gateway import paths as templates
 from gateway.http.grammar import NEVER_IGNORED, TCHAR
@@ -56,6 +56,17 @@ def _upstream_url(value: str) -> None:
         raise ValueError("expected a plain path prefix")
 
 
+def _key(value: SecretStr) -> SecretStr:
+    """Checked here and not by pydantic's min_length, in whose errors the value would stand."""
+    if len(value.get_secret_value().encode()) < LEAST_KEY:
+        raise ValueError(
+            f"expected a secret of at least {LEAST_KEY} bytes, such as `openssl rand -hex 32` gives"
+        )
+    return value
+
+
+# A key that is shorter could be found by trying.
+LEAST_KEY = 32
 Count = Annotated[int, Field(gt=0)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 FieldName = Annotated[str, Field(pattern=f"^{TCHAR.decode()}+$")]
@@ -105,6 +116,7 @@ class CredentialSettings(Section):
     headers: tuple[FieldName, ...] = ()
     ignore: tuple[FieldName, ...] = ()
     query: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    key: Annotated[SecretStr, AfterValidator(_key)] | None = None
 
     @model_validator(mode="after")
     def _nothing_ignored_that_authenticates(self) -> CredentialSettings:
@@ -122,6 +134,8 @@ class CredentialSettings(Section):
 
 class AuditSettings(Section):
     path: Annotated[str, Field(min_length=1)] = "rewrites.jsonl"
+    sync: Literal["never", "always"] = "never"
+    timeout: Timeout = 0.25
 
 
 class LimitSettings(Section):
@@ -309,7 +323,7 @@ def _places(error: Any) -> list[_Place]:
             for found in inner
             if found
         ]
-    elif not isinstance(error["input"], dict | list | tuple):
+    elif path != "credentials.key" and not isinstance(error["input"], dict | list | tuple):
         # A password in a URL is refused, but not repeated.
         message += ", got " + re.sub(r"//[^/@\s]*@", "//…@", repr(error["input"]))[:200]
     return [_Place(path, " ".join(message.split()))]

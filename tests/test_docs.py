@@ -208,9 +208,10 @@ def test_every_event_and_field_of_the_audit_log_is_explained() -> None:
     said = {quoted(row[0])[0]: set(quoted(row[2])) for row in events}
     explained = [field for row in fields for field in quoted(row[0])]
 
-    assert said.keys() == {"rewrite", "skip", "reject", "outcome", "gap"}
+    assert said.keys() == {"rewrite", "skip", "reject", "unsent", "outcome", "gap"}
     assert said["rewrite"] | said["skip"] | said["reject"] == decision | {"observe", "shadow"}
     assert said["outcome"] == outcome
+    assert said["unsent"] == {"attempt"}
     assert said["gap"] == (gap - line) | {"id"}
     assert sorted(explained) == sorted(decision | outcome | gap | line)
 

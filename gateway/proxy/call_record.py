@@ -4,7 +4,6 @@ What happened to one call, gathered on its way: for the audit log and for the re
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable
 from functools import lru_cache
@@ -39,6 +38,12 @@ class Decision(Line):
     attempt: int = 1
 
 
+class Unsent(Line):
+    """The rewrite with this `attempt` was recorded, and then did not leave."""
+
+    attempt: int = 1
+
+
 class Outcome(Line):
     """Times in milliseconds."""
 
@@ -64,6 +69,7 @@ class CallRecord(Struct, eq=False):
     # Changes and skipped of the attempt before, should the line of the next not be written.
     before: tuple[tuple[Change, ...], str | None] = ((), None)
     batch: Batch | None = None  # in which the last rewrite was recorded
+    waiting: bool = False  # the last rewrite was recorded before the call had a connection, and is still here
     skipped: str | None = None
     error: str | None = None
     attempt: int = 0
@@ -93,18 +99,26 @@ class CallRecord(Struct, eq=False):
         self.before = self.changes, self.skipped
         self.skipped = unfilled
         self.attempt += 1
-        changed = changes_recorded(before, after, changes)
+        changed = changes_recorded(audit, before, after, changes)
         line = self._decision("rewrite", skipped=unfilled, attempt=self.attempt, **changed)
         self.batch = audit.append(line)
         self.changes = changes
         return audit.commit
 
-    def drop_unrecorded(self) -> None:
-        """A rewrite whose line was not written was not sent: Gateway-Rewrite must not name it."""
-        if self.batch is not None and not self.batch.written:
-            self.changes, self.skipped = self.before
+    def drop_unsent(self, audit: AuditLog) -> None:
+        """
+        A rewrite that was not sent, for its line was not written or for what came after it: Gateway-Rewrite
+        must not name it.
+        """
+        batch, self.batch = self.batch, None
+        if batch is None or (batch.written and not self.waiting):
+            return
+        self.changes, self.skipped = self.before
+        if self.waiting and batch.problem is None:
+            audit.append_best_effort(Unsent("unsent", "", self.client.id, self.attempt))
+        else:
             self.attempt -= 1
-        self.batch = None
+        self.waiting = False
 
     def record_skip(self, audit: AuditLog, reason: str, **details: Any) -> None:
         """The call goes out as it came."""
@@ -167,16 +181,17 @@ def _caller(headers: Fields, address: str, credential: str) -> dict[str, Any]:
     }
 
 
-def changes_recorded(before: Call, after: Call, changes: tuple[Change, ...]) -> dict[str, Any]:
+def changes_recorded(
+    audit: AuditLog, before: Call, after: Call, changes: tuple[Change, ...]
+) -> dict[str, Any]:
     """Names of fields, filled values, sizes and digests; no other value of the body (L3)."""
     return {
         "changes": [change.record for change in changes],
-        "body": {"before": _digest(before.body), "after": _digest(after.body)},
+        "body": {
+            "before": {"bytes": len(before.body), "sha256": audit.digest(before.body)},
+            "after": {"bytes": len(after.body), "sha256": audit.digest(after.body)},
+        },
     }
-
-
-def _digest(body: bytes) -> dict[str, Any]:
-    return {"bytes": len(body), "sha256": hashlib.sha256(body).hexdigest()}
 
 
 @lru_cache(maxsize=256)

@@ -11,7 +11,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeAlias
 
 from gateway.errors import LookupFailed, NotSent, StoreUnavailable, UpstreamError
-from gateway.proxy.call_record import changes_recorded
 from gateway.proxy.matched_call import MatchedCall
 from gateway.proxy.phases import HELD, Overtaken, Phases
 from gateway.state.lookup import LookupRefused, LookupResults
@@ -69,8 +68,7 @@ async def shadow(phases: Phases, matched: MatchedCall) -> Reply:
         results = LookupResults({}, "lookup-refused")
     except (UpstreamError, LookupFailed, StoreUnavailable) as error:
         results = LookupResults({}, error.slug())
-    call, changes = phases.rewrite(matched, results)
-    would = changes_recorded(matched.call, call, changes)
+    would = phases.as_recorded(matched, phases.rewrite(matched, results))
     return await phases.untouched(matched, "shadow", unfilled=results.unfilled, **would)
 
 

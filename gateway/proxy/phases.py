@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 
 from gateway.audit.writer import AuditLog
 from gateway.errors import LookupFailed, ReadTimeout, StoreUnavailable, UpstreamError
+from gateway.proxy.call_record import changes_recorded
 from gateway.proxy.departure import Departure
 from gateway.proxy.matched_call import MatchedCall
 from gateway.repairs import rewrite
@@ -36,7 +37,10 @@ Ready: TypeAlias = tuple[ConversationLock, LookupResults]
 
 
 class Overtaken(Exception):
-    """The call did not leave: while it waited for a connection, what it was to be filled with got too old."""
+    """
+    The call did not leave: while it waited for the log or for a connection, what it was to be filled with got
+    too old.
+    """
 
 
 class Phases:
@@ -145,6 +149,10 @@ class Phases:
     def rewrite(self, matched: MatchedCall, results: LookupResults) -> Rewritten:
         return rewrite(matched.found, results.changes(self._lookups.now()), results.guard)
 
+    def as_recorded(self, matched: MatchedCall, rewritten: Rewritten) -> dict[str, Any]:
+        """What the log says of a rewrite."""
+        return changes_recorded(self._audit, matched.call, *rewritten)
+
     # --- record and forward
 
     async def untouched(self, matched: MatchedCall, reason: str, **details: Any) -> Reply:
@@ -158,19 +166,30 @@ class Phases:
             return await self._send(matched, matched.call, NOTHING, before_send)
 
     async def forward(self, matched: MatchedCall, rewritten: Rewritten, results: LookupResults) -> Reply:
-        """Under the lock. Raises Overtaken."""
+        """
+        Under the lock. Raises Overtaken. A log that waits is waited for before there is a connection, which
+        would stand idle meanwhile; whether the reading still holds is asked after that, as always.
+        """
         call, changes = rewritten
+        record = matched.record
 
         def before_send() -> Commit | None:
             if not self._lookups.usable_without_store(results):
                 raise Overtaken
             matched.client.shield_from_disconnect()
-            return matched.record.record_rewrite(self._audit, matched.call, call, changes, results.unfilled)
+            if record.waiting:
+                record.waiting = False
+                return None
+            return record.record_rewrite(self._audit, matched.call, call, changes, results.unfilled)
 
         try:
+            if changes and self._audit.waits:
+                record.waiting = True
+                record.record_rewrite(self._audit, matched.call, call, changes, results.unfilled)
+                await self._audit.recorded()
             return await self._send(matched, call, results, before_send)
         finally:
-            matched.record.drop_unrecorded()
+            record.drop_unsent(self._audit)
 
     async def refill(self, matched: MatchedCall, sent: LookupResults, refusal: Reply) -> Reply:
         """The refusal proves that nothing was applied: once more, if the state is another by now (C2)."""

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 import pytest
 
 from gateway.mock.server import Fault
-from tests.support.audit_lines import audit_lines
+from tests.support.audit_lines import KEY, audit_lines, body_digest
 from tests.support.calls import PATCH
 from tests.support.gateways import BODY, FILLED, PARTICIPANT, TOKEN, gateway
 from tests.support.judging import refused_by_the_gateway
@@ -21,7 +21,7 @@ from tests.support.waiting import until
 
 async def test_a_rewrite_and_its_outcome_are_recorded_as_the_contract_has_them() -> None:
     wall = datetime(2026, 11, 22, 12, 0, 0, 250_000, UTC).timestamp()
-    async with mocked(wall=lambda: wall) as (_, running, client):
+    async with mocked(wall=lambda: wall, credentials={"key": KEY}) as (_, running, client):
         headers = TOKEN | {"Content-Type": "text/plain", "User-Agent": "legacy/1", "X-Request-Id": "it-1"}
         await client.patch(f"{PARTICIPANT}?key=secret", content=BODY, headers=headers)
 
@@ -41,8 +41,8 @@ async def test_a_rewrite_and_its_outcome_are_recorded_as_the_contract_has_them()
                  "age_ms": rewrite["changes"][1]["age_ms"]},
             ],
             "body": {
-                "before": {"bytes": len(BODY), "sha256": hashlib.sha256(BODY).hexdigest()},
-                "after": {"bytes": len(FILLED), "sha256": hashlib.sha256(FILLED).hexdigest()},
+                "before": {"bytes": len(BODY), "sha256": body_digest(BODY)},
+                "after": {"bytes": len(FILLED), "sha256": body_digest(FILLED)},
             },
             "client": {"address": "127.0.0.1", "user_agent": "legacy/1"},
         }  # fmt: skip
@@ -135,6 +135,22 @@ async def test_the_same_caller_has_the_same_hash_and_another_another_and_another
         (one, two, again), (elsewhere, _, _) = seen
         assert one == again
         assert len({one, two, elsewhere}) == 3
+
+
+async def test_without_the_key_nobody_can_try_what_a_body_was_and_with_it_all_processes_agree() -> None:
+    async with mock() as upstream:
+        seen = []
+        for credentials in ({}, {}, {"key": KEY}, {"key": KEY}):
+            async with gateway(upstream.url, credentials=credentials) as running, running.client() as client:
+                await client.patch(PARTICIPANT, content=BODY, headers=TOKEN)
+                (line,) = running.lines("rewrite")
+                seen.append((line["body"]["before"]["sha256"], line["client"]["credential"]))
+
+        first, second, third, fourth = seen
+        assert len({one for one, _ in (first, second, third)}) == 3
+        assert len({caller for _, caller in (first, second, third)}) == 3
+        assert third == fourth
+        assert hashlib.sha256(BODY).hexdigest() not in {one for one, _ in seen}
 
 
 async def test_the_log_may_be_standard_output(capfd: pytest.CaptureFixture[str]) -> None:

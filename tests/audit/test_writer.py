@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import json
 import os
@@ -21,31 +22,29 @@ class Said(Line):
     it: dict[str, Any]
 
 
-def test_lines_that_go_into_a_pipe_together_are_never_torn(tmp_path: Path) -> None:
+async def test_lines_that_go_into_a_pipe_together_are_never_torn(tmp_path: Path) -> None:
     path = tmp_path / "pipe"
     os.mkfifo(path)
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     writer = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
     fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 16 * 1024)
     os.write(writer, b"x" * 9_000 + b"\n")
-    audit = AuditLog(str(path), lambda: 0.0)
-    audit.check()
-    assert audit._file is not None
-    os.set_blocking(audit._file, False)
+    audit = AuditLog(str(path), lambda: 0.0, asyncio.get_running_loop().call_soon)
+    assert await audit.begin() is None
     for number in range(20):
         audit.append(Said("rewrite", "", str(number), {"path": "/p" * 250}))
 
     with pytest.raises(Unrecordable):
-        audit.commit()
+        await audit.recorded()
 
     found = os.read(reader, 2**20).splitlines()[1:]
     assert 0 < len(found) < 20
     audit.append(Said("rewrite", "", "later", {}))
-    audit.commit()
+    await audit.recorded()
     found += os.read(reader, 2**20).splitlines()
     lines = [json.loads(line) for line in found]
     assert [line["event"] for line in lines[-2:]] == ["gap", "rewrite"]
-    audit.close()
+    await audit.end()
     os.close(reader)
     os.close(writer)
 

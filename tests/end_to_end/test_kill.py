@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import random
 import signal
 import time
@@ -12,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from gateway.mock.server import Fault
-from tests.support.audit_lines import audit_lines
+from tests.support.audit_lines import KEY, audit_lines, body_digest
 from tests.support.gateways import BODY, PARTICIPANT
 from tests.support.mocking import mock
 from tests.support.processes import gateway_process
@@ -49,7 +48,7 @@ async def test_killed_at_any_moment_every_rewrite_that_the_upstream_saw_is_on_th
     accepted = 0
     async with mock() as upstream:
         for turn in range(8):
-            async with gateway_process(tmp_path, upstream.url) as gateway:
+            async with gateway_process(tmp_path, upstream.url, credentials={"key": KEY}) as gateway:
                 clients = [
                     asyncio.ensure_future(patch_after_patch(gateway.port, f"{turn}-{n}", seed + n))
                     for n in range(20)
@@ -73,7 +72,7 @@ async def test_killed_at_any_moment_every_rewrite_that_the_upstream_saw_is_on_th
         recorded = rewrites[request_id]["body"]["after"]
         assert recorded["bytes"] >= len(body)
         if recorded["bytes"] == len(body):
-            assert recorded["sha256"] == hashlib.sha256(body).hexdigest()
+            assert recorded["sha256"] == body_digest(body)
     # A client has one call in flight: at most that one is recorded without having reached the upstream.
     assert len(rewrites) - len(seen) <= 8 * 20, told
 

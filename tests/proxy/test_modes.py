@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 from gateway import app
 from gateway.config import UpstreamSettings
 from gateway.mock.server import Fault
+from tests.support.audit_lines import KEY, body_digest
 from tests.support.gateways import BODY, FILLED, PARTICIPANT, TOKEN, gateway
 from tests.support.judging import refused_by_the_gateway, told
 from tests.support.mocking import RunningMock, mock, mocked, one_conversation
@@ -27,7 +27,7 @@ def traffic(upstream: RunningMock) -> list[tuple[str, bytes]]:
 
 
 def digest(body: bytes) -> dict[str, Any]:
-    return {"bytes": len(body), "sha256": hashlib.sha256(body).hexdigest()}
+    return {"bytes": len(body), "sha256": body_digest(body)}
 
 
 @pytest.mark.parametrize("mode", ALL)
@@ -59,7 +59,7 @@ async def test_observe_changes_nothing_and_records_what_would_be_needed() -> Non
 
 
 async def test_shadow_changes_nothing_and_records_what_would_be_sent() -> None:
-    async with mocked(rule={"mode": "shadow"}) as (upstream, running, client):
+    async with mocked(rule={"mode": "shadow"}, credentials={"key": KEY}) as (upstream, running, client):
         answer = await client.patch(PARTICIPANT, content=BODY, headers=TOKEN | {"Content-Type": "text/plain"})
 
         assert answer.status_code == 415

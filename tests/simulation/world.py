@@ -105,6 +105,9 @@ class Journal(AuditLog):
         self.append_best_effort(line)
         return self._batch
 
+    def digest(self, body: bytes) -> str:
+        return digest(body)
+
     def commit(self) -> None:
         self._batch.written, self._batch = True, Batch([])
 
@@ -189,7 +192,9 @@ class World:
             store=self._store(schedule.terms, schedule.climate, loop.clock),
             clock=loop.clock,
             wall=lambda: NOON + loop.time() + self.offset,
-            parts=replace(self.parts, audit=lambda path, wall, soon: Journal(path, wall, loop.clock, log)),
+            parts=replace(
+                self.parts, audit=lambda path, wall, *_, **__: Journal(path, wall, loop.clock, log)
+            ),
         )
 
         lifecycle = gateway.app
