@@ -239,7 +239,6 @@ def _lifecycle(
         locks=locks,
         upstream=transport,
         audit=audit,
-        credentials=credentials,
         clock=clock,
         counts=counts,
         lookup_deadline=limits.deadline / 2,  # the call itself is to have the rest

@@ -56,7 +56,10 @@ class Outcome(Line):
 
 
 class CallRecord(Struct, eq=False):
-    """Times in seconds. `skipped` is why nothing was filled or repaired, `error` how the call ended."""
+    """
+    `credential` names the caller. Times in seconds. `skipped` is why nothing was filled or repaired, `error`
+    how the call ended.
+    """
 
     client: Client
     rule: Rule

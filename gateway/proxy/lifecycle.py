@@ -22,7 +22,7 @@ from gateway.audit.writer import AuditLog
 from gateway.errors import BadRequest, DeadlineExceeded, GatewayError, LoopDetected
 from gateway.http import forwarding
 from gateway.http.forwarding import Hop
-from gateway.http.headers import method_overrides, text
+from gateway.http.headers import Fields, method_overrides, text
 from gateway.proxy.call_record import CallRecord
 from gateway.proxy.client import Client, ClientGone, ClientRequest
 from gateway.proxy.deadline import Deadline
@@ -101,15 +101,17 @@ class Lifecycle:
                 said = f"Connection names {text(nominated, 64)}, which may say who calls"
                 raise BadRequest(said)
         query = self._credentials.carried_query(client.target) if client.path != client.target else b""
-        credential = self._credentials.of_call(headers, query or b"", client.certificate)
-        record = CallRecord(client, route.rule, credential, self._clock())
+        if query:  # too many to be remembered
+            caller = self._credentials.caller(client.headers, client.address, query)
+        else:
+            caller = client.headers.derived(self._credentials.caller, client.address)
+        record = CallRecord(client, route.rule, caller, self._clock())
         task, late = self._deadline.begin(), False
         try:
             try:
                 client.cancel_on_disconnect()
                 body = await client.read(self._max_body)  # read
-                call = Call(client.method.encode(), client.target, headers, body)
-                matched = self._diagnosed(client, route, record, call, query)  # diagnose
+                matched = self._diagnosed(client, route, record, headers, body, query)  # diagnose
                 if matched.found.nothing_to_repair:
                     reply = await self._phases.untouched(matched, matched.found.reason)
                 else:
@@ -136,14 +138,27 @@ class Lifecycle:
             record.record_outcome(self._audit, self._clock())
 
     def _diagnosed(
-        self, client: Client, route: RouteMatch, record: CallRecord, call: Call, query: bytes | None
+        self,
+        client: Client,
+        route: RouteMatch,
+        record: CallRecord,
+        headers: Fields,
+        body: bytes,
+        query: bytes | None,
     ) -> MatchedCall:
-        """`query` is what the look-up carries of the call's; None: it would lack a credential."""
+        """
+        `headers` are those for the upstream; `query` is what the look-up carries of the call's, None: it
+        would lack a credential.
+        """
+        call = Call(client.method.encode(), client.target, headers, body)
         found = diagnose(call, route.rule.repairs)
         if query is None and found.missing:
             found = left_as_it_is(found, call, "credential-in-query")
         conversation, changing = self._concerns(client, route, found)
-        return MatchedCall(client, route, call, found, conversation, changing, record, query or b"")
+        query, fingerprint = query or b"", ""
+        if found.missing:
+            fingerprint = self._credentials.of_call(headers, query, client.certificate)
+        return MatchedCall(client, route, call, found, conversation, changing, record, fingerprint, query)
 
     def _concerns(self, client: Client, route: RouteMatch, found: Diagnosis) -> tuple[str | None, bool]:
         """Which conversation a call is about, and whether it may change the state there (S4)."""

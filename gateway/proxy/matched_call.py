@@ -18,7 +18,8 @@ from gateway.state.store import Key
 class MatchedCall(Struct, frozen=True):
     """
     `call` is before any repair, its header fields those for the upstream. `changing`: it may change the
-    state of its `conversation`, or where that is None, of any. `query` is what a look-up carries of its own.
+    state of its `conversation`, or where that is None, of any. `query` is what a look-up carries of its own,
+    `fingerprint` whom it may share readings with (state/credentials.py).
     """
 
     client: Client
@@ -28,6 +29,7 @@ class MatchedCall(Struct, frozen=True):
     conversation: str | None
     changing: bool
     record: CallRecord
+    fingerprint: str
     query: bytes
 
     @property
@@ -42,7 +44,7 @@ class MatchedCall(Struct, frozen=True):
             target = self.route.targets[one.field]
             path = target.target
             asked = path + b"?" + self.query if self.query else path
-            key = Key(self.conversation or "", asked, self.record.credential)
+            key = Key(self.conversation or "", asked, self.fingerprint)
             requests.append(LookupRequest(target, key, self.call.headers, self.client.extra_headers, now))
         return requests
 

@@ -21,7 +21,6 @@ from gateway.proxy.departure import Departure
 from gateway.proxy.matched_call import MatchedCall
 from gateway.repairs import rewrite
 from gateway.repairs.call import Call, Change
-from gateway.state.credentials import CredentialFingerprints
 from gateway.state.freshness import may_have_changed
 from gateway.state.lookup import LookupRefused, LookupResults, Lookups
 from gateway.state.store import ConversationLock, Locks
@@ -51,7 +50,6 @@ class Phases:
         locks: Locks,
         upstream: Transport,
         audit: AuditLog,
-        credentials: CredentialFingerprints,
         clock: Callable[[], float],
         counts: Counter[tuple[str, ...]],
         lookup_deadline: float,
@@ -61,7 +59,6 @@ class Phases:
         self._locks = locks
         self._upstream = upstream
         self._audit = audit
-        self._credentials = credentials
         self._clock = clock
         self._counts = counts
         self._lookup_deadline = lookup_deadline
@@ -209,7 +206,7 @@ class Phases:
         return reply
 
     async def _lock(self, matched: MatchedCall) -> ConversationLock:
-        caller = self._credentials.caller(matched.client.headers, matched.client.address)
+        caller = matched.record.credential
         return await self._locks.acquire(matched.conversation, exclusive=matched.changing, caller=caller)
 
     # --- forward and settle
@@ -224,7 +221,7 @@ class Phases:
         filled, changing = bool(results.values), matched.changing
         write = None
         if matched.writes and (changing or not filled):
-            caller = self._credentials.caller(matched.client.headers, matched.client.address)
+            caller = matched.record.credential
             write = await self._lookups.begin_write(matched.conversation, caller, exclusive=changing)
         departure = Departure(before_send)
         status, reply = None, None

@@ -91,18 +91,18 @@ class CredentialFingerprints:
         digest.update(_encoded((query, certificate, counted)))
         return digest.hexdigest()
 
-    def caller(self, headers: Headers, address: str) -> str:
+    def caller(self, headers: Headers, address: str, query: bytes = b"") -> str:
         """
-        Whose share of what is scarce a call takes. Unlike the fingerprint it does not change with fields that
-        authorise nobody, or one caller would have as many shares as it likes. Who says nothing of itself is
-        its address.
+        Who the log says it is, and whose share of what is scarce a call takes. Unlike the fingerprint it does
+        not change with fields that authorise nobody, or one caller would have as many shares as it likes. Who
+        says nothing of itself is its address; `query` is a credential that came there.
         """
         for name in self._authorising:
             value = first(headers, name)
             if value is not None:
                 break
         else:
-            name, value = b"", address.encode()
+            name, value = (b"?", query) if query else (b"", address.encode())
         digest = self._keyed.copy()
         digest.update(_encoded((name, value)))
         return digest.hexdigest()

@@ -23,7 +23,7 @@ async def test_a_rewrite_and_its_outcome_are_recorded_as_the_contract_has_them()
     wall = datetime(2026, 11, 22, 12, 0, 0, 250_000, UTC).timestamp()
     async with mocked(wall=lambda: wall, credentials={"key": KEY}) as (_, running, client):
         headers = TOKEN | {"Content-Type": "text/plain", "User-Agent": "legacy/1", "X-Request-Id": "it-1"}
-        await client.patch(f"{PARTICIPANT}?key=secret", content=BODY, headers=headers)
+        await client.patch(f"{PARTICIPANT}?expand=secret", content=BODY, headers=headers)
 
         rewrite, outcome = audit_lines(running.audit)
         credential = rewrite["client"].pop("credential")
