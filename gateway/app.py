@@ -29,6 +29,7 @@ from gateway.admin.metrics import Counts, Gauge, MetricKey, Metrics
 from gateway.audit.writer import AuditLog
 from gateway.config import CorsSettings, Settings, UpstreamSettings
 from gateway.http.forwarding import Hop
+from gateway.http.grammar import imitations
 from gateway.proxy.lifecycle import Lifecycle
 from gateway.proxy.passthrough import Passthrough, UploadSlots
 from gateway.proxy.phases import Phases
@@ -185,6 +186,7 @@ def _lifecycle(
         # A pseudonym (RFC 9110 section 7.6.3), with a comment that tells this process from its like.
         via=b"gateway (%s)" % secrets.token_hex(4).encode(),
         trusted=tuple(ipaddress.ip_network(network) for network in settings.listen.trusted_proxies),
+        imitated=imitations(name.lower().encode() for name in settings.credentials.headers),
     )
     rules = Rules(settings.rules, limits.max_body)
     passthrough = Passthrough(
@@ -195,6 +197,7 @@ def _lifecycle(
         uploads=UploadSlots(max(1, to.max_connections // 2), to.pool_timeout),
         credentials=credentials,
         hop=hop,
+        counts=counts,
         max_body=limits.max_body,
         tunnel_idle=limits.tunnel_idle,
     )

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import itertools
 import secrets
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from typing import Protocol
 
@@ -102,9 +103,12 @@ class Client:
     def has_body(self) -> bool:
         return b"transfer-encoding" in self.fields or self.fields.get(b"content-length", b"0") != b"0"
 
-    def upstream_request_headers(self, hop: Hop) -> Fields:
-        """The fields for the upstream, as http/forwarding.py makes them."""
-        return self.headers.derived(upstream_request_headers, hop, self.address, self._request.version)
+    def upstream_request_headers(self, hop: Hop, counts: Counter[tuple[str, ...]]) -> Fields:
+        """The fields for the upstream, as http/forwarding.py makes them; what that drops is counted."""
+        made = self.headers.derived(upstream_request_headers, hop, self.address, self._request.version)
+        if made.dropped:
+            counts["gateway_fields_dropped_total",] += made.dropped
+        return made
 
     def cancel_on_disconnect(self) -> None:
         """From here on the call is cancelled when the client leaves."""

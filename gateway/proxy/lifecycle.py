@@ -120,7 +120,8 @@ class Lifecycle:
             record.record_outcome(self._audit, self._clock())
 
     def _diagnosed(self, client: Client, route: RouteMatch, record: CallRecord, body: bytes) -> MatchedCall:
-        call = Call(client.method.encode(), client.target, client.upstream_request_headers(self._hop), body)
+        headers = client.upstream_request_headers(self._hop, self._counts)
+        call = Call(client.method.encode(), client.target, headers, body)
         found = diagnose(call, route.rule.repairs)
         conversation, changing = self._concerns(client, route, found)
         return MatchedCall(client, route, call, found, conversation, changing, record)
