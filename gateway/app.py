@@ -30,6 +30,7 @@ from gateway.audit.writer import AuditLog
 from gateway.config import CorsSettings, Settings, UpstreamSettings
 from gateway.http.forwarding import Hop
 from gateway.http.grammar import imitations
+from gateway.proxy.buffered import BufferBudget
 from gateway.proxy.lifecycle import Lifecycle
 from gateway.proxy.passthrough import Passthrough, UploadSlots
 from gateway.proxy.phases import Phases
@@ -143,12 +144,14 @@ def build(
         settings.credentials.headers,
         key=credential_key or secrets.token_bytes(32),
     )
-    lifecycle = _lifecycle(settings, lookups, locks, transport, credentials, audit, clock, counts)
+    budget = BufferBudget(settings.limits.max_buffered, settings.limits.max_body)
+    lifecycle = _lifecycle(settings, lookups, locks, transport, credentials, audit, clock, counts, budget)
     stats = ServerStats()
     metrics = Metrics(
         counts, {"gateway_refusals_total": stats.refused, "gateway_aborts_total": stats.aborted}
     )
     metrics.measure(gauges(transport, store, locks, audit))
+    metrics.measure({("gateway_buffered_bytes",): lambda: budget.held})
     draining = asyncio.Event()
     checks = {
         "configuration": lambda: None,
@@ -179,6 +182,7 @@ def _lifecycle(
     audit: AuditLog,
     clock: Callable[[], float],
     counts: Counts,
+    budget: BufferBudget,
 ) -> Lifecycle:
     limits, to = settings.limits, settings.upstream
     hop = Hop(
@@ -220,6 +224,7 @@ def _lifecycle(
         hop=hop,
         clock=clock,
         counts=counts,
+        budget=budget,
         max_body=limits.max_body,
         deadline=limits.deadline,
     )

@@ -57,6 +57,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("gateway_client_connections", "gauge", "Client connections that are open."),
     Metric("gateway_requests_in_flight", "gauge", "Requests that are being served."),
     Metric("gateway_bodies_awaited", "gauge", "Requests whose body is still to come."),
+    Metric("gateway_buffered_bytes", "gauge", "Bytes of requests' bodies that wait in memory."),
     Metric("gateway_replies_stalled", "gauge", "Replies that wait for their clients to take them."),
     Metric(
         "gateway_upstream_connections", "gauge", "Connections to the upstream.", {"state": ("idle", "open")}

@@ -16,6 +16,7 @@ from gateway.errors import BodyTooLarge, GatewayError, InvalidReply
 from gateway.http.forwarding import Hop, sane_id, upstream_request_headers
 from gateway.http.headers import Fields, Header, Headers, by_name
 from gateway.http.problem import problem
+from gateway.proxy.buffered import BufferBudget, Caller
 from gateway.proxy.tunnel import ByteStream
 
 
@@ -86,9 +87,11 @@ class Client:
     started = False
     _ahead = b""
     _whole = False
+    _held = 0  # bytes of the budget: of a body that was not whole when its head was read
 
-    def __init__(self, request: ClientRequest) -> None:
+    def __init__(self, request: ClientRequest, budget: BufferBudget) -> None:
         self._request = request
+        self._budget = budget
         self.method = request.method
         self.target = request.target
         self.path = request.target.partition(b"?")[0]
@@ -151,12 +154,13 @@ class Client:
             return whole
         if length is None and not self.has_body:
             return b""
-        body = b""
+        pieces: list[bytes] = []
         while not self._whole:
-            body += await self._piece()
-            if len(body) > limit:
+            pieces.append(await self._piece())
+            if self._held + len(pieces[-1]) > limit:
                 raise BodyTooLarge(f"the body is longer than limits.max_body, {limit} bytes")
-        return body
+            self._hold(len(pieces[-1]))
+        return b"".join(pieces)
 
     async def read_ahead(self, limit: int, patience: float | None = None) -> bool:
         """
@@ -174,6 +178,7 @@ class Client:
                 while not self._whole and size <= limit:
                     pieces.append(await self._piece())
                     size += len(pieces[-1])
+                    self._hold(len(pieces[-1]))
         self._ahead = b"".join(pieces)
         return self._whole
 
@@ -190,6 +195,20 @@ class Client:
             piece = await self._piece()
             if piece:
                 yield piece
+
+    def _hold(self, size: int) -> None:
+        self._budget.take(self._caller, size)
+        self._held += size
+
+    def release(self) -> None:
+        """The call is over, and with it what was read of its body."""
+        if self._held:
+            held, self._held = self._held, 0
+            self._budget.give_back(self._caller, held)
+
+    @property
+    def _caller(self) -> Caller:
+        return self.address, hash(self.fields.get(b"authorization"))
 
     async def _piece(self) -> bytes:
         body = self._request.body

@@ -23,6 +23,7 @@ from gateway.errors import DeadlineExceeded, GatewayError, LoopDetected
 from gateway.http import forwarding
 from gateway.http.forwarding import Hop
 from gateway.http.headers import method_overrides
+from gateway.proxy.buffered import BufferBudget
 from gateway.proxy.call_record import CallRecord
 from gateway.proxy.client import Client, ClientGone, ClientRequest
 from gateway.proxy.deadline import Deadline
@@ -51,6 +52,7 @@ class Lifecycle:
         hop: Hop,
         clock: Callable[[], float],
         counts: Counter[tuple[str, ...]],
+        budget: BufferBudget,
         max_body: int,
         deadline: float,
     ) -> None:
@@ -64,11 +66,12 @@ class Lifecycle:
         self._hop = hop
         self._clock = clock
         self._counts = counts
+        self._budget = budget
         self._max_body = max_body
         self._deadline = Deadline(deadline)
 
     async def serve(self, request: ClientRequest) -> None:
-        client = Client(request)
+        client = Client(request, self._budget)
         try:
             if b"via" in client.fields and forwarding.looped(client.headers, self._hop):
                 raise LoopDetected("its Via field names this gateway")
@@ -84,6 +87,8 @@ class Lifecycle:
             await client.refuse(error)
         except ClientGone:
             self._counts["gateway_clients_gone_total",] += 1
+        finally:
+            client.release()
 
     async def _serve_matched(self, client: Client, route: RouteMatch) -> None:
         credential = client.headers.derived(self._credentials.of)
