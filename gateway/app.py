@@ -32,6 +32,8 @@ from gateway.audit.writer import AuditLog
 from gateway.config import CorsSettings, CredentialSettings, Settings, UpstreamSettings
 from gateway.errors import GatewayError
 from gateway.http.forwarding import Hop
+from gateway.http.grammar import imitations
+from gateway.proxy.buffered import BufferBudget
 from gateway.proxy.lifecycle import Lifecycle
 from gateway.proxy.passthrough import Passthrough, UploadSlots
 from gateway.proxy.phases import Phases
@@ -165,13 +167,16 @@ def build(
     # Only while a call waits for a connection it matters who holds one for nothing.
     wanted = (lambda: transport.waiting > 0) if isinstance(transport, Pool) else (lambda: True)
     stats = ServerStats(stalled=StalledReplies(wanted))
+    budget = BufferBudget(settings.limits.max_buffered, settings.limits.max_body)
+    refused = stats.log.refused
     lifecycle = _lifecycle(
-        settings, lookups, locks, transport, credentials, audit, clock, counts, stats.log.refused
+        settings, lookups, locks, transport, credentials, audit, clock, counts, refused, budget
     )
     metrics = Metrics(
         counts, {"gateway_refusals_total": stats.refused, "gateway_aborts_total": stats.aborted}
     )
     metrics.measure(gauges(transport, store, locks, audit))
+    metrics.measure({("gateway_buffered_bytes",): lambda: budget.held})
     draining = asyncio.Event()
     checks = {
         "configuration": lambda: None,
@@ -212,6 +217,7 @@ def _lifecycle(
     clock: Callable[[], float],
     counts: Counts,
     log_refusal: Callable[[GatewayError, str], None],
+    budget: BufferBudget,
 ) -> Lifecycle:
     limits, to = settings.limits, settings.upstream
     hop = Hop(
@@ -219,6 +225,7 @@ def _lifecycle(
         # A pseudonym (RFC 9110 section 7.6.3), with a comment that tells this process from its like.
         via=b"gateway (%s)" % secrets.token_hex(4).encode(),
         trusted=tuple(ipaddress.ip_network(network) for network in settings.listen.trusted_proxies),
+        imitated=imitations(name.lower().encode() for name in settings.credentials.headers),
     )
     rules = Rules(settings.rules, limits.max_body)
     passthrough = Passthrough(
@@ -231,6 +238,7 @@ def _lifecycle(
         tunnels=TunnelSlots(limits.max_tunnels or max(1, to.max_connections // 4)),
         credentials=credentials,
         hop=hop,
+        counts=counts,
         max_body=limits.max_body,
         tunnel_idle=limits.tunnel_idle,
     )
@@ -254,6 +262,7 @@ def _lifecycle(
         clock=clock,
         counts=counts,
         log_refusal=log_refusal,
+        budget=budget,
         max_body=limits.max_body,
         deadline=limits.deadline,
     )

@@ -141,6 +141,7 @@ class AuditSettings(Section):
 class LimitSettings(Section):
     max_body: Size = 2**20
     max_write: Size = 32 * 2**20
+    max_buffered: Size = 256 * 2**20
     max_head: Size = 32 * 2**10
     max_headers: Count = 100
     max_target: Size = 8 * 2**10

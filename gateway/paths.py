@@ -3,8 +3,9 @@ Path templates and the table that finds the one a request target fits. Pure.
 
 `{name}` is one non-empty segment, `{media:calls|chats}` lists what it may be, and a last `**` (in
 writes) stands for the rest. Matching is on the raw path's segments: what would only match after
-normalising (dot segments, encoded slashes, `;`, another spelling of a literal) does not match. The table
-is a trie, so it costs the same for 5 templates and 500.
+normalising (dot segments, encoded slashes, `;`, another spelling of a literal) does not match. Where it
+does harm to miss one, plain() and folded() make the spellings one before. The table is a trie, so it costs
+the same for 5 templates and 500.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ _PARAMETER = re.compile(r"\{([A-Za-z_]\w*)(?::([^{}]+))?\}", re.ASCII)
 _AMBIGUOUS = re.compile(rb"//|[;\\]|/\.\.?(?:/|\Z)|%(?:2[eEfF]|5[cC])")
 # RFC 3986 section 6.2.2.2: letters, digits, "-", ".", "_" and "~" mean the same encoded and plain.
 _UNRESERVED = re.compile(rb"%(2[dDeE]|3[0-9]|[46][1-9a-fA-F]|[57][0-9aA]|5[fF]|7[eE])")
+# Of the others those that may stand in a template's literals.
+_LITERAL_ENCODED = re.compile(rb"%(2[14]|2[6-9a-cA-C]|3[aAdD]|40)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,14 @@ class Template:
             b"%b" if one.name or not one.texts else one.texts[0].replace(b"%", b"%%") for one in segments
         ]
         return cls(segments, rest, names, b"/" + b"/".join(parts))
+
+    def folded(self) -> Template:
+        """The one that fits what folded() makes of a path."""
+        segments = [
+            Segment(one.texts and tuple(text.lower() for text in one.texts), one.name)
+            for one in self.segments
+        ]
+        return Template.of(tuple(segments), self.rest)
 
     def filled(self, parameters: dict[str, bytes]) -> bytes:
         """The path with the raw segments put in."""
@@ -149,7 +160,21 @@ def is_ambiguous(path: bytes) -> bool:
 
 def plain(path: bytes) -> bytes:
     """The same path with nothing encoded that need not be."""
-    return _UNRESERVED.sub(lambda found: bytes.fromhex(found[1].decode()), path) if b"%" in path else path
+    return _UNRESERVED.sub(_decoded_byte, path) if b"%" in path else path
+
+
+def folded(path: bytes) -> bytes:
+    """
+    A plain path as the most lenient of upstreams reads it: in lower case, without a slash at its end, and
+    with nothing encoded that a literal may have. Two paths that are not the same may become one.
+    """
+    if b"%" in path:
+        path = _LITERAL_ENCODED.sub(_decoded_byte, path)
+    return path.lower().removesuffix(b"/")
+
+
+def _decoded_byte(found: re.Match[bytes]) -> bytes:
+    return bytes.fromhex(found[1].decode())
 
 
 class Routes(Generic[Value]):

@@ -199,6 +199,7 @@ class Rules:
         # The same participants are called for again and again.
         self._match_cached = lru_cache(PATHS_KEPT)(self._match)
         self._writes: Routes[Write] = Routes()
+        self._folded_writes: Routes[Write] = Routes()
         self._reads: Routes[Fill] = Routes()
         writes: list[tuple[templates.WriteTemplate, Write]] = []
         filled = frozenset(fill.field for one in settings for fill in one.fills)
@@ -216,6 +217,7 @@ class Rules:
         # Where two rules have the same template, the one that knows which parameter is the conversation wins.
         for template, write in sorted(writes, key=lambda one: one[1].parameter is None):
             self._writes.add(template.method, template.template, write)
+            self._folded_writes.add(template.method, template.template.folded(), write)
 
     def match(self, method: str, path: bytes) -> RouteMatch | None:
         # Methods are case-sensitive (RFC 9110 section 9.1), but some clients write `patch` and mean PATCH: it
@@ -230,7 +232,8 @@ class Rules:
     def writes(self, path: bytes, *methods: str) -> PathMatch[Write] | None:
         """
         What a call that no rule fills writes, None for one that is no write. An upstream may read an
-        ambiguous path as any other: then the write may be about any conversation. `methods` are all that the
+        ambiguous path as any other: then the write may be about any conversation. It may also ignore the
+        path's case or its last slash: what is a write in either reading is one. `methods` are all that the
         call may mean: its own, and those that its fields claim.
         """
         plain = templates.plain(path)
@@ -239,7 +242,9 @@ class Rules:
                 continue
             if templates.is_ambiguous(plain):
                 return ANYWHERE
-            found = self._writes.match(method, plain)
+            found = self._folded_writes.match(method, templates.folded(plain))
+            if found is not None and found.value.excepted:
+                found = self._writes.match(method, plain)
             if found is not None and not found.value.excepted:
                 return found
         return None

@@ -97,6 +97,53 @@ def test_a_write_is_about_the_same_conversation_however_it_is_spelled(path: str,
     assert write.value.conversation(write.parameters) == conversation
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/API/V2/Conversations/c1",
+        "/api/v2/conversations/Calls/c1/Participants/p1/Replace",
+        f"{API}/calls/c1/",
+        f"{API}/CALLS/C1/",
+        f"{API}/%43alls/c1/",
+    ],
+)
+def test_a_write_is_known_in_any_case_and_with_a_slash_at_its_end(path: str) -> None:
+    rules = shipped()
+    write = rules.writes(path.encode(), "POST")
+
+    assert write is not None
+    assert write.value.conversation(write.parameters) == "c1"
+    assert rules.match("PATCH", path.encode()) is None
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        f"{API}/callbacks/bulk/update/",
+        f"{API}/Callbacks/BULK/update",
+        f"{API}/callbacks/bulk%2Fupdate",
+        f"{API.upper()}/CALLBACKS/BULK/UPDATE/",
+    ],
+)
+def test_a_write_of_all_is_known_in_any_case_and_with_a_slash_at_its_end(path: str) -> None:
+    write = shipped().writes(path.encode(), "POST")
+
+    assert write is not None
+    assert write.value.conversation(write.parameters) is None
+
+
+def test_an_exception_in_another_case_takes_back_no_write_that_is_spelled_out() -> None:
+    changes = {"writes": ["/a/{conversationId}", "except /a/Bulk", "/a:b/{conversationId}"]}
+    rules = Rules(configured("http://upstream", "-", rule=changes).rules, 1)
+
+    assert rules.writes(b"/a/Bulk", "POST") is None
+    assert rules.writes(b"/a/bulk", "POST") is not None  # to an upstream that heeds case: a conversation
+    for path in (b"/A%3Ab/c1/", b"/a%3ab/C1"):
+        write = rules.writes(path, "POST")
+        assert write is not None
+        assert write.value.conversation(write.parameters) == "c1"
+
+
 # conversation-api.md section 1.1: the path of each of the 26, and the rule that takes it.
 OPERATIONS: list[tuple[str, str | None]] = [
     (f"/c1{P}", "participant-state"),

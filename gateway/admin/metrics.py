@@ -50,12 +50,18 @@ METRICS: tuple[Metric, ...] = (
     Metric("gateway_refusals_total", "counter", "Requests that the gateway answered itself.", {"cause": ()}),
     Metric("gateway_aborts_total", "counter", "Client connections cut off.", {"cause": ABORTS}),
     Metric("gateway_clients_gone_total", "counter", "Clients that left before their call was forwarded."),
+    Metric(
+        "gateway_fields_dropped_total",
+        "counter",
+        "Request fields dropped since `_` made them look like others.",
+    ),
     Metric("gateway_client_connections", "gauge", "Client connections that are open."),
     Metric("gateway_requests_in_flight", "gauge", "Requests that are being served."),
     Metric("gateway_bodies_awaited", "gauge", "Requests whose body is still to come."),
     Metric(
         "gateway_clients_held_back", "gauge", "Clients refused for overload that are not read for a moment."
     ),
+    Metric("gateway_buffered_bytes", "gauge", "Bytes of requests' bodies that wait in memory."),
     Metric("gateway_replies_stalled", "gauge", "Replies that wait for their clients to take them."),
     Metric(
         "gateway_upstream_connections", "gauge", "Connections to the upstream.", {"state": ("idle", "open")}

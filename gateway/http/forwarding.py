@@ -13,7 +13,7 @@ from urllib.parse import unquote_to_bytes
 from msgspec import Struct
 
 from gateway.http import headers as h
-from gateway.http.grammar import HOP_BY_HOP, METHOD_OVERRIDES
+from gateway.http.grammar import HOP_BY_HOP, METHOD_OVERRIDES, NEVER_NOMINATED, imitations
 from gateway.http.headers import Fields, Header, Headers
 
 # What a client says about the hops before it: believed only from a configured proxy.
@@ -29,7 +29,40 @@ FORWARDING = frozenset(
         b"x-real-ip",
     }
 )
-REPLACED = frozenset({b"host", b"x-request-id", b"via", b"expect", *HOP_BY_HOP})
+_SELECTING = frozenset(
+    {
+        b"if-match",
+        b"if-modified-since",
+        b"if-none-match",
+        b"if-range",
+        b"if-unmodified-since",
+    }
+)
+# Fields with a dash that mean something to the gateway. One that imitates such a field with an underscore is
+# dropped: the upstream may take it for the field itself, which was read, replaced or refused here.
+IMITATED = imitations(
+    HOP_BY_HOP
+    | FORWARDING
+    | METHOD_OVERRIDES
+    | NEVER_NOMINATED
+    | _SELECTING
+    | {
+        b"content-digest",
+        b"content-disposition",
+        b"content-encoding",
+        b"content-language",
+        b"content-length",
+        b"content-location",
+        b"content-md5",
+        b"content-range",
+        b"content-type",
+        b"gateway-rewrite",
+        b"idempotency-key",
+        b"want-content-digest",
+        b"want-repr-digest",
+    }
+)
+REPLACED = frozenset({b"host", b"x-request-id", b"via", b"expect", *HOP_BY_HOP, *IMITATED})
 UNTRUSTED = REPLACED | FORWARDING
 TRUSTED = REPLACED | {b"forwarded", b"x-forwarded-for"}
 NOT_FOR_CLIENTS = HOP_BY_HOP | {b"gateway-rewrite"}
@@ -78,11 +111,15 @@ _ID = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Hop:
-    """This gateway as others see it. `via` is its member of Via, without the protocol version."""
+    """
+    This gateway as others see it. `via` is its member of Via, without the protocol version; `imitated` are
+    names to be dropped beside IMITATED: those that imitate the configured credentials.
+    """
 
     host: bytes | None
     via: bytes
     trusted: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...] = ()
+    imitated: frozenset[bytes] = frozenset()
 
     def trusts(self, address: str) -> bool:
         if not self.trusted:
@@ -110,7 +147,19 @@ def forwards_left(headers: Headers) -> int | None:
     return int(value.lstrip(b"0")[:9] or b"0")
 
 
-def upstream_request_headers(headers: Headers, hop: Hop, address: str, version: str) -> Fields:
+class UpstreamRequestHeaders(Fields):
+    """The fields for the upstream. `dropped`: how many were left out because they imitate another."""
+
+    __slots__ = ("dropped",)
+
+    def __init__(self, fields: list[Header], dropped: int) -> None:
+        super().__init__(fields)
+        self.dropped = dropped
+
+
+def upstream_request_headers(
+    headers: Headers, hop: Hop, address: str, version: str
+) -> UpstreamRequestHeaders:
     """
     The fields for the upstream but the request's id, framing left to whoever writes the body. `hop.host`
     replaces Host (None keeps the client's); `address` is the peer's, `version` the protocol that the request
@@ -124,6 +173,7 @@ def upstream_request_headers(headers: Headers, hop: Hop, address: str, version: 
     addresses: list[bytes] = []
     result: list[Header] = []
     named = False
+    dropped = 0
     for pair in headers:
         name, value = pair
         if name not in unwanted:
@@ -138,6 +188,12 @@ def upstream_request_headers(headers: Headers, hop: Hop, address: str, version: 
             forwarded.append(value)
         elif trusted and name == b"x-forwarded-for":
             addresses.append(value)
+        elif b"_" in name:
+            dropped += 1
+    if hop.imitated:
+        before = len(result)
+        result = h.without(result, hop.imitated)
+        dropped += before - len(result)
     if named:
         result = h.without(result, h.nominated(headers))
     result.insert(0, (b"host", host if hop.host is None else hop.host))
@@ -153,7 +209,7 @@ def upstream_request_headers(headers: Headers, hop: Hop, address: str, version: 
         result.append((b"x-forwarded-host", host))
     via.append(b"%s %s" % (version.encode(), hop.via))
     result.append((b"via", b", ".join(via)))
-    return Fields(result)
+    return UpstreamRequestHeaders(result, dropped)
 
 
 class ClientResponseHeaders(Struct, frozen=True):

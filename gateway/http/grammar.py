@@ -5,6 +5,8 @@ The grammar of HTTP/1.1 messages: token, field text, lengths, methods, the field
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from itertools import product
 from typing import Final
 
 TCHAR: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"  # RFC 9110 section 5.6.2; a token is one or more
@@ -32,8 +34,24 @@ NO_BODY: Final = -3
 
 SAFE_METHODS: Final = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE"})  # RFC 9110 section 9.2.1
 METHODS: Final = SAFE_METHODS | {b"POST", b"PUT", b"PATCH", b"DELETE"}
-# What some upstreams take for the method instead of the request line's.
-METHOD_OVERRIDES: Final = frozenset({b"x-http-method", b"x-http-method-override", b"x-method-override"})
+
+
+def imitations(names: Iterable[bytes]) -> frozenset[bytes]:
+    """
+    These names with "_" in the place of some or all dashes: what reads fields from variables, as CGI has them
+    (RFC 3875 section 4.1.18), can't tell the one from the other.
+    """
+    return frozenset(
+        b"".join(spelled)
+        for name in names
+        for spelled in product(*[(b"-", b"_") if byte == 0x2D else (bytes([byte]),) for byte in name])
+        if b"_" in spelled
+    )
+
+
+# What some upstreams take for the method instead of the request line's, however they read an underscore.
+_OVERRIDES: Final = (b"x-http-method", b"x-http-method-override", b"x-method-override")
+METHOD_OVERRIDES: Final = frozenset(_OVERRIDES) | imitations(_OVERRIDES)
 BODILESS: Final = frozenset({204, 304})  # statuses of replies that never have a body (RFC 9110 section 6.4.1)
 
 # These never cross an intermediary, named by Connection or not (RFC 9110 section 7.6.1).

@@ -312,6 +312,8 @@ def _target_too_long(limits: HeadLimits) -> TargetTooLong:
 
 
 def _too_large(data: bytes, limits: HeadLimits) -> GatewayError:
+    if data.find(b" ", 0, _MAX_METHOD + 1) < 0:
+        return BadRequest("the request line does not begin with a method")
     line = data[: data.find(b"\r\n")] if b"\r\n" in data else data
     if len(line) > line.find(b" ") + 1 + limits.max_target + len(" HTTP/1.1"):
         return _target_too_long(limits)

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import itertools
 import secrets
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Final, Protocol
 
@@ -15,6 +16,7 @@ from gateway.errors import BodyTooLarge, GatewayError, InvalidReply
 from gateway.http.forwarding import Hop, sane_id, upstream_request_headers
 from gateway.http.headers import Fields, Header, Headers, by_name
 from gateway.http.problem import problem
+from gateway.proxy.buffered import BufferBudget, Caller
 from gateway.proxy.tunnel import ByteStream
 
 UNWRITABLE: Final = "the reply's head cannot be sent on as HTTP/1.1"
@@ -89,9 +91,11 @@ class Client:
     _ahead = b""
     _whole = False
     _spooled: Callable[[], AsyncIterator[bytes]] | None = None
+    _held = 0  # bytes of the budget: of a body that was not whole when its head was read
 
-    def __init__(self, request: ClientRequest) -> None:
+    def __init__(self, request: ClientRequest, budget: BufferBudget) -> None:
         self._request = request
+        self._budget = budget
         self.method = request.method
         self.target = request.target
         self.path = request.target.partition(b"?")[0]
@@ -106,9 +110,12 @@ class Client:
     def has_body(self) -> bool:
         return b"transfer-encoding" in self.fields or self.fields.get(b"content-length", b"0") != b"0"
 
-    def upstream_request_headers(self, hop: Hop) -> Fields:
-        """The fields for the upstream, as http/forwarding.py makes them."""
-        return self.headers.derived(upstream_request_headers, hop, self.address, self._request.version)
+    def upstream_request_headers(self, hop: Hop, counts: Counter[tuple[str, ...]]) -> Fields:
+        """The fields for the upstream, as http/forwarding.py makes them; what that drops is counted."""
+        made = self.headers.derived(upstream_request_headers, hop, self.address, self._request.version)
+        if made.dropped:
+            counts["gateway_fields_dropped_total",] += made.dropped
+        return made
 
     def cancel_on_disconnect(self) -> None:
         """From here on the call is cancelled when the client leaves."""
@@ -153,9 +160,11 @@ class Client:
             return b""
         body = bytearray()  # which grows in place, however small the pieces are
         while not self._whole:
-            body += await self._piece()
-            if len(body) > limit:
+            piece = await self._piece()
+            if len(body) + len(piece) > limit:
                 raise BodyTooLarge(f"the body is longer than limits.max_body, {limit} bytes")
+            self._hold(len(piece))
+            body += piece
         return bytes(body)
 
     def read_at_once(self) -> bool:
@@ -180,7 +189,9 @@ class Client:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(patience):
                 while not self._whole and len(ahead) <= limit:
-                    ahead += await self._piece()
+                    piece = await self._piece()
+                    self._hold(len(piece))
+                    ahead += piece
         self._ahead = bytes(ahead)
         return self._whole
 
@@ -195,10 +206,25 @@ class Client:
         if self._ahead:
             ahead, self._ahead = self._ahead, b""
             yield ahead
+            self.release()
         while not self._whole:
             piece = await self._piece()
             if piece:
                 yield piece
+
+    def _hold(self, size: int) -> None:
+        self._budget.take(self._caller, size)
+        self._held += size
+
+    def release(self) -> None:
+        """The call is over, and with it what was read of its body."""
+        if self._held:
+            held, self._held = self._held, 0
+            self._budget.give_back(self._caller, held)
+
+    @property
+    def _caller(self) -> Caller:
+        return self.address, hash(self.fields.get(b"authorization"))
 
     async def _piece(self) -> bytes:
         body = self._request.body

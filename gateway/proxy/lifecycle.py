@@ -23,6 +23,7 @@ from gateway.errors import BadRequest, DeadlineExceeded, GatewayError, LoopDetec
 from gateway.http import forwarding
 from gateway.http.forwarding import Hop
 from gateway.http.headers import Fields, method_overrides, text
+from gateway.proxy.buffered import BufferBudget
 from gateway.proxy.call_record import CallRecord
 from gateway.proxy.client import Client, ClientGone, ClientRequest
 from gateway.proxy.deadline import Deadline
@@ -53,6 +54,7 @@ class Lifecycle:
         clock: Callable[[], float],
         counts: Counter[tuple[str, ...]],
         log_refusal: Callable[[GatewayError, str], None],
+        budget: BufferBudget,
         max_body: int,
         deadline: float,
     ) -> None:
@@ -70,12 +72,13 @@ class Lifecycle:
         self._clock = clock
         self._counts = counts
         self._log_refusal = log_refusal
+        self._budget = budget
         self._max_body = max_body
         self._deadline = Deadline(deadline)
         self._evidence = EvidenceLog(clock)
 
     async def serve(self, request: ClientRequest) -> None:
-        client = Client(request)
+        client = Client(request, self._budget)
         try:
             if b"via" in client.fields and forwarding.looped(client.headers, self._hop):
                 raise LoopDetected("its Via field names this gateway")
@@ -92,9 +95,11 @@ class Lifecycle:
             await client.refuse(error)
         except ClientGone:
             self._counts["gateway_clients_gone_total",] += 1
+        finally:
+            client.release()
 
     async def _serve_matched(self, client: Client, route: RouteMatch) -> None:
-        headers = client.upstream_request_headers(self._hop)
+        headers = client.upstream_request_headers(self._hop, self._counts)
         if b"connection" in client.fields:
             nominated = client.headers.derived(self._credentials.nominated)
             if nominated is not None:

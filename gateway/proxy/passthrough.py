@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
@@ -90,11 +91,12 @@ class Passthrough:
     tunnels: tunnel.TunnelSlots
     credentials: CredentialFingerprints
     hop: Hop
+    counts: Counter[tuple[str, ...]]
     max_body: int
     tunnel_idle: float
 
     async def carry(self, client: Client) -> None:
-        headers = client.upstream_request_headers(self.hop)
+        headers = client.upstream_request_headers(self.hop, self.counts)
         if client.method in {"OPTIONS", "TRACE"}:
             left = forwarding.forwards_left(headers)
             if left == 0 or client.method == "TRACE":

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gateway.http import forwarding
+from gateway.http import forwarding, grammar
 from gateway.http import headers as h
 from gateway.http.forwarding import (
     Hop,
@@ -20,7 +20,7 @@ from gateway.http.forwarding import (
     sane_id,
     upstream_request_headers,
 )
-from gateway.http.grammar import HOP_BY_HOP, NEVER_NOMINATED
+from gateway.http.grammar import HOP_BY_HOP, NEVER_NOMINATED, imitations
 from gateway.http.headers import Header, Headers
 
 # On a busy machine an example may take its time.
@@ -115,7 +115,7 @@ def test_the_options_of_connection_are_no_names_of_fields() -> None:
 
 
 names = st.sampled_from(
-    [b"x-a", b"x-b", b"set-cookie", b"cookie", b"accept", b"authorization", b"x_forwarded_for", b"if-match",
+    [b"x-a", b"x-b", b"set-cookie", b"cookie", b"accept", b"authorization", b"x_custom_id", b"if-match",
      b"content-length", b"content-type", b"cache-control", b"www-authenticate", b"retry-after"]
 )  # fmt: skip
 pairs = st.lists(st.tuples(names, st.binary(max_size=5)), max_size=12)
@@ -137,6 +137,55 @@ def test_all_other_pairs_go_on_in_their_order_with_their_repeats(
     assert [pair for pair in result if pair[0] not in OURS] == kept
     assert sorted({name for name, _ in result} & OURS) == sorted(OURS)
     assert len([name for name, _ in result if name in OURS]) == len(OURS)
+
+
+DASHED = sorted(
+    name
+    for name in forwarding.TRUSTED | forwarding.FORWARDING | grammar.METHOD_OVERRIDES | NEVER_NOMINATED
+    if b"-" in name and b"_" not in name
+)
+# For which byte of a name which dash is written as an underscore: of any name in any way.
+spellings = st.sampled_from([*DASHED, b"content-length", b"content-type", b"if-match", b"x-api-key"]).flatmap(
+    lambda name: st.lists(st.booleans(), min_size=len(name), max_size=len(name)).map(
+        lambda chosen: bytes(
+            ord("_") if byte == ord("-") and as_underscore else byte
+            for byte, as_underscore in zip(name, chosen, strict=True)
+        )
+    )
+)
+KEYED = Hop(host=b"upstream:9000", via=VIA, imitated=imitations([b"x-api-key"]))
+
+
+@patient
+@given(pairs, st.lists(spellings.filter(lambda name: b"_" in name), min_size=1, max_size=4), st.data())
+def test_what_imitates_a_field_with_a_meaning_is_dropped_and_counted_and_nothing_else_is(
+    kept: list[Header], imitating: list[bytes], data: st.DataObject
+) -> None:
+    mixed = [*kept]
+    for name in imitating:
+        mixed.insert(data.draw(st.integers(0, len(mixed))), (name, b"6.6.6.6"))
+
+    result = upstream_request_headers(mixed, KEYED, "192.0.2.7", "1.1")
+
+    assert [pair for pair in result if pair[0] not in OURS] == kept
+    assert result.dropped == len(imitating)
+    assert not {name for name, _ in lookup_request_headers(result)}.intersection(imitating)
+
+
+@pytest.mark.parametrize("name", [b"x_trace", b"_host", b"host_", b"x_api_key", b"user_agent", b"x-api_key"])
+def test_another_name_with_an_underscore_goes_on(name: bytes) -> None:
+    result = upstream_request_headers([HOST, (name, b"1")], HOP, "192.0.2.7", "1.1")
+
+    assert named(result, name) == [b"1"]
+    assert result.dropped == 0
+
+
+@pytest.mark.parametrize(
+    "name", [b"x_http_method_override", b"x-http_method-override", b"x_http_method", b"x_method_override"]
+)
+def test_what_imitates_a_method_override_counts_as_one(name: bytes) -> None:
+    assert h.method_overrides([(name, b"patch")]) == ["PATCH"]
+    assert named(on((name, b"patch")), name) == []
 
 
 @patient

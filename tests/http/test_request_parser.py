@@ -187,6 +187,13 @@ class TestConnection:
         assert parse(line=b"GET / HTTP/1.9").minor == 1
         assert parse(line=b"GET / HTTP/1.0").minor == 0
 
+    @pytest.mark.parametrize("line", [b"G" * 100_000, b"G" * 100_000 + b" / HTTP/1.1", b"G" * 65])
+    def test_a_method_that_never_ends_is_no_method_rather_than_a_large_head(self, line: bytes) -> None:
+        with pytest.raises(BadRequest):
+            refuse_hopeless(line, 0, HeadLimits())
+        with pytest.raises(BadRequest):
+            parse_head(line + b"\r\n\r\n", HeadLimits())
+
     def test_a23_a_method_is_kept_as_it_was_sent(self) -> None:
         for method in (b"patch", b"Patch", b"PATCH", b"M-SEARCH", b"FOO", b"x" * 64):
             assert parse(line=method + b" / HTTP/1.1").method == method

@@ -1,0 +1,39 @@
+"""
+How many bytes of bodies may wait in memory, for all calls together and for one caller.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TypeAlias
+
+from gateway.errors import Overloaded
+
+Caller: TypeAlias = tuple[str, int]  # the peer's address, and a hash of its Authorization
+
+SHARE = 4  # one caller may hold a quarter
+
+
+class BufferBudget:
+    def __init__(self, most: int, largest: int) -> None:
+        """In bytes. One body of `largest` always has room in its caller's share."""
+        self._most = max(most, largest)
+        self._share = max(self._most // SHARE, largest)
+        self._of: Counter[Caller] = Counter()
+        self.held = 0
+
+    def take(self, caller: Caller, size: int) -> None:
+        """Raises Overloaded, and nothing is taken, where that is more than there is."""
+        if self._of[caller] + size > self._share:
+            detail = f"the bodies of one caller take {self._share} bytes (a share of limits.max_buffered)"
+            raise Overloaded(detail)
+        if self.held + size > self._most:
+            raise Overloaded(f"bodies that wait take {self._most} bytes (limits.max_buffered)")
+        self._of[caller] += size
+        self.held += size
+
+    def give_back(self, caller: Caller, size: int) -> None:
+        self.held -= size
+        self._of[caller] -= size
+        if not self._of[caller]:
+            del self._of[caller]

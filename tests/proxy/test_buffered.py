@@ -1,0 +1,74 @@
+"""Bodies that wait in memory have one bound for all, and a share of it for each caller."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.errors import Overloaded
+from gateway.proxy.buffered import BufferBudget
+from tests.support.gateways import PARTICIPANT, proxied
+from tests.support.serving import connect
+from tests.support.waiting import until
+
+SHORT = 40_000  # bytes of each body that come; one more is promised
+
+
+def unfinished(token: bytes) -> bytes:
+    head = b"PATCH %b HTTP/1.1\r\nHost: a\r\nAuthorization: %b\r\nContent-Length: %d\r\n\r\n"
+    return head % (PARTICIPANT.encode(), token, SHORT + 1) + b"x" * SHORT
+
+
+async def test_one_caller_holds_a_share_and_another_is_served_beside_it() -> None:
+    limits = {"max_body": "64KiB", "max_buffered": "256KiB"}
+    async with proxied(limits=limits) as (_upstream, running, first):
+
+        def buffered() -> float:
+            samples = running.gateway.metrics.samples()
+            return next(one.value for one in samples if one.name == "gateway_buffered_bytes")
+
+        assert buffered() == 0
+        await first.send(unfinished(b"one"))
+        await until(lambda: buffered() == SHORT)
+        async with connect(running.port) as again, connect(running.port) as other:
+            await again.send(unfinished(b"one"))
+            status, _headers, body = await again.reply()
+            assert status == 503
+            assert b"limits.max_buffered" in body
+            assert buffered() == SHORT
+            await other.send(unfinished(b"two"))
+            await until(lambda: buffered() == 2 * SHORT)
+        await until(lambda: buffered() == SHORT)
+        await first.send(b"x")
+        assert (await first.reply())[0] < 500
+        await until(lambda: buffered() == 0)
+
+
+callers = st.tuples(st.sampled_from(["a", "b"]), st.integers(0, 3))
+
+
+@given(st.lists(st.tuples(callers, st.integers(0, 60))), st.integers(1, 100), st.integers(1, 50))
+def test_no_more_is_held_than_may_be_and_all_is_given_back(
+    wanted: list[tuple[tuple[str, int], int]], most: int, largest: int
+) -> None:
+    budget = BufferBudget(most, largest)
+    taken = []
+    for caller, size in wanted:
+        try:
+            budget.take(caller, size)
+        except Overloaded:
+            continue
+        taken.append((caller, size))
+        assert budget.held == sum(size for _, size in taken) <= max(most, largest)
+        assert sum(size for one, size in taken if one == caller) <= max(max(most, largest) // 4, largest)
+    for caller, size in taken:
+        budget.give_back(caller, size)
+    assert budget.held == 0
+
+
+def test_a_body_of_the_largest_size_has_room() -> None:
+    budget = BufferBudget(10, 20)
+    budget.take(("a", 0), 20)
+    with pytest.raises(Overloaded):
+        budget.take(("b", 0), 1)
