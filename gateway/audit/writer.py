@@ -100,7 +100,8 @@ class AuditLog:
         self._encode = msgspec.json.Encoder().encode
         self._looked = -math.inf
         self._second = -1
-        self._stamp = ""
+        self._millisecond = -1
+        self._stamp = self._said = ""
         self.lost = 0
         self.problem: str | None = None
         self.waits = synced or _may_wait(path)
@@ -419,11 +420,15 @@ class AuditLog:
             os.ftruncate(self._file, os.fstat(self._file).st_size - written)
 
     def _time(self, now: float) -> str:
-        second = int(now)
-        if second != self._second:
-            self._second = second
-            self._stamp = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-        return f"{self._stamp}.{int((now - second) * 1000):03d}Z"
+        millisecond = int(now * 1000)
+        if millisecond != self._millisecond:  # many lines are of one
+            self._millisecond = millisecond
+            second, left = divmod(millisecond, 1000)
+            if second != self._second:
+                self._second = second
+                self._stamp = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+            self._said = f"{self._stamp}.{left:03d}Z"
+        return self._said
 
 
 def _may_wait(path: str) -> bool:

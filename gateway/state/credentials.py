@@ -51,6 +51,9 @@ IGNORED = frozenset(
     }
 )
 
+NAMES_KEPT = 1_000
+NAME_KEPT = 64  # bytes
+
 _encoded = msgspec.msgpack.Encoder().encode
 _by_name = itemgetter(0)
 
@@ -74,6 +77,7 @@ class CredentialFingerprints:
             raise ValueError("a fingerprint's key has 16 to 64 bytes")
         self.ignored = (IGNORED | _lowered(ignore)) - _lowered(headers)
         self._uncounted = NOT_LOOKED_UP_WITH | self.ignored
+        self._known: dict[bytes, bool] = {}  # whether a name counts: most calls have no others
         self._query = frozenset(query)
         self._authorising = (b"authorization", *sorted(_lowered(headers)), b"cookie")
         # RFC 9111 section 4: the same target on another upstream is another resource.
@@ -84,7 +88,12 @@ class CredentialFingerprints:
         `headers` go upstream with the call; of its query what the look-up carries; `certificate` is that of
         the client's TLS. Fields of one name count in their order (RFC 9110 section 5.3).
         """
-        counted = looked_up_with(headers, self._uncounted)
+        known = self._known
+        counted = [
+            pair
+            for pair in headers
+            if known.get(pair[0], True) and (pair[0] in known or self._counts(pair[0]))
+        ]
         counted.sort(key=_by_name)
         digest = self._keyed.copy()
         # Lengths stand before all parts, so that no two are read as others.
@@ -117,16 +126,19 @@ class CredentialFingerprints:
         """What a look-up carries of the target's query, None where it would lose a credential."""
         return carried_query(target, self._query)
 
-    def counts(self, name: bytes) -> bool:
+    def _counts(self, name: bytes) -> bool:
         """Whether a field of this name is a part of the fingerprint."""
-        return bool(looked_up_with([(name, b"")], self._uncounted))
+        counts = bool(looked_up_with([(name, b"")], self._uncounted))
+        if len(self._known) < NAMES_KEPT and len(name) < NAME_KEPT:
+            self._known[name] = counts
+        return counts
 
     def nominated(self, headers: Fields) -> bytes | None:
         """A field that counts, but would not go on since Connection names it."""
         names = nominated(headers) - HOP_BY_HOP
         if not names:
             return None
-        return next((name for name, _ in headers if name in names and self.counts(name)), None)
+        return next((name for name, _ in headers if name in names and self._counts(name)), None)
 
 
 def _lowered(names: Iterable[str]) -> frozenset[bytes]:

@@ -151,12 +151,12 @@ class OpenWrite(Struct, frozen=True):
 
 class _Chosen(Struct, eq=False):
     """
-    What was chosen from one reading: `values` by query and parameters; `indexes` by query, None where its
-    shape is not a usual one.
+    What was chosen from one reading: `values` by query and parameters; `indexes` by query, from the second
+    choice on, where its shape is a usual one.
     """
 
     values: dict[tuple[str, ...], str] = {}
-    indexes: dict[str, select.Index] = {}
+    indexes: dict[str, select.Index] | None = None
 
 
 class _Missed(Struct, eq=False):
@@ -314,30 +314,36 @@ class Lookups:
             known = chosen.values.get(target.which)
             if known is not None:
                 return known
+            value = self._choose_by_index(reading, chosen, target)
         else:
             chosen = self._chosen_from[reading] = _Chosen()
-        value = self._choose(reading, chosen, target)
+            value = self._choose(reading, target)
         # Only what was found: names that are not in the body could be as many and as long as one likes.
         if len(chosen.values) < CHOSEN_KEPT and not isinstance(value, Unfilled):
             chosen.values[target.which] = value
         return value
 
-    def _choose(self, reading: Reading, chosen: _Chosen, target: FillTarget) -> str | Unfilled:
-        fill = target.fill
-        usual = select.listed(fill.select)
-        index = chosen.indexes.get(fill.select)
+    def _choose(self, reading: Reading, target: FillTarget) -> str | Unfilled:
+        document = self._parsed.pop(reading, None)
+        usual = select.listed(target.fill.select) is not None
+        if not usual and too_many_values(reading.body.decode("latin-1"), MAX_SEARCHED):
+            return Unfilled("too-many-values")
+        return target.fill.chosen(document or _document(reading.body), target.data)
+
+    def _choose_by_index(self, reading: Reading, chosen: _Chosen, target: FillTarget) -> str | Unfilled:
+        """For the second choice from a reading and those after it: most readings never see one."""
+        query = target.fill.select
+        usual = select.listed(query)
+        if usual is None:
+            return self._choose(reading, target)
+        if chosen.indexes is None:
+            chosen.indexes = {}
+        index = chosen.indexes.get(query)
         if index is None:
-            if usual is None and too_many_values(reading.body.decode("latin-1"), MAX_SEARCHED):
-                self._parsed.pop(reading, None)
-                return Unfilled("too-many-values")
-            document = self._parsed.pop(reading, None)
-            if document is None:
-                document = _document(reading.body)
-            if usual is None:
-                return fill.chosen(document, target.data)
+            document = _document(reading.body)
             with collector_at_rest():
-                index = chosen.indexes[fill.select] = usual.index(document)
-        return fill.judged(index.values(target.data))
+                index = chosen.indexes[query] = usual.index(document)
+        return target.fill.judged(index.values(target.data))
 
     async def _view(self, request: LookupRequest) -> View:
         if self._missed:

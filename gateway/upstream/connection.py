@@ -111,9 +111,9 @@ class UpstreamConnection(asyncio.Protocol):
             self._upload = self.loop.create_task(self._send_stream(request, request.stream))
             self._upload.add_done_callback(self._uploaded)
 
-    def reusable(self, now: float, idle_timeout: float) -> bool:
-        """Whether an idle one may be used: young enough, and silent."""
-        return now - self.idle_since < idle_timeout and now < self.expires and self.silent()
+    def young(self, now: float, idle_timeout: float) -> bool:
+        """Whether an idle one may still be used."""
+        return now - self.idle_since < idle_timeout and now < self.expires
 
     def silent(self) -> bool:
         """

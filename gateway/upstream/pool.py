@@ -182,7 +182,7 @@ class Pool:
             self._together.append(sending)
             sending.headed = loop.create_future()
         else:
-            await self._send_on(self._take(loop.time()), sending, headers)
+            await self._send_on(self._take(loop.time(), before_send is None), sending, headers)
         while True:
             assert sending.headed is not None
             try:
@@ -235,7 +235,7 @@ class Pool:
         for sending in together:
             if sending.headed is None or sending.headed.done() or sending.before_send is None:
                 continue  # cancelled meanwhile
-            connection = self._take(loop.time())
+            connection = self._take(loop.time(), False)
             if connection is None:
                 sending.wake()
                 continue
@@ -278,10 +278,11 @@ class Pool:
 
     # Who gets a connection.
 
-    def _take(self, now: float) -> UpstreamConnection | None:
+    def _take(self, now: float, polled: bool = True) -> UpstreamConnection | None:
+        """Not `polled` where it is asked once more anyway, when the request has been recorded."""
         while self._idle:
             connection, _ = self._idle.popitem()
-            if connection.reusable(now, self.limits.idle_timeout):
+            if connection.young(now, self.limits.idle_timeout) and (not polled or connection.silent()):
                 return connection
             connection.close()
         return None
