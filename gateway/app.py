@@ -40,7 +40,7 @@ from gateway.proxy.phases import Phases
 from gateway.proxy.spool import Spools
 from gateway.proxy.tunnel import TunnelSlots
 from gateway.rules import Rules
-from gateway.server import asgi, backlog, connection, descriptors
+from gateway.server import asgi, backlog, connection, descriptors, memory
 from gateway.server.cors import with_cors
 from gateway.server.descriptors import Shares
 from gateway.server.limits import ServerLimits, ServerStats
@@ -167,7 +167,7 @@ def build(
     # Only while a call waits for a connection it matters who holds one for nothing.
     wanted = (lambda: transport.waiting > 0) if isinstance(transport, Pool) else (lambda: True)
     stats = ServerStats(stalled=StalledReplies(wanted))
-    budget = BufferBudget(settings.limits.max_buffered, settings.limits.max_body)
+    budget = BufferBudget(settings.limits.max_buffered, settings.limits.max_body, memory.give_back)
     refused = stats.log.refused
     lifecycle = _lifecycle(
         settings, lookups, locks, transport, credentials, audit, clock, counts, refused, budget

@@ -93,6 +93,12 @@ def known_tests(file: str) -> frozenset[str]:
     return frozenset(found)
 
 
+def test_the_tests_that_the_threats_name_are_there() -> None:
+    named = named_tests(text("docs/threats.md"))
+    assert len(named) > 20
+    assert [one for one in named if one.partition("::")[2] not in known_tests(one.partition("::")[0])] == []
+
+
 def test_every_promise_is_there_and_nothing_else() -> None:
     assert promises().keys() == PROMISES
 

@@ -5,18 +5,25 @@ How many bytes of bodies may wait in memory, for all calls together and for one 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import TypeAlias
 
 from gateway.errors import Overloaded
 
 Caller: TypeAlias = tuple[str, int]  # the peer's address, and a hash of its Authorization
 
+MUCH = 32 * 2**20
 SHARE = 4  # one caller may hold a quarter
 
 
 class BufferBudget:
-    def __init__(self, most: int, largest: int) -> None:
-        """In bytes. One body of `largest` always has room in its caller's share."""
+    def __init__(self, most: int, largest: int, emptied: Callable[[], None] = lambda: None) -> None:
+        """
+        In bytes. One body of `largest` always has room in its caller's share. `emptied` is called when
+        nothing is held any more and much was.
+        """
+        self._emptied = emptied
+        self._peak = 0
         self._most = max(most, largest)
         self._share = max(self._most // SHARE, largest)
         self._of: Counter[Caller] = Counter()
@@ -31,9 +38,14 @@ class BufferBudget:
             raise Overloaded(f"bodies that wait take {self._most} bytes (limits.max_buffered)")
         self._of[caller] += size
         self.held += size
+        self._peak = max(self._peak, self.held)
 
     def give_back(self, caller: Caller, size: int) -> None:
         self.held -= size
         self._of[caller] -= size
         if not self._of[caller]:
             del self._of[caller]
+        if not self.held:
+            peak, self._peak = self._peak, 0
+            if peak > MUCH:
+                self._emptied()

@@ -123,6 +123,8 @@ class Lifecycle:
                     reply = await MODES[route.rule.mode](self._phases, matched)  # look up … settle
             finally:
                 late = self._deadline.end(task)
+                # A cancelled task keeps this frame, and the body in it: the frame must not keep the task.
+                del task
             try:
                 await self._relay(matched, reply)
             finally:

@@ -148,6 +148,9 @@ class RequestCycle:
     def finished(self, task: asyncio.Task[None]) -> None:
         """The application has returned or raised; what its reply lacks is settled here."""
         self._connection.tasks.discard(task)
+        # A cancelled task keeps the frames of the call, and the body in them: it must not be kept in turn.
+        self.cancel_on_disconnect = False
+        del self.task
         if self.in_flight:
             self._connection.leaves_flight(self)
         settled = self.complete or not self._has_client()

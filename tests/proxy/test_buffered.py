@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.errors import Overloaded
-from gateway.proxy.buffered import BufferBudget
+from gateway.proxy.buffered import MUCH, BufferBudget
 from tests.support.gateways import PARTICIPANT, proxied
 from tests.support.serving import connect
 from tests.support.waiting import until
@@ -72,3 +72,14 @@ def test_a_body_of_the_largest_size_has_room() -> None:
     budget.take(("a", 0), 20)
     with pytest.raises(Overloaded):
         budget.take(("b", 0), 1)
+
+
+def test_memory_is_given_back_when_all_is_over_and_much_was_held() -> None:
+    told: list[int] = []
+    budget = BufferBudget(2 * MUCH, 2 * MUCH, lambda: told.append(budget.held))
+    for sizes in ((10, 20), (MUCH, 1), (10,)):
+        for size in sizes:
+            budget.take(("192.0.2.1", 0), size)
+        for size in sizes:
+            budget.give_back(("192.0.2.1", 0), size)
+    assert told == [0]
