@@ -19,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import random
 import ssl
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from types import TracebackType
@@ -132,7 +132,7 @@ class Pool:
         self._tls = (tls or tls_context()) if scheme == "https" else None
         self._size = 0  # opening, idle and busy
         self._idle: dict[UpstreamConnection, None] = {}  # oldest first; empty whenever a request waits
-        self._queue: dict[bytes, deque[Place]] = {}  # by caller, whose turn is next first
+        self._queue: OrderedDict[bytes, deque[Place]] = OrderedDict()  # by caller, whose turn is next first
         self._stalled: dict[UpstreamConnection, float] = {}  # since when, the longest first
         self._cutter: asyncio.TimerHandle | None = None
         self._together: list[_Sending] = []  # to be sent in this turn of the loop
@@ -320,7 +320,7 @@ class Pool:
         places = self._queue.setdefault(caller, deque())
         if again:
             places.appendleft(place)
-            self._queue = {caller: self._queue.pop(caller), **self._queue}
+            self._queue.move_to_end(caller, last=False)
         else:
             places.append(place)
         if self._stalled and self._cutter is None:
@@ -347,8 +347,7 @@ class Pool:
     def _next(self) -> Place | None:
         """Who gets what is free: the first of the caller whose turn it is, who then is the last."""
         while self._queue:
-            caller = next(iter(self._queue))
-            places = self._queue.pop(caller)
+            caller, places = self._queue.popitem(last=False)
             while places:
                 place = places.popleft()
                 if not place.done():
