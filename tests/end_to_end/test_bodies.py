@@ -99,7 +99,7 @@ UNFILLABLE = {
     "merge patch": ("application/merge-patch+json", BODY, "media-type"),
     "XML": ("application/xml", b"<a/>", "media-type"),
     "white space around": ("application/json", b" \r\n[] \n", "not-an-object"),
-    "nine thousand deep": (None, b'{"a":' + b"[" * 9_000 + b"]" * 9_000 + b"}", "too-deep"),
+    "thirty thousand deep": (None, b'{"a":' + b"[" * 30_000 + b"]" * 30_000 + b"}", "too-deep"),
     "a million brackets": (None, b"[" * 1_000_000, "too-many-values"),
     "damaged gzip": (None, gzip.compress(BODY, mtime=0)[:-3], "content-encoding-damaged"),
     "two codings": (None, gzip.compress(gzip.compress(BODY, mtime=0)), "content-encoding"),
