@@ -45,7 +45,10 @@ async def test_lines_that_go_into_a_pipe_together_are_never_torn(tmp_path: Path)
     await audit.recorded()
     found += os.read(reader, 2**20).splitlines()
     lines = [json.loads(line) for line in found]
-    assert [line["event"] for line in lines[-2:]] == ["gap", "rewrite"]
+    *events, last = [line["event"] for line in lines]
+    # What was late may have come to be on the log after all: then nothing is missing.
+    assert last == "rewrite"
+    assert "gap" in events or len(events) == 20
     await audit.end()
     os.close(reader)
     os.close(writer)
