@@ -100,6 +100,12 @@ UNFILLABLE = {
     "XML": ("application/xml", b"<a/>", "media-type"),
     "white space around": ("application/json", b" \r\n[] \n", "not-an-object"),
     "thirty thousand deep": (None, b'{"a":' + b"[" * 30_000 + b"]" * 30_000 + b"}", "too-deep"),
+    "a hundred thousand deep": (None, b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "too-many-values"),
+    "seventy thousand members": (
+        None,
+        b"{" + b",".join(b'"%d":%d' % (n, n) for n in range(70_000)) + b"}",
+        "too-many-values",
+    ),
     "a million brackets": (None, b"[" * 1_000_000, "too-many-values"),
     "damaged gzip": (None, gzip.compress(BODY, mtime=0)[:-3], "content-encoding-damaged"),
     "two codings": (None, gzip.compress(gzip.compress(BODY, mtime=0)), "content-encoding"),

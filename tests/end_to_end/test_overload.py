@@ -493,14 +493,28 @@ async def test_readers_that_stall_make_room_for_those_who_wait() -> None:
         proxied(large_replies, to={"max_connections": 4, "pool_timeout": "5s"}) as chain,
         contextlib.AsyncExitStack() as stack,
     ):
-        stats = chain.running.gateway.stats
+        stats, clients = chain.running.gateway.stats, []
         for number in range(6):
             client = await stack.enter_async_context(connect(chain.running.port, buffer=4096, limit=4096))
+            clients.append(client)
             await client.send(READ_LARGE)
             while stats.aborted.total() + len(stats.stalled) <= number:  # noqa: ASYNC110
                 await asyncio.sleep(0.002)
             assert await served(chain.running.port) == 200
         assert chain.running.pool.size <= 4
+        cut = [await is_cut(client) for client in clients]
+        # No more than the connections but one are left, and those who have stalled longest were cut.
+        assert 3 <= cut.count(True) < 6
+        assert cut == sorted(cut, reverse=True)
+
+
+async def is_cut(client: Client) -> bool:
+    try:
+        await client.head()
+        await client.exactly(8_000_000)
+    except (ConnectionError, asyncio.IncompleteReadError):
+        return True
+    return False
 
 
 async def test_calls_that_wait_for_their_bodies_are_bounded_too() -> None:
