@@ -245,6 +245,18 @@ class UnwritableRequest(UpstreamError):
     advice = "It was not sent, or broken off. Report the request id to whoever runs the gateway."
 
 
+# Raised before the first byte has left, and never after it.
+UNSENT = (
+    NotSent,
+    ConnectionRefused,
+    ConnectTimeout,
+    NameNotResolved,
+    TlsFailed,
+    PoolExhausted,
+    NoDescriptor,
+)
+
+
 class LookupFailed(GatewayError):
     status = 502
     title = "The participant's state could not be read"

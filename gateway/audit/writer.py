@@ -50,12 +50,11 @@ class Line(Struct, omit_defaults=True):
 
 class Batch(Struct, eq=False):
     """
-    Lines that are written together. `written`: they are on the log, in time. The rest is for a log that
-    waits: how many lines may be lost, whether one may not, who waits until it is over, and what went wrong.
+    Lines that are written together. `problem`: why they are not on the log, in time. The rest is for a log
+    that waits: how many lines may be lost, whether one may not, and who waits until it is over.
     """
 
     lines: list[bytes]
-    written: bool = False
     spare: int = 0
     needed: bool = False
     over: asyncio.Future[None] | None = None
@@ -138,8 +137,11 @@ class AuditLog:
             self._start_soon()
             raise Unrecordable(f"the audit log {self._path} is no file any more")
         due, self._batch = self._batch, Batch([])
-        self._put(b"".join(due.lines), self._wall())
-        due.written = True
+        try:
+            self._put(b"".join(due.lines), self._wall())
+        except Unrecordable as error:
+            due.problem = error.detail
+            raise
 
     def append_best_effort(self, line: Line) -> None:
         """For what may go on without its line (an outcome): a line that is lost is counted and reported."""
@@ -266,7 +268,6 @@ class AuditLog:
             self.lost += due.spare
             self.problem = due.problem = problem.detail
         else:
-            due.written = due.problem is None
             self.lost -= told
             if not self.lost:
                 self.problem = None

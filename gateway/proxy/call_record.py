@@ -72,7 +72,6 @@ class CallRecord(Struct, eq=False):
     # Changes and skipped of the attempt before, should the line of the next not be written.
     before: tuple[tuple[Change, ...], str | None] = ((), None)
     batch: Batch | None = None  # in which the last rewrite was recorded
-    waiting: bool = False  # the last rewrite was recorded before the call had a connection, and is still here
     skipped: str | None = None
     error: str | None = None
     attempt: int = 0
@@ -108,20 +107,19 @@ class CallRecord(Struct, eq=False):
         self.changes = changes
         return audit.commit
 
-    def drop_unsent(self, audit: AuditLog) -> None:
+    def drop_unsent(self, audit: AuditLog, left: bool) -> None:
         """
-        A rewrite that was not sent, for its line was not written or for what came after it: Gateway-Rewrite
+        A rewrite that has not `left`, for its line was not written or for what came after it: Gateway-Rewrite
         must not name it.
         """
         batch, self.batch = self.batch, None
-        if batch is None or (batch.written and not self.waiting):
+        if batch is None or left:
             return
         self.changes, self.skipped = self.before
-        if self.waiting and batch.problem is None:
+        if batch.problem is None:
             audit.append_best_effort(Unsent("unsent", "", self.client.id, self.attempt))
         else:
             self.attempt -= 1
-        self.waiting = False
 
     def record_skip(self, audit: AuditLog, reason: str, **details: Any) -> None:
         """The call goes out as it came."""

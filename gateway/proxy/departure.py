@@ -1,22 +1,53 @@
 """
-Whether a call has left: what did not leave changed nothing.
+Whether a call has left, and that it is recorded once: what did not leave changed nothing.
 """
 
 from __future__ import annotations
 
-from gateway.upstream.transport import BeforeSend, Commit
+from collections.abc import Callable
+from types import TracebackType
+
+from gateway.errors import UNSENT
+from gateway.upstream.transport import Commit
+
+
+def _unrecorded() -> None:
+    """What no rule matches has no line on the log."""
 
 
 class Departure:
-    """A `before_send` that remembers that it was called. From then on the upstream may have the call."""
+    """
+    A `before_send`, to be entered around the sending: `left` says whether the upstream may have the call. It
+    is asked again where a connection was lost before the first byte: what `allow` raises keeps the call back
+    each time, but it is recorded once.
+    """
 
-    __slots__ = ("_before_send", "left")
+    __slots__ = ("_allow", "_record", "_recorded", "left")
 
-    def __init__(self, before_send: BeforeSend) -> None:
-        self._before_send = before_send
+    def __init__(self, allow: Callable[[], None], record: Callable[[], Commit | None] = _unrecorded) -> None:
+        self._allow = allow
+        self._record = record
+        self._recorded = False
         self.left = False
 
     def __call__(self) -> Commit | None:
-        commit = self._before_send()
+        self.left = False
+        self._allow()
+        commit = self.record()
         self.left = True
         return commit
+
+    def record(self) -> Commit | None:
+        if self._recorded:
+            return None
+        self._recorded = True
+        return self._record()
+
+    def __enter__(self) -> Departure:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, UNSENT):
+            self.left = False

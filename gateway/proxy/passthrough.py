@@ -175,7 +175,8 @@ class Passthrough:
             reply = None
             try:
                 try:
-                    reply = await self._sent(client, headers, departure)
+                    with departure:
+                        reply = await self._sent(client, headers, departure)
                 finally:
                     status = None if reply is None else reply.status
                     if departure.left and may_have_changed(status, filled=False, changing=True):

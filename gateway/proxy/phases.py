@@ -25,7 +25,7 @@ from gateway.state.freshness import may_have_changed
 from gateway.state.lookup import LookupRefused, LookupResults, Lookups
 from gateway.state.store import ConversationLock, Locks
 from gateway.upstream.reply import Reply
-from gateway.upstream.transport import BeforeSend, Commit, Transport
+from gateway.upstream.transport import Commit, Transport
 
 HELD = 2**16  # bytes: of a refusal that is kept to be relayed, of a reply that is compared
 TRIES = 3  # look-ups under one lock, where only age or a write that names no conversation spoils one
@@ -155,12 +155,12 @@ class Phases:
     async def untouched(self, matched: MatchedCall, reason: str, **details: Any) -> Reply:
         """Takes the lock, forwards the call as it came, and records why it did so."""
 
-        def before_send() -> None:
-            matched.client.shield_from_disconnect()
+        def record() -> None:
             matched.record.record_skip(self._audit, reason, **details)
 
+        departure = Departure(matched.client.shield_from_disconnect, record)
         with await self._lock(matched):
-            return await self._send(matched, matched.call, NOTHING, before_send)
+            return await self._send(matched, matched.call, NOTHING, departure)
 
     async def forward(self, matched: MatchedCall, rewritten: Rewritten, results: LookupResults) -> Reply:
         """
@@ -168,25 +168,23 @@ class Phases:
         would stand idle meanwhile; whether the reading still holds is asked after that, as always.
         """
         call, changes = rewritten
-        record = matched.record
 
-        def before_send() -> Commit | None:
+        def allow() -> None:
             if not self._lookups.usable_without_store(results):
                 raise Overtaken
             matched.client.shield_from_disconnect()
-            if record.waiting:
-                record.waiting = False
-                return None
-            return record.record_rewrite(self._audit, matched.call, call, changes, results.unfilled)
 
+        def record() -> Commit | None:
+            return matched.record.record_rewrite(self._audit, matched.call, call, changes, results.unfilled)
+
+        departure = Departure(allow, record)
         try:
             if changes and self._audit.waits:
-                record.waiting = True
-                record.record_rewrite(self._audit, matched.call, call, changes, results.unfilled)
+                departure.record()
                 await self._audit.recorded()
-            return await self._send(matched, call, results, before_send)
+            return await self._send(matched, call, results, departure)
         finally:
-            record.drop_unsent(self._audit)
+            matched.record.drop_unsent(self._audit, departure.left)
 
     async def refill(self, matched: MatchedCall, sent: LookupResults, refusal: Reply) -> Reply:
         """The refusal proves that nothing was applied: once more, if the state is another by now (C2)."""
@@ -212,7 +210,7 @@ class Phases:
     # --- forward and settle
 
     async def _send(
-        self, matched: MatchedCall, call: Call, results: LookupResults, before_send: BeforeSend
+        self, matched: MatchedCall, call: Call, results: LookupResults, departure: Departure
     ) -> Reply:
         """
         Sends once. When the call is over, what was read before is forgotten if it may have changed anything
@@ -223,19 +221,19 @@ class Phases:
         if matched.writes and (changing or not filled):
             caller = matched.record.credential
             write = await self._lookups.begin_write(matched.conversation, caller, exclusive=changing)
-        departure = Departure(before_send)
         status, reply = None, None
         began = self._clock()
         try:
             try:
-                reply = await self._upstream.send(
-                    call.method,
-                    call.target,
-                    call.headers,
-                    call.body or (b"" if matched.client.has_body else None),
-                    extra_headers=matched.client.extra_headers,
-                    before_send=departure,
-                )
+                with departure:
+                    reply = await self._upstream.send(
+                        call.method,
+                        call.target,
+                        call.headers,
+                        call.body or (b"" if matched.client.has_body else None),
+                        extra_headers=matched.client.extra_headers,
+                        before_send=departure,
+                    )
                 status = reply.status
                 if 200 <= status < 300 and matched.found.explicit:
                     await self._accept(matched)

@@ -102,7 +102,7 @@ class Stuck(AuditLog):
     def commit(self) -> None:
         if self.stuck:
             time.sleep(0.3)
-            self._due = Batch([])
+            self._batch.problem, self._batch = "input/output error", Batch([])
             raise Unrecordable("input/output error")
         super().commit()
 

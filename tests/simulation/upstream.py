@@ -215,6 +215,7 @@ class SimulatedUpstream:
         fate, loop = sent.fate, self._loop
         if fate.loss == "refused":
             await asyncio.sleep(fate.out)
+            sent.left = None  # the connection it was to take had been closed, and no other was to be had
             raise ConnectionRefused("nobody listens")
         answer: asyncio.Future[Reply] = loop.create_future()
         if fate.loss != "request":

@@ -109,7 +109,7 @@ class Journal(AuditLog):
         return digest(body)
 
     def commit(self) -> None:
-        self._batch.written, self._batch = True, Batch([])
+        self._batch = Batch([])
 
 
 @lru_cache(maxsize=4096)

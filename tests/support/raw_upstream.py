@@ -184,6 +184,10 @@ class RawUpstream:
         if error is None and self._failures:
             raise self._failures[0]
 
+    def stop_listening(self) -> None:
+        """New connections are refused; those that there are go on."""
+        self._server.close()
+
     def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         peer = Peer(self, reader, writer)
         script = self._scripts[min(len(self.peers), len(self._scripts) - 1)]
