@@ -17,7 +17,7 @@ import gc
 import json
 import os
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -31,7 +31,7 @@ from gateway.proxy.lifecycle import Lifecycle
 from gateway.proxy.tunnel import ByteStream
 from gateway.state.memory import MemoryStore, Sizes
 from gateway.upstream.reply import Reply
-from gateway.upstream.transport import BeforeSend
+from gateway.upstream.transport import BeforeSend, nobody
 
 JSON: list[Header] = [(b"content-type", b"application/json")]
 PEOPLE = json.dumps({"participants": [{"id": "p1", "state": "connected", "attributes": {}}]}).encode()
@@ -56,6 +56,7 @@ class Upstream:
         extra_headers: Headers = (),
         upgrade: bool = False,
         before_send: BeforeSend | None = None,
+        caller: Callable[[], str] = nobody,
     ) -> Reply:
         if before_send is not None:
             commit = before_send()

@@ -5,12 +5,9 @@ How many bytes of bodies may wait in memory, for all calls together and for one 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from typing import TypeAlias
+from collections.abc import Callable, Hashable
 
 from gateway.errors import Overloaded
-
-Caller: TypeAlias = tuple[str, int]  # the peer's address, and a hash of its Authorization
 
 MUCH = 32 * 2**20
 SHARE = 4  # one caller may hold a quarter
@@ -26,10 +23,10 @@ class BufferBudget:
         self._peak = 0
         self._most = max(most, largest)
         self._share = max(self._most // SHARE, largest)
-        self._of: Counter[Caller] = Counter()
+        self._of: Counter[Hashable] = Counter()
         self.held = 0
 
-    def take(self, caller: Caller, size: int) -> None:
+    def take(self, caller: Hashable, size: int) -> None:
         """Raises Overloaded, and nothing is taken, where that is more than there is."""
         if self._of[caller] + size > self._share:
             detail = f"the bodies of one caller take {self._share} bytes (a share of limits.max_buffered)"
@@ -40,7 +37,7 @@ class BufferBudget:
         self.held += size
         self._peak = max(self._peak, self.held)
 
-    def give_back(self, caller: Caller, size: int) -> None:
+    def give_back(self, caller: Hashable, size: int) -> None:
         self.held -= size
         self._of[caller] -= size
         if not self._of[caller]:

@@ -16,7 +16,7 @@ from gateway.errors import BodyTooLarge, GatewayError, InvalidReply
 from gateway.http.forwarding import Hop, sane_id, upstream_request_headers
 from gateway.http.headers import Fields, Header, Headers, by_name
 from gateway.http.problem import problem
-from gateway.proxy.buffered import BufferBudget, Caller
+from gateway.proxy.buffered import BufferBudget
 from gateway.proxy.tunnel import ByteStream
 
 UNWRITABLE: Final = "the reply's head cannot be sent on as HTTP/1.1"
@@ -91,11 +91,19 @@ class Client:
     _ahead = b""
     _whole = False
     _spooled: Callable[[], AsyncIterator[bytes]] | None = None
+    _caller: str | None = None
     _held = 0  # bytes of the budget: of a body that was not whole when its head was read
 
-    def __init__(self, request: ClientRequest, budget: BufferBudget) -> None:
+    def __init__(
+        self,
+        request: ClientRequest,
+        budget: BufferBudget,
+        caller_of: Callable[[Fields, str, bytes], str],
+    ) -> None:
+        """`caller_of` names who calls, from fields, address and target."""
         self._request = request
         self._budget = budget
+        self._caller_of = caller_of
         self.method = request.method
         self.target = request.target
         self.path = request.target.partition(b"?")[0]
@@ -105,6 +113,12 @@ class Client:
         explicit = self.fields.get(b"x-request-id")
         self.id = explicit.decode() if explicit is not None and sane_id(explicit) else next(_ids)
         self.extra_headers: list[Header] = [(b"x-request-id", self.id.encode())]  # for whatever goes upstream
+
+    def caller(self) -> str:
+        """Whose share of what is scarce the call takes. A call that asks for nothing scarce is not named."""
+        if self._caller is None:
+            self._caller = self._caller_of(self.headers, self.address, self.target)
+        return self._caller
 
     @property
     def has_body(self) -> bool:
@@ -213,18 +227,14 @@ class Client:
                 yield piece
 
     def _hold(self, size: int) -> None:
-        self._budget.take(self._caller, size)
+        self._budget.take(self.caller(), size)
         self._held += size
 
     def release(self) -> None:
         """The call is over, and with it what was read of its body."""
         if self._held:
             held, self._held = self._held, 0
-            self._budget.give_back(self._caller, held)
-
-    @property
-    def _caller(self) -> Caller:
-        return self.address, hash(self.fields.get(b"authorization"))
+            self._budget.give_back(self.caller(), held)
 
     async def _piece(self) -> bytes:
         body = self._request.body

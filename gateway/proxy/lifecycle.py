@@ -78,7 +78,7 @@ class Lifecycle:
         self._evidence = EvidenceLog(clock)
 
     async def serve(self, request: ClientRequest) -> None:
-        client = Client(request, self._budget)
+        client = Client(request, self._budget, self._credentials.caller_of)
         try:
             if b"via" in client.fields and forwarding.looped(client.headers, self._hop):
                 raise LoopDetected("its Via field names this gateway")
@@ -106,11 +106,7 @@ class Lifecycle:
                 said = f"Connection names {text(nominated, 64)}, which may say who calls"
                 raise BadRequest(said)
         query = self._credentials.carried_query(client.target) if client.path != client.target else b""
-        if query:  # too many to be remembered
-            caller = self._credentials.caller(client.headers, client.address, query)
-        else:
-            caller = client.headers.derived(self._credentials.caller, client.address)
-        record = CallRecord(client, route.rule, caller, self._clock())
+        record = CallRecord(client, route.rule, client.caller(), self._clock())
         task, late = self._deadline.begin(), False
         try:
             try:

@@ -45,7 +45,8 @@ class MatchedCall(Struct, frozen=True):
             path = target.target
             asked = path + b"?" + self.query if self.query else path
             key = Key(self.conversation or "", asked, self.fingerprint)
-            requests.append(LookupRequest(target, key, self.call.headers, self.client.extra_headers, now))
+            headers, extra_headers = self.call.headers, self.client.extra_headers
+            requests.append(LookupRequest(target, key, self.record.credential, headers, extra_headers, now))
         return requests
 
     def contradicted_by(self, reply_body: bytes) -> bool:

@@ -113,8 +113,7 @@ class Passthrough:
                 here = True
             elif write is not None and write.value.parameter is not None:
                 # Before it takes its lock: a slow sender does not hold up the conversation.
-                caller = self.credentials.caller(client.headers, client.address)
-                spool = await self.spools.read(client, caller)
+                spool = await self.spools.read(client, client.caller())
                 here = True
             else:
                 here = await client.read_ahead(MAX_READ_AHEAD, READ_AHEAD_PATIENCE)
@@ -148,11 +147,16 @@ class Passthrough:
     async def _upgrade(self, client: Client, protocol: bytes, headers: Fields) -> None:
         extra_headers = [*client.extra_headers, (b"connection", b"upgrade"), (b"upgrade", protocol)]
         method = client.method.encode()
-        who = self.credentials.caller(client.headers, client.address)
+        who = client.caller()
         self.tunnels.take(who)
         try:
             reply = await self.upstream.send(
-                method, client.target, headers, extra_headers=extra_headers, upgrade=True
+                method,
+                client.target,
+                headers,
+                extra_headers=extra_headers,
+                upgrade=True,
+                caller=client.caller,
             )
             if reply.status == 101:
                 with reply:
@@ -168,7 +172,7 @@ class Passthrough:
 
     async def _write(self, client: Client, write: PathMatch[Write], headers: Fields) -> None:
         conversation = write.value.conversation(write.parameters)
-        caller = self.credentials.caller(client.headers, client.address)
+        caller = client.caller()
         with await self.locks.acquire(conversation, exclusive=True, caller=caller):
             opened = await self.lookups.begin_write(conversation, caller, exclusive=True)
             departure = Departure(client.shield_from_disconnect)
@@ -236,6 +240,7 @@ class Passthrough:
             body,
             extra_headers=client.extra_headers,
             before_send=before_send,
+            caller=client.caller,
         )
 
     async def _relay(self, client: Client, reply: Reply, keep: int = 0) -> bytes | None:

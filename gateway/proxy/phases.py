@@ -233,6 +233,7 @@ class Phases:
                         call.body or (b"" if matched.client.has_body else None),
                         extra_headers=matched.client.extra_headers,
                         before_send=departure,
+                        caller=matched.client.caller,
                     )
                 status = reply.status
                 if 200 <= status < 300 and matched.found.explicit:

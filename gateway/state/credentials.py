@@ -116,6 +116,13 @@ class CredentialFingerprints:
         digest.update(_encoded((name, value)))
         return digest.hexdigest()
 
+    def caller_of(self, headers: Fields, address: str, target: bytes) -> str:
+        """`caller`, remembered where the fields come again; queries may be too many to be remembered."""
+        query = self.carried_query(target) if b"?" in target else None
+        if query:
+            return self.caller(headers, address, query)
+        return headers.derived(self.caller, address)
+
     def of_call(self, headers: Fields, query: bytes, certificate: bytes) -> str:
         """`of`, remembered where the fields come again; queries may be too many to be remembered."""
         if query:

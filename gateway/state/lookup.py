@@ -59,11 +59,12 @@ class LookupRefused(Exception):
 class LookupRequest(Struct, frozen=True):
     """
     What is to be looked up for one fill of one call, which had arrived at `since` (of the store's clock).
-    `headers` and `extra_headers` go upstream with the call.
+    `headers` and `extra_headers` go upstream with the call, whose caller's turn the look-up takes.
     """
 
     target: FillTarget
     key: Key
+    caller: str
     headers: Headers
     extra_headers: Headers
     since: float
@@ -412,7 +413,7 @@ class Lookups:
             headers = [*headers, (b"if-none-match", kept.etag)]
         try:
             async with asyncio.timeout(fill.lookup_timeout):
-                reading = await self._read(request.key, headers, view)
+                reading = await self._read(request.key, headers, view, request.caller)
         except TimeoutError as error:
             limit = f"{fill.lookup_timeout:g} s"
             raise ReadTimeout(f"the look-up took longer than lookup_timeout ({limit})") from error
@@ -424,9 +425,9 @@ class Lookups:
         await self._put(request.key, reading)
         return reading
 
-    async def _read(self, key: Key, headers: list[Header], view: View) -> Reading:
+    async def _read(self, key: Key, headers: list[Header], view: View, caller: str) -> Reading:
         kept = view.reading
-        with await self._upstream.send(b"GET", key.target, headers) as reply:
+        with await self._upstream.send(b"GET", key.target, headers, caller=lambda: caller) as reply:
             age = age_of(reply.headers)
             if reply.status == 304 and kept is not None and kept.etag is not None:
                 self._counts["gateway_lookups_total", "revalidated"] += 1

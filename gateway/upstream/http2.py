@@ -21,7 +21,7 @@ from gateway.upstream.connect import not_connected
 from gateway.upstream.connection import Timeouts
 from gateway.upstream.pool import PoolLimits
 from gateway.upstream.reply import Reply
-from gateway.upstream.transport import BeforeSend
+from gateway.upstream.transport import BeforeSend, nobody
 
 # Transfer-Encoding stays, for an upstream that speaks HTTP/1.1 after all: for the others httpcore drops it.
 OF_THE_CONNECTION: Final = frozenset({b"connection", b"upgrade"})
@@ -97,6 +97,7 @@ class HttpxTransport:
         extra_headers: Headers = (),
         upgrade: bool = False,
         before_send: BeforeSend | None = None,
+        caller: Callable[[], str] = nobody,
     ) -> Reply:
         """Never upgrades: HTTP/2 has none (RFC 9113 section 8.6), so what was offered is left out."""
         if self._prefix and target != b"*":

@@ -4,7 +4,7 @@ Connections to one origin, and who gets which.
 Laws: a request of which a byte may have left is sent again only if it is safe (RFC 9110 section 9.2.1), and
 then once. A connection is opening, idle, busy with one request, or closed, and counts until then. Of the idle
 ones the last to come back is the first to be taken, so that those not needed grow old and go. Who has to
-wait is served by turns with other callers (told by Authorization), and first come, first served among the
+wait is served by turns with other callers, and first come, first served among the
 requests of one. A reader that stalls keeps nobody waiting: the reply that has stalled longest is cut.
 
 What the upstream sends unasked is never an answer: a connection is polled when it is taken, be it idle, new
@@ -20,18 +20,18 @@ import asyncio
 import random
 import ssl
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, TypeAlias
 
 from gateway.errors import ConnectionRefused, ConnectionTerminated, PoolExhausted
-from gateway.http.headers import Headers, first
+from gateway.http.headers import Headers
 from gateway.upstream.connect import SPOKE, open_connection, tls_context
 from gateway.upstream.connection import Timeouts, UpstreamConnection
 from gateway.upstream.reply import Reply
 from gateway.upstream.request import OutgoingRequest
-from gateway.upstream.transport import BeforeSend, Commit
+from gateway.upstream.transport import BeforeSend, Commit, nobody
 
 STALL: Final = 0.5  # seconds for which a reply may be left unread while others wait for its connection
 
@@ -55,11 +55,14 @@ Place: TypeAlias = "asyncio.Future[UpstreamConnection | None]"
 class _Sending:
     """A request on its way to a connection, and who waits for its reply's head."""
 
-    __slots__ = ("before_send", "connection", "headed", "reply", "request", "reused")
+    __slots__ = ("before_send", "caller", "connection", "headed", "reply", "request", "reused")
 
-    def __init__(self, request: OutgoingRequest, before_send: BeforeSend | None) -> None:
+    def __init__(
+        self, request: OutgoingRequest, before_send: BeforeSend | None, caller: Callable[[], str]
+    ) -> None:
         self.request = request
         self.before_send = before_send
+        self.caller = caller
         self.reply = Reply()
         self.headed: asyncio.Future[None] | None = None
         self.connection: UpstreamConnection | None = None  # since it was sent
@@ -132,7 +135,7 @@ class Pool:
         self._tls = (tls or tls_context()) if scheme == "https" else None
         self._size = 0  # opening, idle and busy
         self._idle: dict[UpstreamConnection, None] = {}  # oldest first; empty whenever a request waits
-        self._queue: OrderedDict[bytes, deque[Place]] = OrderedDict()  # by caller, whose turn is next first
+        self._queue: OrderedDict[str, deque[Place]] = OrderedDict()  # by caller, whose turn is next first
         self._stalled: dict[UpstreamConnection, float] = {}  # since when, the longest first
         self._cutter: asyncio.TimerHandle | None = None
         self._together: list[_Sending] = []  # to be sent in this turn of the loop
@@ -166,13 +169,14 @@ class Pool:
         extra_headers: Headers = (),
         upgrade: bool = False,
         before_send: BeforeSend | None = None,
+        caller: Callable[[], str] = nobody,
     ) -> Reply:
         if self._closed:
             raise RuntimeError("the pool is closed")
         if self._prefix and target != b"*":
             target = self._prefix + target
         request = OutgoingRequest(method, target, headers, extra_headers, body, upgrade)
-        sending = _Sending(request, before_send)
+        sending = _Sending(request, before_send, caller)
         # Asking for the running loop asks the system for the process id, so it is asked as rarely as may be.
         loop = self._loop if self._idle and self._loop is not None else asyncio.get_running_loop()
         if before_send is not None and self._idle and (self._together or len(self._idle) < self._size):
@@ -182,7 +186,7 @@ class Pool:
             self._together.append(sending)
             sending.headed = loop.create_future()
         else:
-            await self._send_on(self._take(loop.time(), before_send is None), sending, headers)
+            await self._send_on(self._take(loop.time(), before_send is None), sending)
         while True:
             assert sending.headed is not None
             try:
@@ -196,19 +200,17 @@ class Pool:
                 return reply
             if reply.error is None:  # it found no connection when the others were sent
                 sending.headed = None
-                await self._send_on(None, sending, headers)
+                await self._send_on(None, sending)
             elif sending.met_a_dead_connection():
                 sending.prepare_replay()
-                sending.start(await self._acquire(headers, fresh=True))
+                sending.start(await self._acquire(sending, fresh=True))
             else:
                 raise reply.error
 
-    async def _send_on(
-        self, connection: UpstreamConnection | None, sending: _Sending, headers: Headers
-    ) -> None:
+    async def _send_on(self, connection: UpstreamConnection | None, sending: _Sending) -> None:
         """On this connection, or on one that is to be had."""
         while True:
-            connection = connection or await self._acquire(headers)
+            connection = connection or await self._acquire(sending)
             if sending.before_send is None:
                 break
             allowed = False
@@ -287,7 +289,7 @@ class Pool:
             connection.close()
         return None
 
-    async def _acquire(self, headers: Headers, *, fresh: bool = False) -> UpstreamConnection:
+    async def _acquire(self, sending: _Sending, *, fresh: bool = False) -> UpstreamConnection:
         """
         An idle connection, or a new one, or the next that comes free. With `fresh` no idle one: the one
         taken before turned out to be dead, and the others have had longer to die. Raises PoolExhausted, or
@@ -303,7 +305,7 @@ class Pool:
             if self._size < self.limits.max_connections:
                 self._size += 1
             else:
-                connection = await self._wait(deadline, headers, again)
+                connection = await self._wait(deadline, sending.caller(), again)
             if connection is None:
                 return await self._open()
             if not connection.ready():
@@ -312,11 +314,10 @@ class Pool:
                 again = True
         return connection
 
-    async def _wait(self, deadline: float, headers: Headers, again: bool) -> UpstreamConnection | None:
+    async def _wait(self, deadline: float, caller: str, again: bool) -> UpstreamConnection | None:
         """A connection that came free; or None: there is room for a new one, already counted."""
         loop = asyncio.get_running_loop()
         place: Place = loop.create_future()
-        caller = first(headers, b"authorization") or b""
         places = self._queue.setdefault(caller, deque())
         if again:
             places.appendleft(place)
@@ -335,7 +336,7 @@ class Pool:
         finally:
             timer.cancel()
 
-    def _expire(self, place: Place, caller: bytes) -> None:
+    def _expire(self, place: Place, caller: str) -> None:
         if not place.done():
             place.set_exception(PoolExhausted("no connection to the upstream came free in time"))
         places = self._queue.get(caller)

@@ -19,6 +19,11 @@ Commit: TypeAlias = Callable[[], None]
 BeforeSend: TypeAlias = Callable[[], Commit | None]
 
 
+def nobody() -> str:
+    """The caller of what has none."""
+    return ""
+
+
 class Transport(Protocol):
     async def send(
         self,
@@ -30,6 +35,7 @@ class Transport(Protocol):
         extra_headers: Headers = (),
         upgrade: bool = False,
         before_send: BeforeSend | None = None,
+        caller: Callable[[], str] = nobody,
     ) -> Reply:
         """
         Sends one request, once; returns when the reply's head is there. Raises an UpstreamError.
@@ -41,7 +47,10 @@ class Transport(Protocol):
 
         `before_send` is called when a connection is had, right before the first byte is written; after it the
         commit that it returned, once for all requests that are sent together and returned the same one. What
-        either raises is raised here, and nothing was sent.
+        either raises is raised here, and nothing was sent. It is asked again where that connection turns out
+        to be closed.
+
+        `caller` names those who share a turn where requests wait for a connection; it is asked only then.
         """
 
     def close(self) -> None:

@@ -593,3 +593,41 @@ async def test_readers_at_a_fair_rate_all_get_their_replies_while_others_wait() 
         assert [await one >= size for one in readers] == [True] * 4, "head and all"
         assert [await one for one in normal] == [200] * 40
         assert not chain.running.gateway.stats.aborted
+
+
+@pytest.mark.parametrize(
+    ("request_line", "field"),
+    [
+        (b"GET %b?x=1", b"Authorization: %b"),
+        (b"GET %b", b"X-Api-Key: %b"),
+        (b"GET %b", b"Cookie: session=%b"),
+        (b"GET %b?key=%%b", b"X-Any: 1"),
+    ],
+)
+async def test_callers_who_wait_for_a_connection_are_told_apart_by_whatever_authorises_them(
+    request_line: bytes, field: bytes
+) -> None:
+    gate = Gate()
+    credentials = {"headers": ["X-Api-Key"], "query": ["key"]}
+
+    def call(target: bytes, caller: bytes) -> bytes:
+        head = request_line % target + b" HTTP/1.1\r\nHost: h\r\n" + field + b"\r\n\r\n"
+        return head.replace(b"%b", caller)
+
+    to = {"max_connections": 1, "pool_timeout": "9s"}
+    async with proxied(gate, to=to, credentials=credentials) as chain, contextlib.AsyncExitStack() as stack:
+        await chain.client.send(HELD)
+        await gate.reached.acquire()
+        waiting = []
+        for _ in range(8):
+            waiting.append(await stack.enter_async_context(connect(chain.running.port)))
+            await waiting[-1].send(call(b"/many", b"one"))
+        await until(lambda: chain.running.pool.waiting == 8)
+        waiting.append(await stack.enter_async_context(connect(chain.running.port)))
+        await waiting[-1].send(call(b"/few", b"two"))
+        await until(lambda: chain.running.pool.waiting == 9)
+        gate.opened.set()
+        for client in waiting:
+            assert (await client.reply())[0] == 200
+        targets = [request.target.partition(b"?")[0] for request in chain.requests]
+        assert targets.index(b"/few") <= 2

@@ -15,29 +15,31 @@ from tests.support.waiting import until
 SHORT = 40_000  # bytes of each body that come; one more is promised
 
 
-def unfinished(token: bytes) -> bytes:
-    head = b"PATCH %b HTTP/1.1\r\nHost: a\r\nAuthorization: %b\r\nContent-Length: %d\r\n\r\n"
-    return head % (PARTICIPANT.encode(), token, SHORT + 1) + b"x" * SHORT
+def unfinished(token: bytes, field: bytes = b"Authorization") -> bytes:
+    head = b"PATCH %b HTTP/1.1\r\nHost: a\r\n%b: %b\r\nContent-Length: %d\r\n\r\n"
+    return head % (PARTICIPANT.encode(), field, token, SHORT + 1) + b"x" * SHORT
 
 
-async def test_one_caller_holds_a_share_and_another_is_served_beside_it() -> None:
+@pytest.mark.parametrize("field", [b"Authorization", b"X-Api-Key"])
+async def test_one_caller_holds_a_share_and_another_is_served_beside_it(field: bytes) -> None:
     limits = {"max_body": "64KiB", "max_buffered": "256KiB"}
-    async with proxied(limits=limits) as (_upstream, running, first):
+    credentials = {"headers": ["X-Api-Key"]}
+    async with proxied(limits=limits, credentials=credentials) as (_upstream, running, first):
 
         def buffered() -> float:
             samples = running.gateway.metrics.samples()
             return next(one.value for one in samples if one.name == "gateway_buffered_bytes")
 
         assert buffered() == 0
-        await first.send(unfinished(b"one"))
+        await first.send(unfinished(b"one", field))
         await until(lambda: buffered() == SHORT)
         async with connect(running.port) as again, connect(running.port) as other:
-            await again.send(unfinished(b"one"))
+            await again.send(unfinished(b"one", field))
             status, _headers, body = await again.reply()
             assert status == 503
             assert b"limits.max_buffered" in body
             assert buffered() == SHORT
-            await other.send(unfinished(b"two"))
+            await other.send(unfinished(b"two", field))
             await until(lambda: buffered() == 2 * SHORT)
         await until(lambda: buffered() == SHORT)
         await first.send(b"x")

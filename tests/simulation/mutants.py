@@ -23,7 +23,7 @@ from gateway.state.lookup import LookupRequest, Lookups
 from gateway.state.memory import MemoryStore
 from gateway.state.store import Key, Reading, Stamp, Store, Suspension, View
 from gateway.upstream.reply import Reply
-from gateway.upstream.transport import BeforeSend, Transport
+from gateway.upstream.transport import BeforeSend, Transport, nobody
 from tests.simulation.schedule import Schedule, Terms
 from tests.simulation.upstream import SimulatedUpstream
 from tests.simulation.world import Clock, World
@@ -175,6 +175,7 @@ class Retrying:
         extra_headers: Headers = (),
         upgrade: bool = False,
         before_send: BeforeSend | None = None,
+        caller: Callable[[], str] = nobody,
     ) -> Reply:
         try:
             return await self.transport.send(

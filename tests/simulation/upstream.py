@@ -22,7 +22,7 @@ from gateway.errors import ConnectionRefused, ConnectionTerminated, InvalidReply
 from gateway.http import headers as h
 from gateway.http.headers import Fields, Header, Headers
 from gateway.upstream.reply import Reply
-from gateway.upstream.transport import BeforeSend
+from gateway.upstream.transport import BeforeSend, nobody
 from tests.simulation.loop import Loop
 from tests.simulation.schedule import (
     FAULTS,
@@ -163,6 +163,7 @@ class SimulatedUpstream:
         extra_headers: Headers = (),
         upgrade: bool = False,
         before_send: BeforeSend | None = None,
+        caller: Callable[[], str] = nobody,
     ) -> Reply:
         sent = self._received(method.decode().upper(), target.decode(), [*headers, *extra_headers])
         try:

@@ -43,10 +43,15 @@ async def pool_to(
 
 
 async def fetch(
-    pool: Pool, method: bytes = b"GET", target: bytes = b"/", headers: Headers = (), body: bytes | None = None
+    pool: Pool,
+    method: bytes = b"GET",
+    target: bytes = b"/",
+    headers: Headers = (),
+    body: bytes | None = None,
+    caller: str = "",
 ) -> tuple[Reply, bytes]:
     framing = [] if body is None else [(b"content-length", b"%d" % len(body))]
-    reply = await pool.send(method, target, [HOST, *headers, *framing], body)
+    reply = await pool.send(method, target, [HOST, *headers, *framing], body, caller=lambda: caller)
     return reply, await rest(reply)
 
 

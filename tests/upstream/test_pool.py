@@ -189,8 +189,8 @@ async def test_a_place_in_the_queue_that_is_cancelled_as_it_is_served_is_passed_
 
 async def test_callers_who_wait_are_served_by_turns() -> None:
     async with RawUpstream(answering(OK)) as upstream, pool_to(upstream, max_connections=1) as pool:
-        flood = [fetch(pool, target=b"/a", headers=[(b"authorization", b"a")]) for _ in range(40)]
-        await asyncio.gather(*flood, fetch(pool, target=b"/b", headers=[(b"authorization", b"b")]))
+        flood = [fetch(pool, target=b"/a", caller="a") for _ in range(40)]
+        await asyncio.gather(*flood, fetch(pool, target=b"/b", caller="b"))
         assert [request.target for request in upstream.requests].index(b"/b") <= 2
 
 
