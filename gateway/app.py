@@ -166,7 +166,7 @@ def build(
     )
     # Only while a call waits for a connection it matters who holds one for nothing.
     wanted = (lambda: transport.waiting > 0) if isinstance(transport, Pool) else (lambda: True)
-    stats = ServerStats(stalled=StalledReplies(wanted))
+    stats = ServerStats(stalled=StalledReplies(wanted), caller_of=credentials.caller_of)
     budget = BufferBudget(settings.limits.max_buffered, settings.limits.max_body, memory.give_back)
     refused = stats.log.refused
     lifecycle = _lifecycle(

@@ -311,14 +311,18 @@ class ClientConnection(asyncio.Protocol):
         # A call that still waits for its body is not in flight, but its buffer counts: there is a bound for
         # these too. Where many bodies end at once, more are in flight than max_in_flight.
         most, stats = self.limits.max_in_flight, self.stats
-        if stats.in_flight - min(stats.awaiting, AWAITING_FACTOR * most) < most:
+        taken = stats.in_flight - min(stats.awaiting, AWAITING_FACTOR * most)
+        if taken * 2 < most or self._has_place(cycle, taken):
             stats.in_flight += 1
             cycle.in_flight = True
             task = cycle.task = self._loop.create_task(self._application(cycle))
             self.tasks.add(task)
             task.add_done_callback(cycle.finished)
         else:
-            error = Overloaded(f"{most} requests are being served (limits.max_in_flight)")
+            error = Overloaded(
+                f"{most} requests are being served (limits.max_in_flight); a tenth more are kept for callers "
+                f"that have less than a tenth"
+            )
             self._count(error)
             if length == CHUNKED or (body.here and rest):
                 cycle.keep_alive = False  # nor is what follows it looked at
@@ -326,6 +330,22 @@ class ClientConnection(asyncio.Protocol):
             self._hold_back()
         if rest:
             self.data_received(rest)
+
+    def _has_place(self, cycle: RequestCycle, taken: int) -> bool:
+        """
+        Past max_in_flight, a tenth more for callers that have less than a tenth: one caller can't take all.
+        Who has how many is counted from half of max_in_flight on.
+        """
+        most, stats = self.limits.max_in_flight, self.stats
+        few = most // 10
+        if taken >= most + few:
+            return False
+        caller = stats.caller_of(cycle.headers, self.address, cycle.target)
+        if taken >= most and stats.in_flight_of[caller] >= few:
+            return False
+        stats.in_flight_of[caller] += 1
+        cycle.caller = caller
+        return True
 
     def await_body(self, body: RequestBody) -> None:
         if body.expects_continue and self._cycle is not None and not self._cycle.started:
@@ -367,6 +387,11 @@ class ClientConnection(asyncio.Protocol):
         """With its reply's last byte, not a turn of the loop later, when its task is done."""
         cycle.in_flight = False
         self.stats.in_flight -= 1
+        if cycle.caller is not None:
+            in_flight_of = self.stats.in_flight_of
+            in_flight_of[cycle.caller] -= 1
+            if not in_flight_of[cycle.caller]:
+                del in_flight_of[cycle.caller]
 
     def completed(self, cycle: RequestCycle) -> None:
         self._server_state.total_requests += 1

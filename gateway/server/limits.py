@@ -5,8 +5,10 @@ What one client may take of the gateway, and what the connections of one server 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from gateway.http.headers import Fields
 from gateway.http.request_parser import HeadLimits
 from gateway.server.held_back import HeldBack
 from gateway.server.refusal_log import RefusalLog
@@ -32,6 +34,10 @@ class ServerLimits(HeadLimits):
     max_stalled: int = 100  # replies that wait for their clients: past it, who has stalled longest is cut off
 
 
+def by_address(_headers: Fields, address: str, _target: bytes) -> str:
+    return address
+
+
 @dataclass(slots=True)
 class ServerStats:
     """What the connections of one server share. The counters' keys: a refusal's slug, an abort's cause."""
@@ -42,6 +48,10 @@ class ServerStats:
     awaiting: int = 0  # applications that wait for their client's body
     stalled: StalledReplies = field(default_factory=StalledReplies)
     in_flight: int = 0  # requests without their whole reply
+    caller_of: Callable[[Fields, str, bytes], str] = by_address
+    in_flight_of: Counter[str] = field(
+        default_factory=Counter
+    )  # of those that began while many were in flight
     held_back: HeldBack = field(default_factory=HeldBack)
     log: RefusalLog = field(default_factory=RefusalLog)
     stopping: bool = False

@@ -53,6 +53,7 @@ class RequestCycle:
     """
 
     # Defaults stand on the class: most requests leave most of them as they are.
+    caller: str | None = None  # where it is counted who has the places in flight
     cancel_on_disconnect = False
     complete = False
     gone = False  # the client has left

@@ -291,6 +291,32 @@ async def test_who_was_refused_is_not_read_for_a_while_and_then_served() -> None
 
 
 @in_virtual_time
+async def test_who_has_taken_all_places_in_flight_leaves_some_for_those_who_have_few() -> None:
+    held = Held()
+    stats = ServerStats(caller_of=lambda _headers, _address, target: target.decode())
+    limits = ServerLimits(max_in_flight=20)
+
+    def begin(caller: bytes, count: int) -> list[VirtualClient]:
+        clients = [VirtualClient(held, limits, stats) for _ in range(count)]
+        for client in clients:
+            client.send(GET.replace(b"/", b"/" + caller, 1))
+        return clients
+
+    def refused(clients: list[VirtualClient]) -> list[bool]:
+        return [client.got.startswith(b"HTTP/1.1 503") for client in clients]
+
+    many, few, other, last = begin(b"many", 22), begin(b"few", 2), begin(b"other", 1), begin(b"many", 1)
+    await held.begun.wait()
+    assert refused(many) == [False] * 20 + [True] * 2, "alone it has all of them"
+    assert (refused(few), refused(other), refused(last)) == ([False] * 2, [True], [True])
+    held.go.set()
+    await asyncio.sleep(0.1)
+    for client in (*many[:20], *few):
+        assert client.got.startswith(b"HTTP/1.1 200")
+    assert (stats.in_flight, stats.in_flight_of) == (0, {})
+
+
+@in_virtual_time
 async def test_many_that_were_refused_are_read_again_in_lots() -> None:
     held, stats = Held(), ServerStats()
     limits = ServerLimits(max_in_flight=1)
