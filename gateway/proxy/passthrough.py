@@ -3,8 +3,8 @@ What no rule matches: passed through both ways as it comes, nothing changed.
 
 A slow client must not hold a connection to the upstream. A body that is small and soon whole is read first
 and sent in one piece; the others are streamed, and all of them together hold no more than half of the
-connections. A write to a conversation is never streamed: all of it is here, in memory or on disk (spool.py),
-before it takes the conversation's lock.
+connections. A write is never streamed: all of it is here, in memory or on disk (spool.py), before it takes
+its conversation's lock, or all are forgotten for it.
 
 Two kinds of call are noticed on their way. A write to a conversation takes its exclusive lock and
 invalidates what was read of it (S3, S4); a client's own GET of what a fill would look up is kept, which
@@ -111,8 +111,9 @@ class Passthrough:
         try:
             if not client.has_body:
                 here = True
-            elif write is not None and write.value.parameter is not None:
-                # Before it takes its lock: a slow sender does not hold up the conversation.
+            elif write is not None:
+                # Before it takes its lock: a slow sender does not hold up the conversation. Nor does one that
+                # breaks off make all forgotten.
                 spool = await self.spools.read(client, client.caller())
                 here = True
             else:

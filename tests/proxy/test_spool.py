@@ -10,6 +10,7 @@ from tests.support.calls import PATCH
 from tests.support.gateways import CONVERSATION, Proxied, proxied
 from tests.support.judging import refusal
 from tests.support.serving import connect
+from tests.support.waiting import until
 
 BODY = bytes(range(256)) * 4 * 300  # more than one block on disk
 LIMITS = {"max_body": 1024, "max_write": "1MiB"}
@@ -84,6 +85,26 @@ async def test_a_client_that_leaves_amid_its_large_write_leaves_nothing_and_give
         await chain.client.send(LENGTH + BODY)
         assert (await chain.client.reply())[0] == 200
         assert writes(chain) == [BODY]
+
+
+@pytest.mark.parametrize(
+    "target", [b"/a%2Fb", b"/api/v2/conversations/callbacks/bulk/disconnect"], ids=["undecodable", "bulk"]
+)
+async def test_a_client_that_leaves_amid_a_write_that_names_no_conversation_makes_nothing_forgotten(
+    target: bytes,
+) -> None:
+    size = 70_000
+    call = b"POST %b HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % (target, size)
+    async with proxied(limits=LIMITS | {"max_body": 4096}) as chain:
+        async with connect(chain.running.port) as leaver:
+            await leaver.send(call + b"x" * (size - 1))
+            await until(lambda: chain.running.gateway.stats.in_flight)
+        await until(lambda: not chain.running.gateway.stats.in_flight)
+        assert chain.upstream.peers == []
+        assert chain.running.counts("gateway_sweeps_total") == 0
+        await chain.client.send(call + b"x" * size)
+        assert (await chain.client.reply())[0] == 200
+        assert chain.running.counts("gateway_sweeps_total") == 1
 
 
 async def test_one_caller_takes_no_more_than_its_share_of_the_places_on_disk() -> None:
