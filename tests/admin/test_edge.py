@@ -50,7 +50,19 @@ async def test_a_page_that_binds_its_name_to_the_admin_side_reads_nothing(tmp_pa
             assert (await admin.get(path)).status_code == 200
 
 
-async def test_connections_that_say_nothing_do_not_keep_the_operator_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"GET / HTTP/1.1\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 200000\r\n\r\n",
+        b"GET /healthz HTTP/1.0\r\nHost: 127.0.0.1\r\nContent-Length: 2000000\r\n\r\n",
+        b"GET /healthz\r\n\r\n",
+    ],
+    ids=["a part of a head", "a body that nobody reads", "a larger one", "no request"],
+)
+async def test_connections_that_say_nothing_more_do_not_keep_the_operator_out(
+    tmp_path: Path, said: bytes
+) -> None:
     async with (
         gateway_process(tmp_path, "http://127.0.0.1:9") as running,
         running.admin() as admin,
@@ -58,7 +70,7 @@ async def test_connections_that_say_nothing_do_not_keep_the_operator_out(tmp_pat
     ):
         for number in range(3 * app.ADMIN_CONNECTIONS):
             one = await silent.enter_async_context(connect(running.admin_port))
-            await one.send(b"GET / HTTP/1.1\r\n"[: number % 15])
+            await one.send(said[: number % len(said)] if number % 2 else said)
         assert (await admin.get("/readyz")).status_code == 200
         clients = (await admin.get("/counts")).json()["gateway_client_connections"]
         assert clients == 0, "they are none of the callers'"
