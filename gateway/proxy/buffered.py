@@ -33,9 +33,16 @@ class BufferBudget:
             raise Overloaded(detail)
         if self.held + size > self._most:
             raise Overloaded(f"bodies that wait take {self._most} bytes (limits.max_buffered)")
+        if not size:
+            return  # nobody would give it back
         self._of[caller] += size
         self.held += size
         self._peak = max(self._peak, self.held)
+
+    @property
+    def callers(self) -> int:
+        """That hold something."""
+        return len(self._of)
 
     def give_back(self, caller: Hashable, size: int) -> None:
         self.held -= size

@@ -69,6 +69,16 @@ def test_no_more_is_held_than_may_be_and_all_is_given_back(
     assert budget.held == 0
 
 
+def test_of_who_takes_nothing_nothing_is_remembered() -> None:
+    budget = BufferBudget(10, 20)
+    counts = []
+    for size in (0, 1):
+        budget.take("a", size)
+        counts.append(budget.callers)
+    budget.give_back("a", 1)
+    assert [*counts, budget.callers] == [0, 1, 0]
+
+
 def test_a_body_of_the_largest_size_has_room() -> None:
     budget = BufferBudget(10, 20)
     budget.take(("a", 0), 20)
