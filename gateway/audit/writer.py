@@ -210,7 +210,7 @@ class AuditLog:
 
     async def _over(self) -> None:
         if self._stuck:
-            self._batch = Batch([])
+            self._batch.problem, self._batch = self.problem, Batch([])
             raise Unrecordable(self.problem)
         batch = self._batch
         if batch.over is None:

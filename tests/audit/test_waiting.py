@@ -155,6 +155,20 @@ async def test_what_is_not_synced_in_time_or_cannot_be_synced_does_not_leave() -
         await until_ready(side)
 
 
+async def test_what_is_refused_while_the_disk_hangs_is_not_said_to_have_been_recorded() -> None:
+    disk = Disk()
+    async with mocked(parts=disk.parts(0.2)) as (_, running, client), running.admin() as side:
+        disk.free.clear()
+        for count in (1, 2, 3):
+            answer = await client.patch(PARTICIPANT, content=BODY, headers=TOKEN)
+            assert answer.status_code == 503
+            assert "attempt" not in answer.headers["gateway-rewrite"]
+            assert running.gateway.audit.lost == 2 * count, "a reject and an outcome each"
+        disk.free.set()
+        await until_ready(side)
+        assert not running.lines("unsent")
+
+
 async def test_a_reading_that_got_too_old_while_the_log_was_waited_for_is_not_sent() -> None:
     disk, clock = Disk(), Clock()
     async with mocked(parts=disk.parts(PATIENCE), clock=clock) as (upstream, running, client):
