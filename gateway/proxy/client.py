@@ -204,7 +204,7 @@ class Client:
             async with asyncio.timeout(patience):
                 while not self._whole and len(ahead) <= limit:
                     piece = await self._piece()
-                    self._hold(len(piece))
+                    self._hold(min(len(piece), limit - len(ahead)))  # the one past it goes on at once
                     ahead += piece
         self._ahead = bytes(ahead)
         return self._whole

@@ -45,6 +45,14 @@ async def test_a_slow_large_write_holds_no_lock_and_arrives_whole_and_framed_as_
         assert (b"transfer-encoding" in names, b"content-length" in names) == (chunked, not chunked)
 
 
+async def test_a_chunked_write_past_a_callers_share_of_memory_waits_on_disk_all_the_same() -> None:
+    limits = {"max_body": "64KiB", "max_buffered": "256KiB"}
+    async with proxied(limits=limits) as chain:
+        await chain.client.send(CHUNKED + b"%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY))
+        assert (await chain.client.reply())[0] == 200
+        assert writes(chain) == [BODY]
+
+
 @pytest.mark.parametrize("chunked", [False, True])
 async def test_a_write_past_max_write_is_413_and_nothing_was_sent(chunked: bool) -> None:
     async with proxied(limits=LIMITS | {"max_write": 200_000}) as chain:
