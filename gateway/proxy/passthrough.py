@@ -18,6 +18,7 @@ import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from weakref import WeakValueDictionary
 
 from gateway.errors import MethodNotAllowed, PoolExhausted
 from gateway.http import forwarding
@@ -51,28 +52,31 @@ PRIMING_CODINGS = frozenset({None, b"gzip", b"deflate"})
 
 class UploadSlots:
     """
-    For bodies that are streamed: `limit` at a time. A call that gets no slot in `patience` seconds is
-    refused as if the pool were exhausted; for uploads it is.
+    For bodies that are streamed: `limit` at a time, a quarter of those (at least one) for one caller. A call
+    that gets no slot in `patience` seconds is refused as if the pool were exhausted; for uploads it is.
     """
 
     def __init__(self, limit: int, patience: float) -> None:
         self._slots = asyncio.Semaphore(limit)
         self._limit = limit
+        self._share = max(1, limit // 4)
+        self._of: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
         self._patience = patience
 
     @contextlib.asynccontextmanager
-    async def slot(self) -> AsyncIterator[None]:
-        try:
-            async with asyncio.timeout(self._patience):
-                await self._slots.acquire()
-        except TimeoutError as error:
-            raise PoolExhausted(
-                f"{self._limit} bodies are being streamed (half of upstream.max_connections)"
-            ) from error
-        try:
+    async def slot(self, caller: str) -> AsyncIterator[None]:
+        own = self._of.setdefault(caller, asyncio.Semaphore(self._share))
+        async with contextlib.AsyncExitStack() as taken:
+            try:
+                async with asyncio.timeout(self._patience):
+                    await taken.enter_async_context(own)
+                    await taken.enter_async_context(self._slots)
+            except TimeoutError as error:
+                raise PoolExhausted(
+                    f"{self._limit} bodies are being streamed (half of upstream.max_connections), "
+                    f"or {self._share} of this caller"
+                ) from error
             yield
-        finally:
-            self._slots.release()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +125,7 @@ class Passthrough:
             if here:
                 await self._forward(client, write, headers, bool(method_overrides))
                 return
-            async with self.uploads.slot():
+            async with self.uploads.slot(client.caller()):
                 await self._forward(client, write, headers, bool(method_overrides))
         finally:
             if spool is not None:

@@ -242,16 +242,33 @@ async def test_streamed_bodies_hold_half_the_connections_and_no_more(head: bytes
             limits={"max_body": "64KiB"},
             to={"max_connections": 4, "pool_timeout": "200ms"},
         ) as chain,
-        dripping(chain.running.port, 10, head + LARGE, b"x") as slow,
+        dripping(chain.running.port, 5, head + LARGE, b"x") as slow,
+        dripping(chain.running.port, 5, head + b"Authorization: other\r\n" + LARGE, b"x") as others,
     ):
         port = chain.running.port
-        replies = [asyncio.create_task(client.reply()) for client in slow]
+        replies = [asyncio.create_task(client.reply()) for client in [*slow, *others]]
         while sum(reply.done() for reply in replies) < 8:
             assert await served(port) == 200
         assert [refusal(reply.result()) for reply in replies if reply.done()] == [FULL] * 8
         for _ in range(10):
             assert await served(port) == 200
         assert {(request.method, request.target) for request in chain.requests} == {(b"GET", b"/x")}
+        for reply in replies:
+            reply.cancel()
+        await asyncio.wait(replies)
+
+
+async def test_one_caller_streams_a_share_of_the_bodies_and_another_is_served_beside_it() -> None:
+    to = {"max_connections": 8, "pool_timeout": "200ms"}
+    async with (
+        proxied(Gate(), to=to) as chain,
+        dripping(chain.running.port, 3, POST_HEAD + b"Authorization: one\r\n" + LARGE, b"x") as slow,
+    ):
+        replies = [asyncio.create_task(client.reply()) for client in slow]
+        await until(lambda: sum(reply.done() for reply in replies) == 2)
+        assert [refusal(reply.result()) for reply in replies if reply.done()] == [FULL] * 2
+        for _ in range(3):
+            assert (await asked(chain.client, POST_HEAD + LARGE + b"x" * 930_000))[0] == 200
         for reply in replies:
             reply.cancel()
         await asyncio.wait(replies)
@@ -284,7 +301,7 @@ async def test_bodies_below_the_least_rate_are_cut_off(head: bytes, opened: int)
         proxied(
             Gate(),
             limits={"min_rate": 5000},
-            to={"max_connections": 4, "pool_timeout": "50ms"},
+            to={"max_connections": 16, "pool_timeout": "50ms"},
             rate_window=0.3,
         ) as chain,
         dripping(chain.running.port, 6, first, b"x") as slow,
