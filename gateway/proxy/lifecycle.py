@@ -100,11 +100,6 @@ class Lifecycle:
 
     async def _serve_matched(self, client: Client, route: RouteMatch) -> None:
         headers = client.upstream_request_headers(self._hop, self._counts)
-        if b"connection" in client.fields:
-            nominated = client.headers.derived(self._credentials.nominated)
-            if nominated is not None:
-                said = f"Connection names {text(nominated, 64)}, which may say who calls"
-                raise BadRequest(said)
         query = self._credentials.carried_query(client.target) if client.path != client.target else b""
         if query:  # too many to be remembered
             caller = self._credentials.caller(client.headers, client.address, query)
@@ -114,6 +109,7 @@ class Lifecycle:
         task, late = self._deadline.begin(), False
         try:
             try:
+                self._check_nominated(client)
                 client.cancel_on_disconnect()
                 body = await client.read(self._max_body)  # read
                 matched = self._diagnosed(client, route, record, headers, body, query)  # diagnose
@@ -143,6 +139,13 @@ class Lifecycle:
         finally:
             self._counts["gateway_matched_calls_total",] += 1
             record.record_outcome(self._audit, self._clock())
+
+    def _check_nominated(self, client: Client) -> None:
+        """It is a matched call by now, and refused like any other: with its line on the audit log."""
+        if b"connection" in client.fields:
+            nominated = client.headers.derived(self._credentials.nominated)
+            if nominated is not None:
+                raise BadRequest(f"Connection names {text(nominated, 64)}, which may say who calls")
 
     def _diagnosed(
         self,

@@ -11,10 +11,10 @@ import asyncio
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Hashable, Sequence
 from datetime import UTC
 from email.utils import parsedate_to_datetime
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 from weakref import WeakKeyDictionary
 
 import msgspec
@@ -24,7 +24,7 @@ from msgspec.structs import replace
 from gateway.errors import GatewayError, LookupFailed, ReadTimeout, StoreUnavailable
 from gateway.http import headers as h
 from gateway.http.content_coding import Damaged, inflate
-from gateway.http.forwarding import lookup_request_headers
+from gateway.http.forwarding import lookup_request_headers, varies_beyond
 from gateway.http.headers import Header, Headers
 from gateway.repairs import select
 from gateway.repairs.call import Change
@@ -45,6 +45,7 @@ CHOSEN_KEPT = 256  # participants of one reading whose value is remembered
 PARSED_KEPT = 16  # readings
 MAX_READ = 32_768  # values of a reading, at 0.2 µs each
 LARGE = 16_384  # bytes: parsing more than that makes many values at once
+UNCOUNTED = 64 * 1024  # bytes of a reply, past which it counts in the budget while it is read
 MAX_SEARCHED = 700  # values of a reading that a query of an unusual shape goes through, at 12 µs each
 
 
@@ -138,6 +139,19 @@ class _InFlight(Struct, eq=False):
     started: float
 
 
+class Budget(Protocol):
+    """How many bytes may wait in memory, in all and of one caller."""
+
+    def take(self, caller: Hashable, size: int) -> None:
+        """Raises Overloaded."""
+
+    def give_back(self, caller: Hashable, size: int) -> None: ...
+
+
+class _NotShared(Exception):
+    """What another call's look-up read is for that call alone."""
+
+
 class OpenWrite(Struct, frozen=True):
     """
     A call that may change the state, from right before it leaves until it is over. `conversation` None: of
@@ -185,8 +199,13 @@ class Lookups:
         max_body: int,
         max_pause: float,
         sweeps: SweepRate,
+        budget: Budget,
+        ignored: Container[bytes],
     ) -> None:
-        """`wall` gives Unix seconds; `max_body` in bytes, `max_pause` in seconds."""
+        """
+        `wall` gives Unix seconds; `max_body` in bytes, `max_pause` in seconds. `ignored`: fields in which the
+        calls of one key may differ.
+        """
         self._store = store
         self._sweeps = sweeps
         self._upstream = upstream
@@ -195,6 +214,8 @@ class Lookups:
         self._counts = counts
         self._max_body = max_body
         self._max_pause = max_pause
+        self._budget = budget
+        self._ignored = ignored
         self._in_flight: dict[Key, _InFlight] = {}  # of each key the one that may be joined
         self._tasks: set[asyncio.Task[Reading]] = set()  # all look-ups that are under way
         # A reading serves all its participants.
@@ -250,9 +271,14 @@ class Lookups:
         not_before = -math.inf
         delay = FIRST_DELAY
         give_up = self.now() + fill.settle
+        alone = False
         while True:
             view = await self._view(request)
-            found = await self._reading(request, view, not_before)
+            try:
+                found = await self._reading(request, view, not_before, alone)
+            except _NotShared:
+                alone = True
+                continue
             if found is None:
                 continue
             reading, source = found
@@ -351,11 +377,12 @@ class Lookups:
         return await self._store.view(request.key, request.target.subject)
 
     async def _reading(
-        self, request: LookupRequest, view: View, not_before: float
+        self, request: LookupRequest, view: View, not_before: float, alone: bool
     ) -> tuple[Reading, str] | None:
         """
-        The one that is kept, if it may be filled and began no earlier than `not_before`, or a new one. None
-        when it waited for a look-up that began before the call had arrived, and takes too long for it.
+        The one that is kept, if it may be filled and began no earlier than `not_before`, or a new one; that
+        of a look-up in flight only if not `alone`. None when it waited for a look-up that began before the
+        call had arrived, and takes too long for it. Raises _NotShared.
         """
         key, kept, max_age = request.key, view.reading, request.target.fill.max_age
         # That nothing was fresher holds for what this call waits for, and not for what others left here.
@@ -371,21 +398,26 @@ class Lookups:
             self._hold_back(view.pause.refusal, view.pause.until - view.time)
         in_flight = self._in_flight.get(key)
         if (
-            in_flight is None
+            alone
+            or in_flight is None
             or in_flight.generation < view.generation
             or not may_join(in_flight.started, max_age, request.since, not_before, self.now())
         ):
             in_flight = self._start(request, view)
-        else:
-            self._counts["gateway_lookups_total", "coalesced"] += 1
-        if in_flight.started >= request.since:
             return await asyncio.shield(in_flight.task), "lookup"
-        try:
-            async with asyncio.timeout(in_flight.started + max_age - self.now()):
-                return await asyncio.shield(in_flight.task), "lookup"
-        except TimeoutError:
-            # What it reads would be older than max_age: for this call another can show something fresher.
-            return None
+        self._counts["gateway_lookups_total", "coalesced"] += 1
+        if in_flight.started >= request.since:
+            reading = await asyncio.shield(in_flight.task)
+        else:
+            try:
+                async with asyncio.timeout(in_flight.started + max_age - self.now()):
+                    reading = await asyncio.shield(in_flight.task)
+            except TimeoutError:
+                # What it reads would be older than max_age: for this call another can show something fresher.
+                return None
+        if not reading.shared:
+            raise _NotShared
+        return reading, "lookup"
 
     def _start(self, request: LookupRequest, view: View) -> _InFlight:
         """The GET runs in a task of its own: a caller that leaves, or the first, must not end it (S8)."""
@@ -412,44 +444,61 @@ class Lookups:
             headers = [*headers, (b"if-none-match", kept.etag)]
         try:
             async with asyncio.timeout(fill.lookup_timeout):
-                reading = await self._read(request.key, headers, view)
+                reading = await self._read(request, headers, view)
         except TimeoutError as error:
             limit = f"{fill.lookup_timeout:g} s"
             raise ReadTimeout(f"the look-up took longer than lookup_timeout ({limit})") from error
-        if reading.age and not is_fresh(reading, reading.generation, fill.max_age, request.since, self.now()):
-            raise LookupFailed(
-                f"a cache between the gateway and the upstream answered the look-up (Age: {reading.age:g}), "
-                f"and that is older than max_age ({fill.max_age:g} s)"
-            )
-        await self._put(request.key, reading)
+        if reading.shared:
+            await self._put(request.key, reading)
         return reading
 
-    async def _read(self, key: Key, headers: list[Header], view: View) -> Reading:
-        kept = view.reading
+    async def _read(self, request: LookupRequest, headers: list[Header], view: View) -> Reading:
+        key, kept = request.key, view.reading
         with await self._upstream.send(b"GET", key.target, headers) as reply:
             age = age_of(reply.headers)
+            shared = not varies_beyond(reply.headers, headers, self._ignored)
             if reply.status == 304 and kept is not None and kept.etag is not None:
                 self._counts["gateway_lookups_total", "revalidated"] += 1
-                reading = replace(kept, started=view.time, generation=view.generation, learned=False, age=age)
+                reading = replace(
+                    kept,
+                    started=view.time,
+                    generation=view.generation,
+                    learned=False,
+                    age=age,
+                    shared=shared,
+                )
                 chosen = self._chosen_from.get(kept)
                 if chosen is not None:
                     self._chosen_from[reading] = chosen
+                self._check_age(reading, request, reply)
                 return reading
             body = await self._body_of(reply, key.credential)
-            etag = h.first(reply.headers, b"etag")
+        etag = h.first(reply.headers, b"etag")
         document = _document(body)
         ambiguous = names_a_member_twice(body, document)
-        reading = Reading(body, view.time, view.generation, etag, age=age, ambiguous=ambiguous)
+        reading = Reading(body, view.time, view.generation, etag, age=age, ambiguous=ambiguous, shared=shared)
+        self._check_age(reading, request, reply)
         if not ambiguous:
             while len(self._parsed) >= PARSED_KEPT:
                 del self._parsed[next(iter(self._parsed))]
             self._parsed[reading] = document
         return reading
 
+    def _check_age(self, reading: Reading, request: LookupRequest, reply: Reply) -> None:
+        max_age = request.target.fill.max_age
+        if not reading.age or is_fresh(reading, reading.generation, max_age, request.since, self.now()):
+            return
+        via = b", ".join(h.every(reply.headers, b"via"))
+        named = f"; Via: {h.text(via, 100)}" if via else ""
+        raise LookupFailed(
+            "a cache between the gateway and the upstream answered the look-up "
+            f"(Age: {reading.age:g}{named}), and that is older than max_age ({max_age:g} s)"
+        )
+
     async def _body_of(self, reply: Reply, credential: str) -> bytes:
         if reply.status != 200 and reply.status not in REFUSALS:
             raise LookupFailed(f"the upstream answered the look-up with {reply.status}")
-        body = await read_whole(reply, self._max_body)
+        body = await self._whole(reply, credential)
         if body is None:
             raise LookupFailed(f"the look-up's reply is larger than limits.max_body ({self._max_body} bytes)")
         if reply.status != 200:
@@ -464,6 +513,25 @@ class Lookups:
         if not reply.headers.derived(h.is_json):
             raise LookupFailed("the look-up's reply is not JSON")
         return body
+
+    async def _whole(self, reply: Reply, credential: str) -> bytes | None:
+        """None as soon as it is more than max_body. Raises Overloaded."""
+        pieces: list[bytes] = []
+        size = held = 0
+        try:
+            while not reply.ended:
+                piece = await reply.read()
+                size += len(piece)
+                if size > self._max_body:
+                    return None
+                if size > UNCOUNTED:
+                    self._budget.take(credential, size - held)
+                    held = size
+                pieces.append(piece)
+            return b"".join(pieces)
+        finally:
+            if held:
+                self._budget.give_back(credential, held)
 
     async def close(self) -> None:
         """Ends the look-ups that are in flight."""
@@ -632,19 +700,6 @@ def _parsed(body: bytes) -> Any:
 
 def _refused(constant: str) -> float:
     raise ValueError(f"{constant} is not JSON")
-
-
-async def read_whole(reply: Reply, limit: int) -> bytes | None:
-    """None as soon as it is more than `limit` bytes."""
-    pieces: list[bytes] = []
-    size = 0
-    while not reply.ended:
-        piece = await reply.read()
-        size += len(piece)
-        if size > limit:
-            return None
-        pieces.append(piece)
-    return b"".join(pieces)
 
 
 def names_a_member_twice(body: bytes, document: dict[str, Any]) -> bool:

@@ -53,6 +53,7 @@ async def test_no_set_cookie_is_relayed_to_those_who_shared_a_look_up() -> None:
 
 @pytest.mark.parametrize("name", ["X-Api-Key", "X-Tenant", "Accept-Language"])
 async def test_connection_may_not_name_what_tells_callers_apart(name: str) -> None:
+    """And that is recorded: from the match on each call has its line, before it none has."""
     async with mocked() as (upstream, running, _), connect(running.port) as client:
         fields = f"Connection: keep-alive, {name}", f"{name}: secret-1"
         await client.send(patch(BODY, *[field.encode() for field in fields]))
@@ -62,6 +63,14 @@ async def test_connection_may_not_name_what_tells_callers_apart(name: str) -> No
         assert b"Connection names " + name.lower().encode() in body
         assert b"secret-1" not in body
         assert not upstream.ledger.entries
+        told = [(line["event"], line.get("reason", line.get("status"))) for line in running.lines()]
+        assert told == [("reject", "bad-request"), ("outcome", 400)]
+        assert "secret-1" not in running.audit.read_text()
+        assert running.counts("gateway_refusals_total", "bad-request") == 1
+
+        await client.send(patch(BODY, b"Host: another"))
+        assert (await client.reply())[0] == 400
+        assert len(running.lines()) == 2
 
 
 @pytest.mark.parametrize(
