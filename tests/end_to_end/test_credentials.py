@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 import pytest
 
 from gateway.mock.server import Fault
-from tests.support.calls import STATE, answering_gets, patch, reply
+from tests.support.calls import ACCEPTED, STATE, answering_gets, patch, reply
 from tests.support.gateways import BODY, CONVERSATION, FILLED, PARTICIPANT, gateway, proxied
 from tests.support.mocking import mocked
-from tests.support.raw_upstream import RawUpstream
+from tests.support.raw_upstream import Peer, RawUpstream
 from tests.support.serving import connect
 from tests.support.waiting import until
 
@@ -131,6 +132,34 @@ async def test_who_has_another_token_in_the_query_is_another_caller() -> None:
         gets = [request.target[-1:] for request in upstream.requests if request.method == b"GET"]
         assert gets == [b"1", b"2"]
         assert len({line["client"]["credential"] for line in running.lines("rewrite")}) == 2
+
+
+@pytest.mark.parametrize("preserved", [True, False])
+async def test_who_asks_for_another_host_is_another_caller_where_the_host_goes_on(preserved: bool) -> None:
+    """Behind a proxy that is trusted, so that X-Forwarded-Host, which counts too, is the same for both."""
+    at_one = STATE.replace(b"connected", b"active")
+
+    async def by_host(peer: Peer) -> None:
+        while True:
+            request = await peer.request()
+            state = at_one if request.header(b"host") == b"one" else STATE
+            await peer.send(reply("200 OK", state) if request.method == b"GET" else ACCEPTED)
+
+    listen = {"trusted_proxies": ["127.0.0.1/32"]}
+    async with proxied(by_host, to={"preserve_host": preserved}, listen=listen) as (upstream, _, client):
+        for host in (b"one", b"two", b"one", b"two"):
+            fields = b"X-Forwarded-Host: public", b"X-Forwarded-Proto: https", b"Authorization: Bearer a"
+            await client.send(patch(BODY, *fields).replace(b"Host: h", b"Host: " + host))
+            assert (await client.reply())[0] == 202
+
+        gets = [request.header(b"host") for request in upstream.requests if request.method == b"GET"]
+        filled = [json.loads(body)["state"] for body in upstream.bodies(b"PATCH")]
+        if preserved:
+            assert gets == [b"one", b"two"]
+            assert filled == ["active", "connected"] * 2
+        else:
+            assert len(gets) == 1
+            assert filled == ["connected"] * 4
 
 
 @pytest.mark.parametrize(
