@@ -372,6 +372,15 @@ def test_more_values_than_the_bound_are_not_read_but_marks_in_strings_are_no_val
         assert json_text.read('{"a":"' + text * (many + 1) + '"}').named("a")
 
 
+def test_the_bound_on_values_is_met_to_the_value() -> None:
+    def members(number: int) -> str:
+        return "{" + ",".join(['"":0'] * number) + "}"
+
+    assert len(json_text.read(members(json_text.MAX_VALUES)).members) == json_text.MAX_VALUES
+    with pytest.raises(NotAnObject, match="too-many-values"):
+        json_text.read(members(json_text.MAX_VALUES + 1))
+
+
 def test_the_generator_writes_what_it_promises() -> None:
     """Else the tests above would prove less than they say."""
     assert is_an_object('{"a":[{},[],{"b":[1,2,{"c":null}]}],"d":{}}')

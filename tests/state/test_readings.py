@@ -1,0 +1,93 @@
+"""What a reading costs: how often it is parsed and gone through, and how many values it may have (O1)."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from gateway.errors import LookupFailed
+from gateway.repairs import Unfilled, select
+from gateway.repairs.select import Listed
+from gateway.state.lookup import MAX_READ, MAX_SEARCHED, LookupResult, parsed
+from tests.state.test_lookup import JSON, Bench
+from tests.support.counting import calls_of
+
+UNUSUAL = "$..[?@.id == _.participant].state"
+PEOPLE = ["p1", "p2", "p3", "p4", "p5"]
+ETAG = (b"etag", b'"1"')
+
+
+def document(values: int = 0) -> bytes:
+    """With five participants, and so many values below the outermost; 0: no more than it takes."""
+    people = [{"id": one, "state": "connected"} for one in PEOPLE]
+    least = 3 + 3 * len(people)  # participants, more, and the first in there; a participant has two members
+    more = [0] * (max(values, least) - least + 1)
+    body = json.dumps({"participants": people, "more": more}).encode()
+    assert not values or below(json.loads(body)) == values
+    return body
+
+
+def below(document: Any) -> int:
+    """The values in it, and in these."""
+    if isinstance(document, dict | list):
+        inner = document.values() if isinstance(document, dict) else document
+        return sum(1 + below(one) for one in inner)
+    return 0
+
+
+@pytest.mark.parametrize("query", ["$.participants[?@.id == _.participant].state", UNUSUAL])
+async def test_a_reading_is_parsed_once_and_gone_through_once_for_a_participant(query: str) -> None:
+    bench = Bench(max_body=2**20)
+    bench.transport.will(200, document(), JSON, ETAG)
+    bench.transport.will(304)
+    with calls_of(parsed, select.values, Listed.index) as calls:
+        for _ in range(3):
+            found = await asyncio.gather(*(bench.result(select=query) for _ in range(10)))
+            assert {one.value for one in found} == {"connected"}
+        bench.now += 2  # it is revalidated
+        assert (await bench.result(select=query)).value == "connected"
+
+    assert len(bench.transport.asked) == 2
+    assert calls == {"parsed": 1, "values": 1} | ({} if query == UNUSUAL else {"index": 1})
+
+
+async def test_a_reading_is_parsed_twice_and_gone_through_twice_for_any_number_of_participants() -> None:
+    bench = Bench(max_body=2**20)
+    bench.transport.will(200, document(), JSON)
+    with calls_of(parsed, Listed.index) as calls:
+        for _ in range(3):
+            for participant in [*PEOPLE, "nobody", "no one"]:
+                found = await bench.lookups.look_up(bench.request(participant=participant))
+                assert isinstance(found, LookupResult) == (participant in PEOPLE)
+
+    assert len(bench.transport.asked) == 1
+    assert calls == {"parsed": 2, "index": 2}
+
+
+async def test_a_reading_is_read_up_to_its_bound_and_past_it_is_a_failed_look_up_and_not_parsed() -> None:
+    bench = Bench(max_body=2**20)
+    bench.transport.will(200, document(MAX_READ), JSON)
+    bench.transport.will(200, document(MAX_READ + 1), JSON)
+    assert (await bench.result()).value == "connected"
+    bench.now += 2
+
+    with calls_of(parsed) as calls, pytest.raises(LookupFailed, match=f"has more than {MAX_READ} values"):
+        await bench.result()
+    assert not calls
+
+
+async def test_a_query_of_an_unusual_shape_is_tried_up_to_its_bound_and_a_usual_one_past_it() -> None:
+    bench = Bench(max_body=2**20)
+    for values in (MAX_SEARCHED, MAX_SEARCHED + 1):
+        bench.transport.will(200, document(values), JSON)
+    assert (await bench.result(select=UNUSUAL)).value == "connected"
+    bench.now += 2
+
+    with calls_of(select.values) as calls:
+        found = await bench.lookups.look_up(bench.request(select=UNUSUAL))
+    assert (found, calls) == (Unfilled("too-many-values"), {})
+    assert (await bench.result()).value == "connected"
+    assert len(bench.transport.asked) == 2
