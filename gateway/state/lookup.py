@@ -12,6 +12,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Container, Hashable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import Any, NoReturn, Protocol
@@ -43,10 +44,11 @@ COOKIES = frozenset({b"set-cookie", b"set-cookie2"})
 FIRST_DELAY = 0.05  # seconds until a look-up that disagreed with the accepted value is repeated; doubles
 CHOSEN_KEPT = 256  # participants of one reading whose value is remembered
 PARSED_KEPT = 16  # readings
-MAX_READ = 32_768  # values of a reading, at 0.2 µs each
+MAX_READ = 16_384  # values of a reading, at 1 µs each if they are numbers that are hard to read
 LARGE = 16_384  # bytes: parsing more than that makes many values at once
 UNCOUNTED = 64 * 1024  # bytes of a reply, past which it counts in the budget while it is read
 MAX_SEARCHED = 700  # values of a reading that a query of an unusual shape goes through, at 12 µs each
+MAX_SEARCHED_SIZE = 256 * 1024  # bytes of it, since parsing more takes the rest of the time
 
 
 class LookupRefused(Exception):
@@ -352,9 +354,14 @@ class Lookups:
     def _choose(self, reading: Reading, target: FillTarget) -> str | Unfilled:
         document = self._parsed.pop(reading, None)
         usual = select.listed(target.fill.select) is not None
-        if not usual and too_many_values(reading.body.decode("latin-1"), MAX_SEARCHED):
+        body = reading.body
+        if not usual and (
+            len(body) > MAX_SEARCHED_SIZE or too_many_values(body.decode("latin-1"), MAX_SEARCHED)
+        ):
             return Unfilled("too-many-values")
-        return target.fill.chosen(document or _document(reading.body), target.data)
+        if document is None:
+            document = parsed(reading.body)
+        return target.fill.chosen(document, target.data)
 
     def _choose_by_index(self, reading: Reading, chosen: _Chosen, target: FillTarget) -> str | Unfilled:
         """For the second choice from a reading and those after it: most readings never see one."""
@@ -366,7 +373,7 @@ class Lookups:
             chosen.indexes = {}
         index = chosen.indexes.get(query)
         if index is None:
-            document = _document(reading.body)
+            document = parsed(reading.body)
             with collector_at_rest():
                 index = chosen.indexes[query] = usual.index(document)
         return target.fill.judged(index.values(target.data))
@@ -474,8 +481,7 @@ class Lookups:
                 return reading
             body = await self._body_of(reply, key.credential)
         etag = h.first(reply.headers, b"etag")
-        document = _document(body)
-        ambiguous = names_a_member_twice(body, document)
+        document, ambiguous = judged(body)
         reading = Reading(body, view.time, view.generation, etag, age=age, ambiguous=ambiguous, shared=shared)
         self._check_age(reading, request, reply)
         if not ambiguous:
@@ -578,7 +584,7 @@ class Lookups:
         try:
             if coding is not None:
                 body = inflate(body, coding, self._max_body)
-            ambiguous = names_a_member_twice(body, _document(body))
+            _, ambiguous = judged(body)
         except (Damaged, GatewayError, KeyError):
             return
         if ambiguous:
@@ -668,61 +674,68 @@ class Lookups:
                 del self._missed[missing]
 
 
-def _document(body: bytes) -> dict[str, Any]:
+def judged(body: bytes) -> tuple[dict[str, Any], bool]:
+    """
+    The document, and whether an object in it has two members of one name (RFC 8259 section 4: which of them
+    counts is not known). Raises LookupFailed.
+    """
     if len(body) > MAX_READ and too_many_values(body.decode("latin-1"), MAX_READ):
         raise LookupFailed(f"the look-up's reply has more than {MAX_READ} values")
     try:
-        document = parsed(body)
+        with _rest_for(body):
+            try:
+                document = msgspec.json.decode(body)
+                twice = names_a_member_twice(body, document)
+            except msgspec.DecodeError:
+                document, twice = _read_slowly(body)
     except (ValueError, RecursionError) as error:
         raise LookupFailed("the look-up's reply is not valid JSON") from error
     if not isinstance(document, dict):
         raise LookupFailed("the look-up's reply is not a JSON object")
-    return document
+    return document, twice
 
 
 def parsed(body: bytes) -> Any:
-    """
-    Raises ValueError or RecursionError. What msgspec refuses though it is JSON (half a surrogate pair,
-    a number that no float holds) any client can put into a conversation: the standard library reads it.
-    """
-    if len(body) <= LARGE:
-        return _parsed(body)
-    with collector_at_rest():
-        return _parsed(body)
+    """Raises ValueError or RecursionError."""
+    with _rest_for(body):
+        try:
+            return msgspec.json.decode(body)
+        except msgspec.DecodeError:
+            return _read_slowly(body)[0]
 
 
-def _parsed(body: bytes) -> Any:
-    try:
-        return msgspec.json.decode(body)
-    except msgspec.DecodeError:
-        return json.loads(body.decode("utf-8"), parse_int=float, parse_constant=_refused)
+def _rest_for(body: bytes) -> AbstractContextManager[None]:
+    return nullcontext() if len(body) <= LARGE else collector_at_rest()
+
+
+def _read_slowly(body: bytes) -> tuple[Any, bool]:
+    """
+    What msgspec refuses though it is JSON (half a surrogate pair, a number that no float holds) any client
+    can put into a conversation: the standard library reads it. And whether a member is named twice.
+    """
+    twice = False
+
+    def members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        nonlocal twice
+        found = dict(pairs)
+        twice = twice or len(found) < len(pairs)
+        return found
+
+    text = body.decode("utf-8")
+    document = json.loads(text, parse_int=float, parse_constant=_refused, object_pairs_hook=members)
+    return document, twice
 
 
 def _refused(constant: str) -> float:
     raise ValueError(f"{constant} is not JSON")
 
 
-def names_a_member_twice(body: bytes, document: dict[str, Any]) -> bool:
+def names_a_member_twice(body: bytes, document: Any) -> bool:
     """
-    Whether an object in the text has two members of one name (RFC 8259 section 4: which of them counts is not
-    known). Then the text has more members than what was read from it. Counted without a look at each: `":`
-    stands only between a name and its value, once the text has no blanks and no escaped quotation marks.
+    If so, the text has more members than what was read from it. Counted without a look at each: `":` stands
+    only between a name and its value, once the text has no blanks and no escaped quotation marks.
     """
-    try:
-        return _members(msgspec.json.format(body, indent=-1)) != _members(msgspec.json.encode(document))
-    except (msgspec.DecodeError, UnicodeEncodeError):  # half a surrogate pair, which `parsed` accepts
-        return _looked_through(body)
-
-
-def _looked_through(body: bytes) -> bool:
-    twice = False
-
-    def members(pairs: list[tuple[str, Any]]) -> None:
-        nonlocal twice
-        twice = twice or len({name for name, _ in pairs}) < len(pairs)
-
-    json.loads(body.decode("utf-8"), object_pairs_hook=members)
-    return twice
+    return _members(msgspec.json.format(body, indent=-1)) != _members(msgspec.json.encode(document))
 
 
 def _members(text: bytes) -> int:

@@ -151,7 +151,7 @@ def test_a_name_counts_for_what_it_means_not_how_it_is_escaped(name: str) -> Non
 @pytest.mark.parametrize(
     ("text", "values"),
     [
-        ('{"state":1,"state":2}', [1, 2]),
+        ('{"state":1,"state":2.5}', [1, 3]),  # how long they are
         (r'{"state":null,"st\u0061te":"x"}', [None, "x"]),
         ('{"a":{"state":1},"b":[{"state":2}],"c":"state"}', []),
         ('{"state":{"state":1}}', [[("state", 1)]]),

@@ -9,9 +9,18 @@ from typing import Any
 import pytest
 
 from gateway.errors import LookupFailed
+from gateway.proxy.buffered import BufferBudget
 from gateway.repairs import Unfilled, select
 from gateway.repairs.select import Listed
-from gateway.state.lookup import MAX_READ, MAX_SEARCHED, LookupResult, parsed
+from gateway.state.lookup import (
+    MAX_READ,
+    MAX_SEARCHED,
+    MAX_SEARCHED_SIZE,
+    LookupResult,
+    judged,
+    names_a_member_twice,
+    parsed,
+)
 from tests.state.test_lookup import JSON, Bench
 from tests.support.counting import calls_of
 
@@ -43,7 +52,7 @@ async def test_a_reading_is_parsed_once_and_gone_through_once_for_a_participant(
     bench = Bench(max_body=2**20)
     bench.transport.will(200, document(), JSON, ETAG)
     bench.transport.will(304)
-    with calls_of(parsed, select.values, Listed.index) as calls:
+    with calls_of(judged, parsed, select.values, Listed.index) as calls:
         for _ in range(3):
             found = await asyncio.gather(*(bench.result(select=query) for _ in range(10)))
             assert {one.value for one in found} == {"connected"}
@@ -51,30 +60,33 @@ async def test_a_reading_is_parsed_once_and_gone_through_once_for_a_participant(
         assert (await bench.result(select=query)).value == "connected"
 
     assert len(bench.transport.asked) == 2
-    assert calls == {"parsed": 1, "values": 1} | ({} if query == UNUSUAL else {"index": 1})
+    assert calls == {"judged": 1, "values": 1} | ({} if query == UNUSUAL else {"index": 1})
 
 
 async def test_a_reading_is_parsed_twice_and_gone_through_twice_for_any_number_of_participants() -> None:
     bench = Bench(max_body=2**20)
     bench.transport.will(200, document(), JSON)
-    with calls_of(parsed, Listed.index) as calls:
+    with calls_of(judged, parsed, Listed.index) as calls:
         for _ in range(3):
             for participant in [*PEOPLE, "nobody", "no one"]:
                 found = await bench.lookups.look_up(bench.request(participant=participant))
                 assert isinstance(found, LookupResult) == (participant in PEOPLE)
 
     assert len(bench.transport.asked) == 1
-    assert calls == {"parsed": 2, "index": 2}
+    assert calls == {"judged": 1, "parsed": 1, "index": 2}
 
 
-async def test_a_reading_is_read_up_to_its_bound_and_past_it_is_a_failed_look_up_and_not_parsed() -> None:
+async def test_a_reading_is_read_up_to_its_bound_and_past_it_is_a_failed_look_up() -> None:
     bench = Bench(max_body=2**20)
     bench.transport.will(200, document(MAX_READ), JSON)
     bench.transport.will(200, document(MAX_READ + 1), JSON)
     assert (await bench.result()).value == "connected"
     bench.now += 2
 
-    with calls_of(parsed) as calls, pytest.raises(LookupFailed, match=f"has more than {MAX_READ} values"):
+    with (
+        calls_of(names_a_member_twice) as calls,
+        pytest.raises(LookupFailed, match=f"has more than {MAX_READ} values"),
+    ):
         await bench.result()
     assert not calls
 
@@ -91,3 +103,14 @@ async def test_a_query_of_an_unusual_shape_is_tried_up_to_its_bound_and_a_usual_
     assert (found, calls) == (Unfilled("too-many-values"), {})
     assert (await bench.result()).value == "connected"
     assert len(bench.transport.asked) == 2
+
+
+async def test_nor_is_it_tried_on_more_bytes_than_its_bound() -> None:
+    bench = Bench(max_body=2**20, budget=BufferBudget(2**20, 2**20))
+    for more in (0, 1):
+        padded = document().ljust(MAX_SEARCHED_SIZE + more)
+        bench.transport.will(200, padded, JSON)
+    assert (await bench.result(select=UNUSUAL)).value == "connected"
+    bench.now += 2
+    assert await bench.lookups.look_up(bench.request(select=UNUSUAL)) == Unfilled("too-many-values")
+    assert (await bench.result()).value == "connected"
