@@ -8,12 +8,18 @@ import json
 import pytest
 
 from gateway.mock.server import Fault
-from tests.support.calls import ACCEPTED, STATE, answering_gets, patch, reply
-from tests.support.gateways import BODY, CONVERSATION, FILLED, PARTICIPANT, gateway, proxied
+from tests.support.calls import ACCEPTED, GET, STATE, answering_gets, patch, reply
+from tests.support.gateways import BODY, CONVERSATION, FILLED, PARTICIPANT, Running, gateway, proxied
 from tests.support.mocking import mocked
-from tests.support.raw_upstream import Peer, RawUpstream
+from tests.support.raw_upstream import OK, Peer, RawUpstream
 from tests.support.serving import connect
 from tests.support.waiting import until
+
+
+def buffered(running: Running) -> float:
+    samples = running.gateway.metrics.samples()
+    return next(one.value for one in samples if one.name == "gateway_buffered_bytes")
+
 
 COOKIE = (("set-cookie", "session=of-one"), ("retry-after", "60"))
 
@@ -132,6 +138,56 @@ async def test_who_has_another_token_in_the_query_is_another_caller() -> None:
         gets = [request.target[-1:] for request in upstream.requests if request.method == b"GET"]
         assert gets == [b"1", b"2"]
         assert len({line["client"]["credential"] for line in running.lines("rewrite")}) == 2
+
+
+@pytest.mark.parametrize(
+    ("vary", "counted", "shared"),
+    [("User-Agent", [], False), ("User-Agent", ["User-Agent"], True), ("*", ["User-Agent"], False)],
+)
+async def test_what_a_look_up_read_is_shared_only_if_it_varies_by_what_counts(
+    vary: str, counted: list[str], shared: bool
+) -> None:
+    document = reply("200 OK", STATE, "application/json", f"Vary: {vary}")
+    async with proxied(answering_gets(document), credentials={"headers": counted}) as (upstream, _, client):
+        for _ in range(3):
+            await client.send(patch())
+            assert (await client.reply())[0] == 202
+
+        methods = [request.method for request in upstream.requests]
+        assert methods.count(b"GET") == (1 if shared else 3)
+        assert upstream.bodies(b"PATCH") == [FILLED] * 3
+
+
+@pytest.mark.parametrize("room", [True, False])
+async def test_a_large_get_is_learned_if_there_is_room_for_it_and_relayed_in_any_case(room: bool) -> None:
+    """It comes in two pieces: it is relayed as it comes, and kept beside that."""
+    document = reply("200 OK", STATE + b" " * 150_000)
+    half = len(document) // 2
+    go = asyncio.Event()
+
+    async def script(peer: Peer) -> None:
+        while True:
+            if (await peer.request()).target == b"/x":
+                await peer.send(OK)
+                continue
+            await peer.send(document[:half])
+            await go.wait()
+            await peer.send(document[half:])
+
+    limits = {"max_body": "256KiB", "max_buffered": "256KiB"}
+    async with proxied(script, limits=limits) as (_, running, client), connect(running.port) as other:
+        if not room:
+            body = b"x" * 200_000  # of which the last byte does not come
+            await other.send(patch(body)[:-1])
+            await until(lambda: buffered(running) > len(body) / 2)
+        await client.send(f"GET {CONVERSATION} HTTP/1.1\r\nHost: h\r\n\r\n".encode())
+        assert (await client.status_and_headers())[0] == 200
+        go.set()
+        assert (await client.exactly(len(STATE) + 150_000)).rstrip() == STATE
+        await client.send(GET)  # whose reply comes when that call is over
+        assert (await client.reply())[0] == 200
+
+        assert running.counts("gateway_lookups_total", "learned") == room
 
 
 @pytest.mark.parametrize("preserved", [True, False])
