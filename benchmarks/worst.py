@@ -4,8 +4,8 @@ The loop's time that the worst bodies and readings cost which are still read: `p
 Each is right under a bound: of bytes, of values, of what a body may inflate to. Milliseconds, the median of
 five. A body is diagnosed, filled and digested as it came and as it goes; a reading is parsed, looked through
 for members that it names twice, and chosen from for one participant (`reading`), or learned from a client's
-own compressed GET (`learned`); what the second participant adds is `next`. Ends with the worst of each, and
-of what is refused past the bounds.
+own compressed GET (`learned`); what the second participant adds is `next`. Prints the twelve worst bodies and
+the twelve worst readings, each with its milliseconds, and then those of what is refused past the bounds.
 """
 
 from __future__ import annotations

@@ -709,6 +709,8 @@ async def test_the_age_that_a_cache_tells_counts() -> None:
         b'{"id":"c1","participants":[{"id":"p1","st\\u0061te":"active", "state" : "connected"}]}',
         b'{"id":"c1","participants":[],"participants":[{"id":"p1","state":"connected"}]}',
         b'{"id":"c1","participants":[{"id":"p1","state":"connected","a":"\\ud800","a":1}]}',
+        b'{"id":"c1","a":"\\u003a","participants":[{"id":"p1","state":"active","state":"connected"}]}',
+        b'{"id":"c1","a":"\\u0022:","participants":[{"id":"p1","state":"active","state":"connected"}]}',
     ],
 )
 async def test_a_member_given_twice_is_ambiguous_and_not_the_last_one(body: bytes) -> None:

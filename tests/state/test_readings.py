@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gateway.errors import LookupFailed
 from gateway.proxy.buffered import BufferBudget
@@ -74,6 +77,32 @@ async def test_a_reading_is_parsed_twice_and_gone_through_twice_for_any_number_o
 
     assert len(bench.transport.asked) == 1
     assert calls == {"judged": 1, "parsed": 1, "index": 2}
+
+
+texts = st.text('":\\,{}a \n😀\ud83d', max_size=4) | st.sampled_from(['":', ":", '\\":', "\\", '"'])
+objects = st.recursive(
+    st.none() | texts, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3)
+)
+
+
+@settings(deadline=None)
+@given(
+    st.dictionaries(texts, objects, min_size=1, max_size=3),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from([None, 1]),
+)
+def test_a_member_named_twice_is_seen_whatever_stands_in_names_and_texts(
+    one: dict[str, Any], ascii_only: bool, by_number: bool, indent: int | None
+) -> None:
+    text = json.dumps(one, ensure_ascii=ascii_only or "\\ud83d" in json.dumps(one), indent=indent)
+    if by_number:  # the same, written otherwise
+        text = re.sub(r"\\(.)", lambda escaped: r"\u0022" if escaped[1] == '"' else escaped[0], text)
+    name = json.dumps(next(iter(one)))
+    twice = f"{text[:-1]},{name}:0}}"
+
+    assert judged(text.encode()) == (one, False)
+    assert judged(twice.encode())[1]
 
 
 async def test_a_reading_is_read_up_to_its_bound_and_past_it_is_a_failed_look_up() -> None:
