@@ -1,13 +1,21 @@
-FROM python:3.12-slim AS build
-ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
-WORKDIR /src
-COPY pyproject.toml constraints.txt README.md LICENSE ./
-COPY gateway ./gateway
-RUN python -m pip wheel --no-deps --wheel-dir /wheels .
-RUN python -m venv /opt/gateway \
- && /opt/gateway/bin/python -m pip install -c constraints.txt /wheels/*.whl
+# By its digest: docker build --build-arg BASE=python:3.12-slim@sha256:... (why none stands here: docs/operations.md).
+ARG BASE=python:3.12-slim
 
-FROM python:3.12-slim
+FROM ${BASE} AS build
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
+WORKDIR /src
+COPY constraints.txt constraints-build.txt ./
+# Wheels only: what builds an sdist would come without a hash.
+RUN python -m pip install --require-hashes --only-binary :all: -r constraints-build.txt \
+ && python -m venv /opt/gateway \
+ && /opt/gateway/bin/python -m pip install --require-hashes --only-binary :all: -r constraints.txt
+COPY pyproject.toml README.md LICENSE ./
+COPY gateway ./gateway
+RUN python -m pip wheel --no-deps --no-build-isolation --wheel-dir /wheels . \
+ && /opt/gateway/bin/python -m pip install --no-deps /wheels/*.whl \
+ && /opt/gateway/bin/python -m pip check
+
+FROM ${BASE}
 RUN groupadd --gid 10001 gateway \
  && useradd --uid 10001 --gid gateway --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin gateway \
  && install --directory --owner=gateway --group=gateway --mode=0750 /var/log/gateway \

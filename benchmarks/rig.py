@@ -34,7 +34,7 @@ def path(conversation: str, participant: str = "p1") -> str:
 
 
 def settings(
-    upstream: str, audit: str, *, fill: Mapping[str, Any] | None = None, **sections: Any
+    upstream: str, audit: str, /, *, fill: Mapping[str, Any] | None = None, **sections: Any
 ) -> dict[str, Any]:
     """The seed's rule with every default. `fill` changes keys of the fill, `sections` adds whole sections."""
     the_fill = {

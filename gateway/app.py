@@ -45,6 +45,7 @@ from gateway.server.cors import with_cors
 from gateway.server.descriptors import Shares
 from gateway.server.limits import ServerLimits, ServerStats
 from gateway.server.stalled_replies import StalledReplies
+from gateway.server.unsent_replies import UnsentReplies
 from gateway.state.credentials import CredentialFingerprints
 from gateway.state.locks import MemoryLocks
 from gateway.state.lookup import Lookups
@@ -89,6 +90,7 @@ class Gateway:
     locks: Locks
     audit: AuditLog
     transport: Transport
+    spools: Spools
     counts: Counts
     stats: ServerStats
     metrics: Metrics
@@ -98,6 +100,7 @@ class Gateway:
         await self.lookups.close()
         self.transport.close()
         await self.transport.wait_closed()
+        self.spools.close()
         await self.store.close()  # calls that were cut off may have had to tell it something until now
         await self.audit.end()
 
@@ -110,6 +113,7 @@ class Parts:
     credentials: type[CredentialFingerprints] = CredentialFingerprints
     locks: Callable[[float], Locks] = MemoryLocks
     lookups: type[Lookups] = Lookups
+    spools: Callable[..., Spools] = Spools
 
 
 PARTS = Parts()
@@ -147,16 +151,8 @@ def build(
     transport = transport or connect(settings.upstream)
     if store is None:
         store = MemoryStore(settings.state_cache.max_entries, settings.state_cache.max_bytes, clock)
-    lookups = parts.lookups(
-        store,
-        transport,
-        wall=wall,
-        counts=counts,
-        max_body=settings.limits.max_body,
-        max_pause=settings.upstream.max_pause,
-        sweeps=SweepRate(settings.limits.unnamed_write_rate, settings.limits.lock_timeout, clock),
-    )
-    locks = parts.locks(settings.limits.lock_timeout)
+    limits = settings.limits
+    locks = parts.locks(limits.lock_timeout)
     credentials = parts.credentials(
         settings.upstream.url,
         settings.credentials.headers,
@@ -166,17 +162,31 @@ def build(
     )
     # Only while a call waits for a connection it matters who holds one for nothing.
     wanted = (lambda: transport.waiting > 0) if isinstance(transport, Pool) else (lambda: True)
-    stats = ServerStats(stalled=StalledReplies(wanted), caller_of=credentials.caller_of)
-    budget = BufferBudget(settings.limits.max_buffered, settings.limits.max_body, memory.give_back)
+    # Replies that nobody takes are cut off before they leave bodies without room.
+    unsent = UnsentReplies(limits.max_buffered // 2)
+    stats = ServerStats(stalled=StalledReplies(wanted), unsent=unsent, caller_of=credentials.caller_of)
+    budget = BufferBudget(limits.max_buffered, limits.max_body, memory.give_back, lambda: unsent.held)
+    lookups = parts.lookups(
+        store,
+        transport,
+        wall=wall,
+        counts=counts,
+        max_body=limits.max_body,
+        max_pause=settings.upstream.max_pause,
+        sweeps=SweepRate(limits.unnamed_write_rate, limits.lock_timeout, clock),
+        budget=budget,
+        ignored=credentials.ignored,
+    )
+    spools = parts.spools(max_body=limits.max_body, max_write=limits.max_write, timeout=limits.upload_timeout)
     refused = stats.log.refused
     lifecycle = _lifecycle(
-        settings, lookups, locks, transport, credentials, audit, clock, counts, refused, budget
+        settings, lookups, locks, transport, credentials, audit, clock, counts, refused, budget, spools
     )
     metrics = Metrics(
         counts, {"gateway_refusals_total": stats.refused, "gateway_aborts_total": stats.aborted}
     )
     metrics.measure(gauges(transport, store, locks, audit))
-    metrics.measure({("gateway_buffered_bytes",): lambda: budget.held})
+    metrics.measure({("gateway_buffered_bytes",): lambda: budget.held + unsent.held})
     draining = asyncio.Event()
     checks = {
         "configuration": lambda: None,
@@ -191,6 +201,7 @@ def build(
         locks=locks,
         audit=audit,
         transport=transport,
+        spools=spools,
         counts=counts,
         stats=stats,
         metrics=metrics,
@@ -218,6 +229,7 @@ def _lifecycle(
     counts: Counts,
     log_refusal: Callable[[GatewayError, str], None],
     budget: BufferBudget,
+    spools: Spools,
 ) -> Lifecycle:
     limits, to = settings.limits, settings.upstream
     hop = Hop(
@@ -234,7 +246,7 @@ def _lifecycle(
         locks=locks,
         upstream=transport,
         uploads=UploadSlots(max(1, to.max_connections // 2), to.pool_timeout),
-        spools=Spools(max_body=limits.max_body, max_write=limits.max_write, timeout=limits.upload_timeout),
+        spools=spools,
         tunnels=TunnelSlots(limits.max_tunnels or max(1, to.max_connections // 4)),
         credentials=credentials,
         hop=hop,

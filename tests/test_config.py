@@ -345,6 +345,22 @@ def test_a_rule_that_is_more_special_than_an_earlier_one_is_no_error() -> None:
     assert len(understood({"upstream": {"url": "http://u"}, "rules": rules}).rules) == 2
 
 
+def test_a_look_up_may_take_half_of_the_deadline_and_no_more() -> None:
+    within = understood(with_rule(fill(lookup_timeout="7.5s")) | {"limits": {"deadline": "15s"}})
+    (repair,) = within.rules[0].repairs
+    assert isinstance(repair, FillSettings)
+    assert repair.lookup_timeout == 7.5
+
+    beyond = with_rule({"type": "encoding"}, fill(lookup_timeout="2.6s")) | {"limits": {"deadline": "5s"}}
+    assert error(beyond) == (
+        "rules[0].repairs[1].lookup_timeout: expected 2.5s at most, half of limits.deadline"
+    )
+
+
+def test_a_look_up_that_says_nothing_of_its_time_goes_with_any_deadline() -> None:
+    assert understood(with_rule(fill()) | {"limits": {"deadline": "1s"}}).limits.deadline == 1.0
+
+
 def test_all_errors_come_at_once() -> None:
     document = {
         "upstream": {"url": "ftp://x", "connect_timeout": 5, "retries": 3},

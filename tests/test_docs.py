@@ -5,12 +5,15 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
 import pytest
-from pydantic import BaseModel
+import yaml
+from pydantic import BaseModel, TypeAdapter
+from pydantic.fields import FieldInfo
 
 from gateway import errors
 from gateway.audit import writer
@@ -225,21 +228,39 @@ def test_every_event_and_field_of_the_audit_log_is_explained() -> None:
 # --- README.md
 
 
-def keys(model: type[BaseModel], before: str = "") -> Iterator[str]:
-    """As config.yaml has them. The keys of a repair are told by its name."""
+@dataclass(frozen=True)
+class Key:
+    """A key as config.yaml has it, and the section that it stands in."""
+
+    section: type[BaseModel]
+    name: str
+
+    @property
+    def field(self) -> FieldInfo:
+        return self.section.model_fields[self.name]
+
+    def given(self, text: str) -> Any:
+        """What it is where config.yaml says so."""
+        checked: Any = Annotated[self.field.annotation, self.field]
+        return TypeAdapter(checked).validate_python(yaml.safe_load(text))
+
+
+def keys(model: type[BaseModel], before: str = "") -> Iterator[tuple[str, Key]]:
+    """The keys of a repair are told by its name."""
     for name, field in model.model_fields.items():
         key = before + (field.alias or name)
+        here = key, Key(model, name)
         if name == "repairs":
-            yield key + "[]"
+            yield f"{key}[]", here[1]
             for repair in REPAIRS:
                 of_repair = keys(repair.settings, f"{name_of(repair)}.")
-                yield from (one for one in of_repair if not one.endswith(".type"))
+                yield from (one for one in of_repair if not one[0].endswith(".type"))
             continue
         inner, listed = section_of(field.annotation)
         if inner is None:
-            yield key
+            yield here
         elif key == "cors":
-            yield key
+            yield here
             yield from keys(inner, f"{key}.")
         else:
             yield from keys(inner, f"{key}{'[]' if listed else ''}.")
@@ -256,15 +277,53 @@ def section_of(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
     return inner, get_origin(annotation) is tuple
 
 
-def test_the_table_of_settings_has_every_key_and_no_other() -> None:
+def told_defaults() -> Iterator[tuple[str, str]]:
+    """Each key of the table with its default: one for all keys of a row, or one for each."""
     (rows,) = tables(section("README.md", "## Configuration"))
-    told: list[str] = []
+    before = ""
     for row in rows:
+        named = []
         for key in quoted(row[0]):
-            told.append(told[-1].rpartition(".")[0] + key if key.startswith(".") else key)
+            before = before.rpartition(".")[0] + key if key.startswith(".") else key
+            named.append(before)
+        defaults = re.split("; " if ";" in row[1] else ", ", row[1]) if len(named) > 1 else [row[1]]
+        yield from zip(named, defaults * len(named) if len(defaults) == 1 else defaults, strict=True)
 
-    assert sorted(told) == sorted(keys(Settings))
+
+# Defaults that the table says in words, and what they are.
+IN_WORDS: dict[str, Any] = {
+    "none": None,
+    "system's": None,
+    "one for each process": None,
+    "a quarter of `upstream.max_connections`": None,
+    "`from` and all below": None,
+    "any": ("*",),
+    "GET, HEAD, POST, PUT, PATCH, DELETE and OPTIONS": (
+        "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS",
+    ),
+}  # fmt: skip
+
+
+def test_the_table_of_settings_has_every_key_and_no_other() -> None:
+    told = [key for key, _ in told_defaults()]
+
+    assert sorted(told) == sorted(dict(keys(Settings)))
+    assert len(told) == len(set(told))
     assert {"upstream.tls.ca", "rules[].match.path", "fill.from", "cors.origins"} <= set(told)
+
+
+@pytest.mark.parametrize(("key", "told"), list(told_defaults()))
+def test_the_table_of_settings_tells_each_default(key: str, told: str) -> None:
+    known = dict(keys(Settings))[key]
+
+    if known.field.is_required():
+        assert told == "required"
+    elif told in IN_WORDS:
+        assert known.field.default == IN_WORDS[told] or (
+            told == "none" and known.field.default in [(), "none"]
+        )
+    else:
+        assert known.given(told) == known.field.default
 
 
 # --- all pages

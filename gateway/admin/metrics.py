@@ -61,7 +61,7 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "gateway_clients_held_back", "gauge", "Clients refused for overload that are not read for a moment."
     ),
-    Metric("gateway_buffered_bytes", "gauge", "Bytes of requests' bodies that wait in memory."),
+    Metric("gateway_buffered_bytes", "gauge", "Bytes of bodies and large replies that wait in memory."),
     Metric("gateway_replies_stalled", "gauge", "Replies that wait for their clients to take them."),
     Metric(
         "gateway_upstream_connections", "gauge", "Connections to the upstream.", {"state": ("idle", "open")}

@@ -103,13 +103,14 @@ def message(reply: httpx.Response) -> str:
 
 
 def stay(here: str, admin: str, upstream: str, audit: Path) -> None:
-    print(f"""
+    told = f"""
 Both stay up until Ctrl-C. Try:
   curl -i -X PATCH -d '{BODY.decode()}' http://{here}{PATH}
   curl -i -X PATCH -d '{BODY.decode()}' {upstream}{PATH}
   curl -s {upstream}/_mock/requests
   curl -s http://{admin}/readyz
-  tail -f {audit}""")
+  tail -f {audit}"""
+    print(told, flush=True)  # what reads it through a pipe is not to wait for the end
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with contextlib.suppress(KeyboardInterrupt):
         signal.pause()

@@ -1,5 +1,5 @@
 """
-How many bytes of bodies may wait in memory, for all calls together and for one caller.
+How many bytes of bodies and replies may wait in memory, for all calls together and for one caller.
 """
 
 from __future__ import annotations
@@ -14,12 +14,19 @@ SHARE = 4  # one caller may hold a quarter
 
 
 class BufferBudget:
-    def __init__(self, most: int, largest: int, emptied: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        most: int,
+        largest: int,
+        emptied: Callable[[], None] = lambda: None,
+        beside: Callable[[], int] = lambda: 0,
+    ) -> None:
         """
         In bytes. One body of `largest` always has room in its caller's share. `emptied` is called when
-        nothing is held any more and much was.
+        nothing is held any more and much was. `beside` tells what waits elsewhere, and leaves so much less.
         """
         self._emptied = emptied
+        self._beside = beside
         self._peak = 0
         self._most = max(most, largest)
         self._share = max(self._most // SHARE, largest)
@@ -29,10 +36,10 @@ class BufferBudget:
     def take(self, caller: Hashable, size: int) -> None:
         """Raises Overloaded, and nothing is taken, where that is more than there is."""
         if self._of[caller] + size > self._share:
-            detail = f"the bodies of one caller take {self._share} bytes (a share of limits.max_buffered)"
+            detail = f"what waits for one caller takes {self._share} bytes (a share of limits.max_buffered)"
             raise Overloaded(detail)
-        if self.held + size > self._most:
-            raise Overloaded(f"bodies that wait take {self._most} bytes (limits.max_buffered)")
+        if self.held + self._beside() + size > self._most:
+            raise Overloaded(f"bodies and replies that wait take {self._most} bytes (limits.max_buffered)")
         if not size:
             return  # nobody would give it back
         self._of[caller] += size

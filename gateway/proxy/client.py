@@ -17,6 +17,7 @@ from gateway.http.forwarding import Hop, sane_id, upstream_request_headers
 from gateway.http.headers import Fields, Header, Headers, by_name
 from gateway.http.problem import problem
 from gateway.proxy.buffered import BufferBudget
+from gateway.proxy.kept_reply import KeptReply
 from gateway.proxy.tunnel import ByteStream
 
 UNWRITABLE: Final = "the reply's head cannot be sent on as HTTP/1.1"
@@ -251,7 +252,7 @@ class Client:
         """
         Head and body as they come. An error in the body is raised: the client's reply stays cut off. A client
         that leaves while something is waited for ends the call. Returns the body if it is no longer than
-        `keep` bytes.
+        `keep` bytes and there was room to keep it.
         """
         whole = body.whole()
         if whole is not None:
@@ -259,16 +260,20 @@ class Client:
             return whole if len(whole) <= keep else None
         self.cancel_on_disconnect()
         await self._start(status, headers, extra_headers)
-        kept = b""
-        while True:
-            piece = b"" if body.ended else await body.read()
-            if len(kept) <= keep:
-                kept += piece[: keep + 1]
-            ended = body.ended
-            if piece or ended:
-                await self._request.write(piece, not ended)
-            if ended:
-                return kept if len(kept) <= keep else None
+        kept = KeptReply(self._budget, self.caller(), keep) if keep else None
+        ended = False
+        try:
+            while not ended:
+                piece = b"" if body.ended else await body.read()
+                if kept is not None:
+                    kept.add(piece)
+                ended = body.ended
+                if piece or ended:
+                    await self._request.write(piece, not ended)
+            return None if kept is None else kept.whole()
+        finally:
+            if kept is not None:
+                kept.drop()
 
     async def answer(self, status: int, headers: Headers, body: bytes, extra_headers: Headers = ()) -> None:
         try:

@@ -100,16 +100,12 @@ class Lifecycle:
 
     async def _serve_matched(self, client: Client, route: RouteMatch) -> None:
         headers = client.upstream_request_headers(self._hop, self._counts)
-        if b"connection" in client.fields:
-            nominated = client.headers.derived(self._credentials.nominated)
-            if nominated is not None:
-                said = f"Connection names {text(nominated, 64)}, which may say who calls"
-                raise BadRequest(said)
         query = self._credentials.carried_query(client.target) if client.path != client.target else b""
         record = CallRecord(client, route.rule, client.caller(), self._clock())
         task, late = self._deadline.begin(), False
         try:
             try:
+                self._check_nominated(client)
                 client.cancel_on_disconnect()
                 body = await client.read(self._max_body)  # read
                 matched = self._diagnosed(client, route, record, headers, body, query)  # diagnose
@@ -139,6 +135,13 @@ class Lifecycle:
         finally:
             self._counts["gateway_matched_calls_total",] += 1
             record.record_outcome(self._audit, self._clock())
+
+    def _check_nominated(self, client: Client) -> None:
+        """It is a matched call by now, and refused like any other: with its line on the audit log."""
+        if b"connection" in client.fields:
+            nominated = client.headers.derived(self._credentials.nominated)
+            if nominated is not None:
+                raise BadRequest(f"Connection names {text(nominated, 64)}, which may say who calls")
 
     def _diagnosed(
         self,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeAlias
 
-from gateway.errors import LookupFailed, NotSent, StoreUnavailable, UpstreamError
+from gateway.errors import LookupFailed, NotSent, UpstreamError
 from gateway.proxy.matched_call import MatchedCall
 from gateway.proxy.phases import HELD, Overtaken, Phases
 from gateway.state.lookup import LookupRefused, LookupResults
@@ -66,7 +66,7 @@ async def shadow(phases: Phases, matched: MatchedCall) -> Reply:
         results = await phases.look_up(matched)
     except LookupRefused:
         results = LookupResults({}, "lookup-refused")
-    except (UpstreamError, LookupFailed, StoreUnavailable) as error:
+    except (NotSent, UpstreamError, LookupFailed) as error:
         results = LookupResults({}, error.slug())
     would = phases.as_recorded(matched, phases.rewrite(matched, results))
     return await phases.untouched(matched, "shadow", unfilled=results.unfilled, **would)

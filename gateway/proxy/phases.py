@@ -15,7 +15,14 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 from gateway.audit.writer import AuditLog
-from gateway.errors import LookupFailed, ReadTimeout, StoreUnavailable, UpstreamError
+from gateway.errors import (
+    LookupFailed,
+    NotSent,
+    Overloaded,
+    ReadTimeout,
+    StoreUnavailable,
+    UpstreamError,
+)
 from gateway.proxy.call_record import changes_recorded
 from gateway.proxy.departure import Departure
 from gateway.proxy.matched_call import MatchedCall
@@ -120,7 +127,7 @@ class Phases:
             if not matched.route.rule.forwards_unfilled:
                 raise
             return LookupResults({}, "lookup-refused")
-        except (UpstreamError, LookupFailed):
+        except (UpstreamError, LookupFailed, Overloaded):
             if not matched.route.rule.forwards_unfilled:
                 raise
             return LookupResults({}, "lookup-failed")
@@ -194,7 +201,7 @@ class Phases:
             fresh = await self.look_up(matched)
             if not (sent.differ(fresh) and await self._lookups.usable(fresh)):
                 return refusal
-        except (LookupRefused, UpstreamError, LookupFailed, StoreUnavailable):
+        except (LookupRefused, UpstreamError, LookupFailed, NotSent):
             return refusal
         try:
             reply = await self.forward(matched, self.rewrite(matched, fresh), fresh)

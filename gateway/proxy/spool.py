@@ -26,8 +26,11 @@ Result = TypeVar("Result")
 class Spool:
     """One body on disk. The file is closed when no thread is at it any more."""
 
-    def __init__(self, threads: ThreadPoolExecutor, closed: Callable[[], None]) -> None:
+    def __init__(
+        self, threads: ThreadPoolExecutor, opened: Callable[[], IO[bytes]], closed: Callable[[], None]
+    ) -> None:
         self._threads = threads
+        self._opened = opened
         self._closed: Callable[[], None] | None = closed
         self._file: IO[bytes] | None = None
         self._size = 0
@@ -78,7 +81,7 @@ class Spool:
 
     def _write(self, block: bytes) -> None:
         if self._file is None:
-            self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
+            self._file = self._opened()
         left = memoryview(block)
         while left:
             left = left[self._file.write(left) :]
@@ -89,13 +92,25 @@ class Spool:
         return self._file.read(BLOCK)
 
 
+def unnamed_file() -> IO[bytes]:
+    return tempfile.TemporaryFile(buffering=0)
+
+
 class Spools:
     def __init__(
-        self, *, max_body: int, max_write: int, timeout: float, limit: int = 16, share: int = 4
+        self,
+        *,
+        max_body: int,
+        max_write: int,
+        timeout: float,
+        limit: int = 16,
+        share: int = 4,
+        opened: Callable[[], IO[bytes]] = unnamed_file,
     ) -> None:
         """
         `max_body`: bytes that are kept in memory; `max_write`: that may come at all, in `timeout` seconds.
-        `limit` bodies are on disk at a time, and no more than `share` of one caller.
+        `limit` bodies are on disk at a time, and no more than `share` of one caller. `opened` makes a file
+        that is gone once it is closed; it is called in a thread.
         """
         self._max_body = max_body
         self._max_write = max(max_write, max_body)
@@ -103,10 +118,15 @@ class Spools:
         self._limit = limit
         self._share = share
         self._open: Counter[str] = Counter()
+        self._opened = opened
         self._threads = ThreadPoolExecutor(2, "spool")
 
     def __len__(self) -> int:
         return self._open.total()
+
+    def close(self) -> None:
+        """Ends the threads. One that a disk keeps waiting is not waited for."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def read(self, client: Client, caller: str) -> Spool | None:
         """The whole body: into memory, or if it is large into the spool that is returned, to be closed."""
@@ -128,7 +148,7 @@ class Spools:
         if len(self) >= self._limit or self._open[caller] >= self._share:
             raise Overloaded("too many large bodies wait on disk")
         self._open[caller] += 1
-        spool, full = Spool(self._threads, lambda: self._closed(caller)), False
+        spool, full = Spool(self._threads, self._opened, lambda: self._closed(caller)), False
         try:
             await spool.fill(client.pieces(), self._max_write)
             full = True

@@ -142,7 +142,7 @@ class ClientConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self.flow = WriteFlow(self._transport, self._loop, self.limits, self.stats.stalled, self.cut_off)
+        self.flow = WriteFlow(self._transport, self._loop, self.limits, self.stats, self.cut_off)
         self._peer = asgi.endpoint(transport, "peername")
         self.address = self._peer[0] if self._peer else ""
         if len(self._connections) >= self.limits.max_connections and not self._made_room():

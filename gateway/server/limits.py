@@ -13,6 +13,7 @@ from gateway.http.request_parser import HeadLimits
 from gateway.server.held_back import HeldBack
 from gateway.server.refusal_log import RefusalLog
 from gateway.server.stalled_replies import StalledReplies
+from gateway.server.unsent_replies import UnsentReplies
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +48,7 @@ class ServerStats:
     turned_away: int = 0  # connections over the limit that are still to read why
     awaiting: int = 0  # applications that wait for their client's body
     stalled: StalledReplies = field(default_factory=StalledReplies)
+    unsent: UnsentReplies = field(default_factory=UnsentReplies)
     in_flight: int = 0  # requests without their whole reply
     caller_of: Callable[[Fields, str, bytes], str] = by_address
     in_flight_of: Counter[str] = field(

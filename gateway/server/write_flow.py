@@ -11,8 +11,9 @@ from math import inf
 from typing import Literal
 
 from gateway.server.client_watch import ClientWatch
-from gateway.server.limits import ServerLimits
+from gateway.server.limits import ServerLimits, ServerStats
 from gateway.server.stalled_replies import StalledReplies
+from gateway.server.unsent_replies import UnsentReplies
 
 if sys.platform != "win32":
     import fcntl
@@ -36,6 +37,7 @@ class WriteFlow:
         "_min_rate",
         "_stalled",
         "_unsent",
+        "_unsent_replies",
         "_unsent_when_waiting",
         "_waiters",
         "_watch",
@@ -49,7 +51,7 @@ class WriteFlow:
         transport: asyncio.Transport,
         loop: asyncio.AbstractEventLoop,
         limits: ServerLimits,
-        stalled: StalledReplies,
+        stats: ServerStats,
         cut_off: Callable[[str], None],
     ) -> None:
         self.transport = transport
@@ -57,7 +59,8 @@ class WriteFlow:
         self.deadline = inf
         self._loop = loop
         self._limits = limits
-        self._stalled: StalledReplies | None = stalled
+        self._stalled: StalledReplies | None = stats.stalled
+        self._unsent_replies: UnsentReplies | None = stats.unsent
         self._cut_off: Callable[[str], None] | None = cut_off
         self._min_rate = limits.min_rate
         self._unsent = 0
@@ -90,11 +93,14 @@ class WriteFlow:
     def pause(self) -> None:
         """More is ready for the client than it takes: it is waited for."""
         self.paused = True
-        self._watched().start(self._loop.time())
+        now = self._loop.time()
+        if self._unsent_replies is not None:
+            self._unsent_replies.add(self, self.transport.get_write_buffer_size(), now)
+        self._watched().start(now)
         self._look_on()
 
     def resume(self) -> None:
-        self.paused = False
+        self._go_on()
         # After close() there is still something to take, and a deadline for it.
         if self._watch is not None and not self.transport.is_closing():
             self.deadline = inf
@@ -110,13 +116,15 @@ class WriteFlow:
 
     def lost(self) -> None:
         """The client has gone: writers that wait go on, and their next write raises."""
-        self.paused = False
+        self._go_on()
         self._cut_off = None
         self._wake()
 
     def becomes_tunnel(self) -> None:
         """No least rate applies to a tunnel: either side may be silent."""
-        self._stalled = None
+        if self._unsent_replies is not None:
+            self._unsent_replies.discard(self)
+        self._stalled = self._unsent_replies = None
         self._min_rate = 0
         if self._watch is not None:
             self._watch.rated = False
@@ -132,6 +140,11 @@ class WriteFlow:
         verdict = self._watch.verdict(now)
         self.deadline = self._watch.deadline if verdict is None else inf
         return verdict
+
+    def _go_on(self) -> None:
+        self.paused = False
+        if self._unsent_replies is not None:
+            self._unsent_replies.discard(self)
 
     def _watched(self) -> ClientWatch:
         if self._watch is None:

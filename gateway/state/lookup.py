@@ -11,10 +11,11 @@ import asyncio
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Hashable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC
 from email.utils import parsedate_to_datetime
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 from weakref import WeakKeyDictionary
 
 import msgspec
@@ -24,7 +25,7 @@ from msgspec.structs import replace
 from gateway.errors import GatewayError, LookupFailed, ReadTimeout, StoreUnavailable
 from gateway.http import headers as h
 from gateway.http.content_coding import Damaged, inflate
-from gateway.http.forwarding import lookup_request_headers
+from gateway.http.forwarding import lookup_request_headers, varies_beyond
 from gateway.http.headers import Header, Headers
 from gateway.repairs import select
 from gateway.repairs.call import Change
@@ -43,9 +44,11 @@ COOKIES = frozenset({b"set-cookie", b"set-cookie2"})
 FIRST_DELAY = 0.05  # seconds until a look-up that disagreed with the accepted value is repeated; doubles
 CHOSEN_KEPT = 256  # participants of one reading whose value is remembered
 PARSED_KEPT = 16  # readings
-MAX_READ = 32_768  # values of a reading, at 0.2 µs each
+MAX_READ = 12_288  # values of a reading, at 1 µs each if they are numbers that are hard to read
 LARGE = 16_384  # bytes: parsing more than that makes many values at once
+UNCOUNTED = 64 * 1024  # bytes of a reply, past which it counts in the budget while it is read
 MAX_SEARCHED = 700  # values of a reading that a query of an unusual shape goes through, at 12 µs each
+MAX_SEARCHED_SIZE = 256 * 1024  # bytes of it, since parsing more takes the rest of the time
 
 
 class LookupRefused(Exception):
@@ -139,6 +142,19 @@ class _InFlight(Struct, eq=False):
     started: float
 
 
+class Budget(Protocol):
+    """How many bytes may wait in memory, in all and of one caller."""
+
+    def take(self, caller: Hashable, size: int) -> None:
+        """Raises Overloaded."""
+
+    def give_back(self, caller: Hashable, size: int) -> None: ...
+
+
+class _NotShared(Exception):
+    """What another call's look-up read is for that call alone."""
+
+
 class OpenWrite(Struct, frozen=True):
     """
     A call that may change the state, from right before it leaves until it is over. `conversation` None: of
@@ -186,8 +202,13 @@ class Lookups:
         max_body: int,
         max_pause: float,
         sweeps: SweepRate,
+        budget: Budget,
+        ignored: Container[bytes],
     ) -> None:
-        """`wall` gives Unix seconds; `max_body` in bytes, `max_pause` in seconds."""
+        """
+        `wall` gives Unix seconds; `max_body` in bytes, `max_pause` in seconds. `ignored`: fields in which the
+        calls of one key may differ.
+        """
         self._store = store
         self._sweeps = sweeps
         self._upstream = upstream
@@ -196,6 +217,8 @@ class Lookups:
         self._counts = counts
         self._max_body = max_body
         self._max_pause = max_pause
+        self._budget = budget
+        self._ignored = ignored
         self._in_flight: dict[Key, _InFlight] = {}  # of each key the one that may be joined
         self._tasks: set[asyncio.Task[Reading]] = set()  # all look-ups that are under way
         # A reading serves all its participants.
@@ -251,9 +274,14 @@ class Lookups:
         not_before = -math.inf
         delay = FIRST_DELAY
         give_up = self.now() + fill.settle
+        alone = False
         while True:
             view = await self._view(request)
-            found = await self._reading(request, view, not_before)
+            try:
+                found = await self._reading(request, view, not_before, alone)
+            except _NotShared:
+                alone = True
+                continue
             if found is None:
                 continue
             reading, source = found
@@ -327,9 +355,14 @@ class Lookups:
     def _choose(self, reading: Reading, target: FillTarget) -> str | Unfilled:
         document = self._parsed.pop(reading, None)
         usual = select.listed(target.fill.select) is not None
-        if not usual and too_many_values(reading.body.decode("latin-1"), MAX_SEARCHED):
+        body = reading.body
+        if not usual and (
+            len(body) > MAX_SEARCHED_SIZE or too_many_values(body.decode("latin-1"), MAX_SEARCHED)
+        ):
             return Unfilled("too-many-values")
-        return target.fill.chosen(document or _document(reading.body), target.data)
+        if document is None:
+            document = parsed(reading.body)
+        return target.fill.chosen(document, target.data)
 
     def _choose_by_index(self, reading: Reading, chosen: _Chosen, target: FillTarget) -> str | Unfilled:
         """For the second choice from a reading and those after it: most readings never see one."""
@@ -341,7 +374,7 @@ class Lookups:
             chosen.indexes = {}
         index = chosen.indexes.get(query)
         if index is None:
-            document = _document(reading.body)
+            document = parsed(reading.body)
             with collector_at_rest():
                 index = chosen.indexes[query] = usual.index(document)
         return target.fill.judged(index.values(target.data))
@@ -352,11 +385,12 @@ class Lookups:
         return await self._store.view(request.key, request.target.subject)
 
     async def _reading(
-        self, request: LookupRequest, view: View, not_before: float
+        self, request: LookupRequest, view: View, not_before: float, alone: bool
     ) -> tuple[Reading, str] | None:
         """
-        The one that is kept, if it may be filled and began no earlier than `not_before`, or a new one. None
-        when it waited for a look-up that began before the call had arrived, and takes too long for it.
+        The one that is kept, if it may be filled and began no earlier than `not_before`, or a new one; that
+        of a look-up in flight only if not `alone`. None when it waited for a look-up that began before the
+        call had arrived, and takes too long for it. Raises _NotShared.
         """
         key, kept, max_age = request.key, view.reading, request.target.fill.max_age
         # That nothing was fresher holds for what this call waits for, and not for what others left here.
@@ -372,21 +406,26 @@ class Lookups:
             self._hold_back(view.pause.refusal, view.pause.until - view.time)
         in_flight = self._in_flight.get(key)
         if (
-            in_flight is None
+            alone
+            or in_flight is None
             or in_flight.generation < view.generation
             or not may_join(in_flight.started, max_age, request.since, not_before, self.now())
         ):
             in_flight = self._start(request, view)
-        else:
-            self._counts["gateway_lookups_total", "coalesced"] += 1
-        if in_flight.started >= request.since:
             return await asyncio.shield(in_flight.task), "lookup"
-        try:
-            async with asyncio.timeout(in_flight.started + max_age - self.now()):
-                return await asyncio.shield(in_flight.task), "lookup"
-        except TimeoutError:
-            # What it reads would be older than max_age: for this call another can show something fresher.
-            return None
+        self._counts["gateway_lookups_total", "coalesced"] += 1
+        if in_flight.started >= request.since:
+            reading = await asyncio.shield(in_flight.task)
+        else:
+            try:
+                async with asyncio.timeout(in_flight.started + max_age - self.now()):
+                    reading = await asyncio.shield(in_flight.task)
+            except TimeoutError:
+                # What it reads would be older than max_age: for this call another can show something fresher.
+                return None
+        if not reading.shared:
+            raise _NotShared
+        return reading, "lookup"
 
     def _start(self, request: LookupRequest, view: View) -> _InFlight:
         """The GET runs in a task of its own: a caller that leaves, or the first, must not end it (S8)."""
@@ -413,44 +452,60 @@ class Lookups:
             headers = [*headers, (b"if-none-match", kept.etag)]
         try:
             async with asyncio.timeout(fill.lookup_timeout):
-                reading = await self._read(request.key, headers, view, request.caller)
+                reading = await self._read(request, headers, view)
         except TimeoutError as error:
             limit = f"{fill.lookup_timeout:g} s"
             raise ReadTimeout(f"the look-up took longer than lookup_timeout ({limit})") from error
-        if reading.age and not is_fresh(reading, reading.generation, fill.max_age, request.since, self.now()):
-            raise LookupFailed(
-                f"a cache between the gateway and the upstream answered the look-up (Age: {reading.age:g}), "
-                f"and that is older than max_age ({fill.max_age:g} s)"
-            )
-        await self._put(request.key, reading)
+        if reading.shared:
+            await self._put(request.key, reading)
         return reading
 
-    async def _read(self, key: Key, headers: list[Header], view: View, caller: str) -> Reading:
-        kept = view.reading
-        with await self._upstream.send(b"GET", key.target, headers, caller=lambda: caller) as reply:
+    async def _read(self, request: LookupRequest, headers: list[Header], view: View) -> Reading:
+        key, kept = request.key, view.reading
+        with await self._upstream.send(b"GET", key.target, headers, caller=lambda: request.caller) as reply:
             age = age_of(reply.headers)
+            shared = not varies_beyond(reply.headers, headers, self._ignored)
             if reply.status == 304 and kept is not None and kept.etag is not None:
                 self._counts["gateway_lookups_total", "revalidated"] += 1
-                reading = replace(kept, started=view.time, generation=view.generation, learned=False, age=age)
+                reading = replace(
+                    kept,
+                    started=view.time,
+                    generation=view.generation,
+                    learned=False,
+                    age=age,
+                    shared=shared,
+                )
                 chosen = self._chosen_from.get(kept)
                 if chosen is not None:
                     self._chosen_from[reading] = chosen
+                self._check_age(reading, request, reply)
                 return reading
-            body = await self._body_of(reply, key.credential)
-            etag = h.first(reply.headers, b"etag")
-        document = _document(body)
-        ambiguous = names_a_member_twice(body, document)
-        reading = Reading(body, view.time, view.generation, etag, age=age, ambiguous=ambiguous)
+            body = await self._body_of(reply, request)
+        etag = h.first(reply.headers, b"etag")
+        document, ambiguous = judged(body)
+        reading = Reading(body, view.time, view.generation, etag, age=age, ambiguous=ambiguous, shared=shared)
+        self._check_age(reading, request, reply)
         if not ambiguous:
             while len(self._parsed) >= PARSED_KEPT:
                 del self._parsed[next(iter(self._parsed))]
             self._parsed[reading] = document
         return reading
 
-    async def _body_of(self, reply: Reply, credential: str) -> bytes:
+    def _check_age(self, reading: Reading, request: LookupRequest, reply: Reply) -> None:
+        max_age = request.target.fill.max_age
+        if not reading.age or is_fresh(reading, reading.generation, max_age, request.since, self.now()):
+            return
+        via = b", ".join(h.every(reply.headers, b"via"))
+        named = f"; Via: {h.text(via, 100)}" if via else ""
+        raise LookupFailed(
+            "a cache between the gateway and the upstream answered the look-up "
+            f"(Age: {reading.age:g}{named}), and that is older than max_age ({max_age:g} s)"
+        )
+
+    async def _body_of(self, reply: Reply, request: LookupRequest) -> bytes:
         if reply.status != 200 and reply.status not in REFUSALS:
             raise LookupFailed(f"the upstream answered the look-up with {reply.status}")
-        body = await read_whole(reply, self._max_body)
+        body = await self._whole(reply, request.caller)
         if body is None:
             raise LookupFailed(f"the look-up's reply is larger than limits.max_body ({self._max_body} bytes)")
         if reply.status != 200:
@@ -458,13 +513,32 @@ class Lookups:
             headers = h.without(h.end_to_end(reply.headers), COOKIES)
             refusal = Refusal(reply.status, headers, body)
             if reply.status == 429:
-                await self._pause(credential, refusal)
+                await self._pause(request.key.credential, refusal)
             raise LookupRefused(refusal)
         if h.first(reply.headers, b"content-encoding") not in {None, b"identity"}:
             raise LookupFailed("the upstream compressed the look-up's reply though it was asked not to")
         if not reply.headers.derived(h.is_json):
             raise LookupFailed("the look-up's reply is not JSON")
         return body
+
+    async def _whole(self, reply: Reply, caller: str) -> bytes | None:
+        """None as soon as it is more than max_body. Raises Overloaded."""
+        pieces: list[bytes] = []
+        size = held = 0
+        try:
+            while not reply.ended:
+                piece = await reply.read()
+                size += len(piece)
+                if size > self._max_body:
+                    return None
+                if size > UNCOUNTED:
+                    self._budget.take(caller, size - held)
+                    held = size
+                pieces.append(piece)
+            return b"".join(pieces)
+        finally:
+            if held:
+                self._budget.give_back(caller, held)
 
     async def close(self) -> None:
         """Ends the look-ups that are in flight."""
@@ -511,7 +585,7 @@ class Lookups:
         try:
             if coding is not None:
                 body = inflate(body, coding, self._max_body)
-            ambiguous = names_a_member_twice(body, _document(body))
+            _, ambiguous = judged(body)
         except (Damaged, GatewayError, KeyError):
             return
         if ambiguous:
@@ -601,80 +675,75 @@ class Lookups:
                 del self._missed[missing]
 
 
-def _document(body: bytes) -> dict[str, Any]:
+def judged(body: bytes) -> tuple[dict[str, Any], bool]:
+    """
+    The document, and whether an object in it has two members of one name (RFC 8259 section 4: which of them
+    counts is not known). Raises LookupFailed.
+    """
     if len(body) > MAX_READ and too_many_values(body.decode("latin-1"), MAX_READ):
         raise LookupFailed(f"the look-up's reply has more than {MAX_READ} values")
     try:
-        document = parsed(body)
+        with _rest_for(body):
+            try:
+                document = msgspec.json.decode(body)
+                twice = names_a_member_twice(body, document)
+            except msgspec.DecodeError:
+                document, twice = _read_slowly(body)
     except (ValueError, RecursionError) as error:
         raise LookupFailed("the look-up's reply is not valid JSON") from error
     if not isinstance(document, dict):
         raise LookupFailed("the look-up's reply is not a JSON object")
-    return document
+    return document, twice
 
 
 def parsed(body: bytes) -> Any:
-    """
-    Raises ValueError or RecursionError. What msgspec refuses though it is JSON (half a surrogate pair,
-    a number that no float holds) any client can put into a conversation: the standard library reads it.
-    """
-    if len(body) <= LARGE:
-        return _parsed(body)
-    with collector_at_rest():
-        return _parsed(body)
+    """Raises ValueError or RecursionError."""
+    with _rest_for(body):
+        try:
+            return msgspec.json.decode(body)
+        except msgspec.DecodeError:
+            return _read_slowly(body)[0]
 
 
-def _parsed(body: bytes) -> Any:
-    try:
-        return msgspec.json.decode(body)
-    except msgspec.DecodeError:
-        return json.loads(body.decode("utf-8"), parse_int=float, parse_constant=_refused)
+def _rest_for(body: bytes) -> AbstractContextManager[None]:
+    return nullcontext() if len(body) <= LARGE else collector_at_rest()
+
+
+def _read_slowly(body: bytes) -> tuple[Any, bool]:
+    """
+    What msgspec refuses though it is JSON (half a surrogate pair, a number that no float holds) any client
+    can put into a conversation: the standard library reads it. And whether a member is named twice.
+    """
+    twice = False
+
+    def members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        nonlocal twice
+        found = dict(pairs)
+        twice = twice or len(found) < len(pairs)
+        return found
+
+    text = body.decode("utf-8")
+    document = json.loads(text, parse_int=float, parse_constant=_refused, object_pairs_hook=members)
+    return document, twice
 
 
 def _refused(constant: str) -> float:
     raise ValueError(f"{constant} is not JSON")
 
 
-async def read_whole(reply: Reply, limit: int) -> bytes | None:
-    """None as soon as it is more than `limit` bytes."""
-    pieces: list[bytes] = []
-    size = 0
-    while not reply.ended:
-        piece = await reply.read()
-        size += len(piece)
-        if size > limit:
-            return None
-        pieces.append(piece)
-    return b"".join(pieces)
-
-
-def names_a_member_twice(body: bytes, document: dict[str, Any]) -> bool:
+def names_a_member_twice(body: bytes, document: Any) -> bool:
     """
-    Whether an object in the text has two members of one name (RFC 8259 section 4: which of them counts is not
-    known). Then the text has more members than what was read from it. Counted without a look at each: `":`
-    stands only between a name and its value, once the text has no blanks and no escaped quotation marks.
+    If so, the text has more members than what was read from it. Counted without a look at each, both written
+    without blanks.
     """
-    try:
-        return _members(msgspec.json.format(body, indent=-1)) != _members(msgspec.json.encode(document))
-    except (msgspec.DecodeError, UnicodeEncodeError):  # half a surrogate pair, which `parsed` accepts
-        return _looked_through(body)
-
-
-def _looked_through(body: bytes) -> bool:
-    twice = False
-
-    def members(pairs: list[tuple[str, Any]]) -> None:
-        nonlocal twice
-        twice = twice or len({name for name, _ in pairs}) < len(pairs)
-
-    json.loads(body.decode("utf-8"), object_pairs_hook=members)
-    return twice
+    return _members(msgspec.json.format(body, indent=-1)) != _members(msgspec.json.encode(document))
 
 
 def _members(text: bytes) -> int:
-    if b"\\" in text:
+    """Of a JSON text: between its strings, whatever is in them, a colon follows only a name."""
+    if b'\\"' in text:
         text = text.replace(b"\\\\", b"").replace(b'\\"', b"")
-    return text.count(b'":')
+    return b'"'.join(text.split(b'"')[::2]).count(b'":')
 
 
 def age_of(headers: Headers) -> float:

@@ -28,7 +28,8 @@ class Reading(Struct, frozen=True, eq=False, weakref=True):
     A conversation as the upstream showed it to one caller. `started` and `generation` are the Stamp that was
     taken before its GET began: age counts from there, and `age` is what it was old by then, where a cache in
     between says so (RFC 9111 section 4.2.3). `learned`: the GET was a client's own. `ambiguous`: an object in
-    it has a member twice. Two are never equal, so that what is derived from one can be remembered beside it.
+    it has a member twice. `shared`: its reply is the same for all calls of the key; else it is for one alone,
+    and never kept. Two are never equal, so that what is derived from one can be remembered beside it.
     """
 
     body: bytes
@@ -38,6 +39,7 @@ class Reading(Struct, frozen=True, eq=False, weakref=True):
     learned: bool = False
     age: float = 0.0
     ambiguous: bool = False
+    shared: bool = True
 
 
 class Accepted(Struct, frozen=True):

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 import pytest
 
 from gateway.mock.server import Fault
-from tests.support.calls import STATE, answering_gets, patch, reply
-from tests.support.gateways import BODY, CONVERSATION, FILLED, PARTICIPANT, gateway, proxied
+from tests.support.calls import ACCEPTED, GET, STATE, answering_gets, patch, reply
+from tests.support.gateways import BODY, CONVERSATION, FILLED, PARTICIPANT, Running, gateway, proxied
 from tests.support.mocking import mocked
-from tests.support.raw_upstream import RawUpstream
+from tests.support.raw_upstream import OK, Peer, RawUpstream
 from tests.support.serving import connect
 from tests.support.waiting import until
+
+
+def buffered(running: Running) -> float:
+    samples = running.gateway.metrics.samples()
+    return next(one.value for one in samples if one.name == "gateway_buffered_bytes")
+
 
 COOKIE = (("set-cookie", "session=of-one"), ("retry-after", "60"))
 
@@ -53,6 +60,7 @@ async def test_no_set_cookie_is_relayed_to_those_who_shared_a_look_up() -> None:
 
 @pytest.mark.parametrize("name", ["X-Api-Key", "X-Tenant", "Accept-Language"])
 async def test_connection_may_not_name_what_tells_callers_apart(name: str) -> None:
+    """And that is recorded: from the match on each call has its line, before it none has."""
     async with mocked() as (upstream, running, _), connect(running.port) as client:
         fields = f"Connection: keep-alive, {name}", f"{name}: secret-1"
         await client.send(patch(BODY, *[field.encode() for field in fields]))
@@ -62,6 +70,14 @@ async def test_connection_may_not_name_what_tells_callers_apart(name: str) -> No
         assert b"Connection names " + name.lower().encode() in body
         assert b"secret-1" not in body
         assert not upstream.ledger.entries
+        told = [(line["event"], line.get("reason", line.get("status"))) for line in running.lines()]
+        assert told == [("reject", "bad-request"), ("outcome", 400)]
+        assert "secret-1" not in running.audit.read_text()
+        assert running.counts("gateway_refusals_total", "bad-request") == 1
+
+        await client.send(patch(BODY, b"Host: another"))
+        assert (await client.reply())[0] == 400
+        assert len(running.lines()) == 2
 
 
 @pytest.mark.parametrize(
@@ -122,6 +138,84 @@ async def test_who_has_another_token_in_the_query_is_another_caller() -> None:
         gets = [request.target[-1:] for request in upstream.requests if request.method == b"GET"]
         assert gets == [b"1", b"2"]
         assert len({line["client"]["credential"] for line in running.lines("rewrite")}) == 2
+
+
+@pytest.mark.parametrize(
+    ("vary", "counted", "shared"),
+    [("User-Agent", [], False), ("User-Agent", ["User-Agent"], True), ("*", ["User-Agent"], False)],
+)
+async def test_what_a_look_up_read_is_shared_only_if_it_varies_by_what_counts(
+    vary: str, counted: list[str], shared: bool
+) -> None:
+    document = reply("200 OK", STATE, "application/json", f"Vary: {vary}")
+    async with proxied(answering_gets(document), credentials={"headers": counted}) as (upstream, _, client):
+        for _ in range(3):
+            await client.send(patch())
+            assert (await client.reply())[0] == 202
+
+        methods = [request.method for request in upstream.requests]
+        assert methods.count(b"GET") == (1 if shared else 3)
+        assert upstream.bodies(b"PATCH") == [FILLED] * 3
+
+
+@pytest.mark.parametrize("room", [True, False])
+async def test_a_large_get_is_learned_if_there_is_room_for_it_and_relayed_in_any_case(room: bool) -> None:
+    """It comes in two pieces: it is relayed as it comes, and kept beside that."""
+    document = reply("200 OK", STATE + b" " * 150_000)
+    half = len(document) // 2
+    go = asyncio.Event()
+
+    async def script(peer: Peer) -> None:
+        while True:
+            if (await peer.request()).target == b"/x":
+                await peer.send(OK)
+                continue
+            await peer.send(document[:half])
+            await go.wait()
+            await peer.send(document[half:])
+
+    limits = {"max_body": "256KiB", "max_buffered": "256KiB"}
+    async with proxied(script, limits=limits) as (_, running, client), connect(running.port) as other:
+        if not room:
+            body = b"x" * 200_000  # of which the last byte does not come
+            await other.send(patch(body)[:-1])
+            await until(lambda: buffered(running) > len(body) / 2)
+        await client.send(f"GET {CONVERSATION} HTTP/1.1\r\nHost: h\r\n\r\n".encode())
+        assert (await client.status_and_headers())[0] == 200
+        go.set()
+        assert (await client.exactly(len(STATE) + 150_000)).rstrip() == STATE
+        await client.send(GET)  # whose reply comes when that call is over
+        assert (await client.reply())[0] == 200
+
+        assert running.counts("gateway_lookups_total", "learned") == room
+
+
+@pytest.mark.parametrize("preserved", [True, False])
+async def test_who_asks_for_another_host_is_another_caller_where_the_host_goes_on(preserved: bool) -> None:
+    """Behind a proxy that is trusted, so that X-Forwarded-Host, which counts too, is the same for both."""
+    at_one = STATE.replace(b"connected", b"active")
+
+    async def by_host(peer: Peer) -> None:
+        while True:
+            request = await peer.request()
+            state = at_one if request.header(b"host") == b"one" else STATE
+            await peer.send(reply("200 OK", state) if request.method == b"GET" else ACCEPTED)
+
+    listen = {"trusted_proxies": ["127.0.0.1/32"]}
+    async with proxied(by_host, to={"preserve_host": preserved}, listen=listen) as (upstream, _, client):
+        for host in (b"one", b"two", b"one", b"two"):
+            fields = b"X-Forwarded-Host: public", b"X-Forwarded-Proto: https", b"Authorization: Bearer a"
+            await client.send(patch(BODY, *fields).replace(b"Host: h", b"Host: " + host))
+            assert (await client.reply())[0] == 202
+
+        gets = [request.header(b"host") for request in upstream.requests if request.method == b"GET"]
+        filled = [json.loads(body)["state"] for body in upstream.bodies(b"PATCH")]
+        if preserved:
+            assert gets == [b"one", b"two"]
+            assert filled == ["active", "connected"] * 2
+        else:
+            assert len(gets) == 1
+            assert filled == ["connected"] * 4
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,10 @@ async def patch_after_patch(port: int, name: str, seed: int) -> int:
     return accepted
 
 
-async def test_killed_at_any_moment_every_rewrite_that_the_upstream_saw_is_on_the_log(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sync", ["never", "always"])
+async def test_killed_at_any_moment_every_rewrite_that_the_upstream_saw_is_on_the_log(
+    sync: str, tmp_path: Path
+) -> None:
     seed = time.time_ns()
     choose = random.Random(seed)
     log = tmp_path / "rewrites.jsonl"
@@ -48,7 +51,12 @@ async def test_killed_at_any_moment_every_rewrite_that_the_upstream_saw_is_on_th
     accepted = 0
     async with mock() as upstream:
         for turn in range(8):
-            async with gateway_process(tmp_path, upstream.url, credentials={"key": KEY}) as gateway:
+            async with gateway_process(
+                tmp_path,
+                upstream.url,
+                credentials={"key": KEY},
+                audit={"path": "rewrites.jsonl", "sync": sync, "timeout": "5s"},
+            ) as gateway:
                 clients = [
                     asyncio.ensure_future(patch_after_patch(gateway.port, f"{turn}-{n}", seed + n))
                     for n in range(20)

@@ -9,7 +9,9 @@ import pytest
 
 from gateway.config import load
 from gateway.repairs.fill import FillSettings
+from gateway.repairs.json_text import MAX_VALUES
 from gateway.rules import RuleSettings
+from gateway.state.lookup import MAX_READ
 from tests.support.calls import STATE, answering_gets, patch, reply
 from tests.support.gateways import BODY, CONVERSATION, FILLED, PARTICIPANT, SHIPPED, TOKEN, gateway
 from tests.support.judging import told
@@ -122,6 +124,26 @@ async def test_json_that_only_some_parsers_like_is_json_all_the_same(document: b
 
         assert answer.status_code == 202, answer.text
         assert upstream.bodies(b"PATCH") == [FILLED]
+
+
+async def test_a_body_or_a_reading_of_too_many_values_is_not_read_and_the_reason_is_told() -> None:
+    many = b",".join([b"0"] * (MAX_READ + 1))
+    body = b'{"attributes":[%b]}' % b",".join([b'"ab"'] * MAX_VALUES)
+    document = b'{"id":"c1","participants":[{"id":"p1","state":"connected"}],"n":[%b]}' % many
+    async with (
+        RawUpstream(answering_gets(reply("200 OK", document))) as upstream,
+        gateway(upstream.url) as running,
+        running.client() as client,
+    ):
+        answer = await client.patch(PARTICIPANT, content=body, headers=TOKEN)
+        assert answer.status_code == 202
+        assert upstream.bodies(b"PATCH") == [body]
+        assert told(answer.headers["gateway-rewrite"])["skipped"] == "too-many-values"
+
+        answer = await client.patch(PARTICIPANT, content=BODY, headers=TOKEN)
+        assert (answer.status_code, answer.json()["code"]) == (502, "gateway.lookup-failed")
+        assert f"more than {MAX_READ} values" in answer.json()["detail"]
+        assert len(upstream.bodies(b"PATCH")) == 1
 
 
 EXAMPLES = [pytest.param(rule, id=rule.name) for rule in load(SHIPPED, {}).rules]

@@ -39,7 +39,8 @@ async def test_once_tells_the_story_and_exits_0(tmp_path: Path) -> None:
 
 
 async def test_without_once_it_stays_up_with_lines_to_try_until_it_is_told_to_stop(tmp_path: Path) -> None:
-    async with process("demo", folder=tmp_path) as running:
+    # Through a pipe, and whatever the environment says of buffers.
+    async with process("demo", folder=tmp_path, PYTHONUNBUFFERED="") as running:
         await until(lambda: "tail -f" in running.said or running.ended is not None, 20)
         lines = [line.strip() for line in running.said.splitlines() if line.strip().startswith("curl")]
         through = next(line.split()[-1] for line in lines if "PATCH" in line)

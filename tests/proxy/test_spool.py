@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
+import os
+import tempfile
+import threading
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import IO
 
 import pytest
 
+from gateway.app import Parts
+from gateway.proxy.spool import Spools
 from tests.support.calls import PATCH
 from tests.support.gateways import CONVERSATION, Proxied, proxied
 from tests.support.judging import refusal
+from tests.support.processes import gateway_process
+from tests.support.raw_upstream import OK, RawUpstream, answering
 from tests.support.serving import connect
 from tests.support.waiting import until
 
@@ -113,6 +126,75 @@ async def test_a_client_that_leaves_amid_a_write_that_names_no_conversation_make
         await chain.client.send(call + b"x" * size)
         assert (await chain.client.reply())[0] == 200
         assert chain.running.counts("gateway_sweeps_total") == 1
+
+
+def open_files() -> set[str]:
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # the one that lists them
+            found.add(os.readlink(f"/proc/self/fd/{name}"))
+    return found
+
+
+def full() -> IO[bytes]:
+    return open("/dev/full", "r+b", buffering=0)
+
+
+def nowhere() -> IO[bytes]:
+    return tempfile.TemporaryFile(dir="/nowhere", buffering=0)
+
+
+@pytest.mark.parametrize(
+    ("opened", "why"), [(full, "No space left on device"), (nowhere, "No such file or directory")]
+)
+async def test_where_the_disk_takes_nothing_a_large_write_is_refused_and_nothing_is_left(
+    opened: Callable[[], IO[bytes]], why: str
+) -> None:
+    parts = Parts(spools=partial(Spools, opened=opened))
+    async with proxied(limits=LIMITS, rule={"on_lookup_failure": "forward"}, parts=parts) as chain:
+        for _ in range(6):  # more than one caller has places
+            async with connect(chain.running.port) as client:
+                await client.send(LENGTH + BODY)
+                status, headers, body = await client.reply()
+                answer = json.loads(body)
+                assert (status, answer["code"], answer["detail"]) == (
+                    503,
+                    "gateway.spool-failed",
+                    f"the temporary file failed: {why}",
+                )
+                assert "TMPDIR" in answer["advice"]
+                assert b"retry-after" not in headers
+        assert len(chain.running.gateway.spools) == 0
+        await until(lambda: "/dev/full" not in open_files())
+        assert chain.requests == []
+        await fills_are_served(chain)
+
+
+async def test_a_disk_that_takes_a_part_of_a_block_is_full_too(tmp_path: Path) -> None:
+    """By the kernel's own limit, in a process of its own."""
+    async with (
+        RawUpstream(answering(OK)) as upstream,
+        gateway_process(tmp_path, upstream.url, file_size=400_000, limits=LIMITS) as running,
+        running.client() as client,
+    ):
+        answer = await client.post(f"{CONVERSATION}/zzz", content=BODY * 2)
+        assert (answer.status_code, answer.json()["code"]) == (503, "gateway.spool-failed")
+        assert "File too large" in answer.json()["detail"]
+        assert upstream.requests == []
+        assert (await client.post(f"{CONVERSATION}/zzz", content=BODY)).status_code == 200
+        assert [request.body for request in upstream.requests] == [BODY]
+
+
+async def test_no_thread_is_left_when_the_gateway_has_closed() -> None:
+    def threads() -> list[str]:
+        return [thread.name for thread in threading.enumerate() if thread.name.startswith("spool")]
+
+    before = len(threads())
+    async with proxied(limits=LIMITS) as chain:
+        await chain.client.send(LENGTH + BODY)
+        assert (await chain.client.reply())[0] == 200
+        assert len(threads()) > before
+    await until(lambda: len(threads()) <= before)
 
 
 async def test_one_caller_takes_no_more_than_its_share_of_the_places_on_disk() -> None:

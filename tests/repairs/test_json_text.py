@@ -151,7 +151,7 @@ def test_a_name_counts_for_what_it_means_not_how_it_is_escaped(name: str) -> Non
 @pytest.mark.parametrize(
     ("text", "values"),
     [
-        ('{"state":1,"state":2}', [1, 2]),
+        ('{"state":1,"state":2.5}', [1, 3]),  # how long they are
         (r'{"state":null,"st\u0061te":"x"}', [None, "x"]),
         ('{"a":{"state":1},"b":[{"state":2}],"c":"state"}', []),
         ('{"state":{"state":1}}', [[("state", 1)]]),
@@ -370,6 +370,15 @@ def test_more_values_than_the_bound_are_not_read_but_marks_in_strings_are_no_val
             json_text.read('{"a":[' + ",".join([one] * json_text.UNCOUNTED) + "]}")
     for text in (",", "[", "{", r"\",", r"\\,"):
         assert json_text.read('{"a":"' + text * (many + 1) + '"}').named("a")
+
+
+def test_the_bound_on_values_is_met_to_the_value() -> None:
+    def members(number: int) -> str:
+        return "{" + ",".join(['"":0'] * number) + "}"
+
+    assert len(json_text.read(members(json_text.MAX_VALUES)).members) == json_text.MAX_VALUES
+    with pytest.raises(NotAnObject, match="too-many-values"):
+        json_text.read(members(json_text.MAX_VALUES + 1))
 
 
 def test_the_generator_writes_what_it_promises() -> None:

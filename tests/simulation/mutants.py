@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ from gateway.http.headers import Headers
 from gateway.rules import FillTarget
 from gateway.state.credentials import CredentialFingerprints
 from gateway.state.locks import MemoryLock, MemoryLocks
-from gateway.state.lookup import LookupRequest, Lookups
+from gateway.state.lookup import LookupRequest, Lookups, OpenWrite
 from gateway.state.memory import MemoryStore
 from gateway.state.store import Key, Reading, Stamp, Store, Suspension, View
 from gateway.upstream.reply import Reply
@@ -86,6 +87,13 @@ class NoCredential(CredentialFingerprints):
         return "anybody"
 
 
+class NoApiKey(CredentialFingerprints):
+    """The fields that were thought of, and not all that the look-up carries."""
+
+    def of(self, headers: Headers, query: bytes = b"", certificate: bytes = b"") -> str:
+        return super().of([pair for pair in headers if pair[0] == b"authorization"], query, certificate)
+
+
 class AgeFromTheEnd(Lookups):
     """The age counts from when the GET was answered."""
 
@@ -141,6 +149,51 @@ class NoSweeps(Lookups):
     async def invalidate_after(self, conversation: str | None) -> None:
         if conversation is not None:
             await super().invalidate_after(conversation)
+
+
+class SweepsBefore(Lookups):
+    """A write that names no conversation counts from when it left, and not from its answer."""
+
+    async def begin_write(self, conversation: str | None, credential: str, *, exclusive: bool) -> OpenWrite:
+        if conversation is None:
+            await super().invalidate_after(None)
+        return await super().begin_write(conversation, credential, exclusive=exclusive)
+
+    async def invalidate_after(self, conversation: str | None) -> None:
+        if conversation is not None:
+            await super().invalidate_after(conversation)
+
+
+class RefusedFillsKept(Lookups):
+    """
+    A filled call that was refused leaves what it was filled with: it is the only one over which nothing was
+    begun.
+    """
+
+    def __init__(self, *args: Any, **rest: Any) -> None:
+        super().__init__(*args, **rest)
+        self._begun: Counter[str | None] = Counter()
+
+    async def begin_write(self, conversation: str | None, credential: str, *, exclusive: bool) -> OpenWrite:
+        begun = await super().begin_write(conversation, credential, exclusive=exclusive)
+        self._begun[conversation] += 1
+        return begun
+
+    async def changed_nothing(self, write: OpenWrite) -> None:
+        self._begun[write.conversation] -= 1
+        await super().changed_nothing(write)
+
+    async def invalidate_after(self, conversation: str | None) -> None:
+        if self._begun[conversation]:
+            self._begun[conversation] -= 1
+            await super().invalidate_after(conversation)
+
+
+class RefusedForgets(Lookups):
+    """A call that was refused, and had nothing filled, makes forgotten what it was about."""
+
+    async def changed_nothing(self, write: OpenWrite) -> None:
+        await self.invalidate_after(write.conversation)
 
 
 class NothingRefused(MemoryStore):
@@ -216,12 +269,19 @@ MUTANTS: dict[str, Mutant] = {
     "no last accepted value": Mutant(promise="S5", parts=Parts(lookups=NoAccepted)),
     "filling from the request's own body": Mutant(promise="S5", parts=Parts(lookups=OwnBody)),
     "key without credential": Mutant(promise="S6", parts=Parts(credentials=NoCredential)),
+    "key with the usual credential alone": Mutant(promise="S6", parts=Parts(credentials=NoApiKey)),
     "age from the end of the GET": Mutant(promise="S2", parts=Parts(lookups=AgeFromTheEnd)),
     "check and store in two steps": Mutant(promise="S5", store=_store(TwoSteps)),
     "retry after a timeout": Mutant(promise="C2", transport=Retrying),
     "writes that name no conversation do not sweep": Mutant(promise="S3", parts=Parts(lookups=NoSweeps)),
+    "writes that name no conversation sweep before they are answered": Mutant(
+        promise="S3", parts=Parts(lookups=SweepsBefore)
+    ),
+    "a refused fill is kept": Mutant(promise="S5", parts=Parts(lookups=RefusedFillsKept)),
     "every write counts as refused": Mutant(promise="S5", store=_store(NothingRefused)),
     "what the store missed is forgotten": Mutant(promise="S5", parts=Parts(lookups=Careless)),
 }
+# It breaks no promise, but costs look-ups.
+WASTEFUL = Mutant(promise="none", parts=Parts(lookups=RefusedForgets))
 # Not the gateway's store, but one that is as right, and that the two steps would be taken in.
 SOUND = Mutant(promise="none", store=_store(Trusting))

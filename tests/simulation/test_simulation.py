@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.simulation.drawing import draw
-from tests.simulation.mutants import MUTANTS, SOUND, Mutant, ReusedGenerations
+from tests.simulation.mutants import MUTANTS, SOUND, WASTEFUL, Mutant, ReusedGenerations
 from tests.simulation.plays import (
     BOTH,
     bulk,
@@ -507,6 +507,26 @@ def test_a_write_that_the_upstream_refused_makes_nothing_forgotten(write: Reques
 
     assert len(look_ups(history)) == 1
     assert states(history, "r2") == ["s1"]
+
+
+@pytest.mark.parametrize("write", [bulk("w", 0.1), other("w", 0.1), explicit("w", 0.1, "s5")])
+def test_a_gateway_that_forgets_what_was_refused_is_found_out_by_its_look_ups(write: Request) -> None:
+    history = kept(legacy("r1", 0.0), write, legacy("r2", 0.2), fates={"w": REFUSED}, mutant=WASTEFUL)
+
+    assert len(look_ups(history)) == 2
+
+
+def test_what_filled_a_call_that_was_refused_is_forgotten() -> None:
+    history = kept(legacy("r1", 0.0), legacy("r2", 0.2), fates={"r1": (Fate(), Fate(status=422))})
+
+    assert history.told["r1"].status == 422
+    assert len(look_ups(history)) == 2
+
+
+def test_who_differs_in_a_field_that_nobody_thought_of_is_another_caller() -> None:
+    history = kept(legacy("a", 0.0, caller="A"), legacy("c", 0.1, caller="C"), legacy("a2", 0.2, caller="A"))
+
+    assert [sent.credential for sent in look_ups(history)] == ["A", "C"]
 
 
 def test_a_look_up_in_flight_is_not_overtaken_by_a_write_that_is_refused() -> None:

@@ -34,6 +34,7 @@ from tests.simulation.schedule import (
     Loss,
     Schedule,
     about,
+    caller_of,
     members,
 )
 
@@ -202,7 +203,7 @@ class SimulatedUpstream:
             method=method,
             target=target,
             headers=headers,
-            credential=(h.first(headers, b"authorization") or b"").decode(),
+            credential=caller_of(dict(headers)),
             about=about(method, target),
             learned=h.first(headers, b"x-client-read") is not None,
         )

@@ -31,7 +31,18 @@ from gateway.state.memory import MemoryStore
 from gateway.state.store import Store
 from gateway.upstream.transport import Transport
 from tests.simulation.loop import Loop
-from tests.simulation.schedule import ALLOWED, BULK, PREFIX, Change, Climate, Jump, Request, Schedule, Terms
+from tests.simulation.schedule import (
+    ALLOWED,
+    BULK,
+    PREFIX,
+    Change,
+    Climate,
+    Jump,
+    Request,
+    Schedule,
+    Terms,
+    authorising,
+)
 from tests.simulation.upstream import LARGE, Sent, SimulatedUpstream
 from tests.support.stores import FailingStore, Failure, LateStore
 
@@ -296,7 +307,7 @@ class Client:
         request = self.told.request
         headers: list[Header] = [
             (b"host", b"gateway.test"),
-            (b"authorization", request.caller.encode()),
+            *authorising(request.caller),
             (b"x-request-id", request.id.encode()),
             *request.headers,
         ]

@@ -21,11 +21,13 @@ from hypothesis import strategies as st
 
 from gateway import paths as templates
 from gateway.admin.metrics import Counts
-from gateway.errors import ConnectionTerminated, LookupFailed, ReadTimeout
+from gateway.errors import ConnectionTerminated, LookupFailed, Overloaded, ReadTimeout
 from gateway.http.headers import Fields, Header, Headers
+from gateway.proxy.buffered import BufferBudget
 from gateway.repairs import Fill, Unfilled
 from gateway.rules import FillTarget
 from gateway.state.lookup import (
+    UNCOUNTED,
     LookupRefused,
     LookupRequest,
     LookupResult,
@@ -95,6 +97,8 @@ class Bench:
     now: float = 100.0
     counts: Counts = field(default_factory=Counts)
     max_entries: int = 100
+    max_body: int = 1024
+    budget: BufferBudget = field(default_factory=lambda: BufferBudget(2**20, 1024))
     store: MemoryStore = field(init=False)
     lookups: Lookups = field(init=False)
 
@@ -105,9 +109,11 @@ class Bench:
             self.transport,
             wall=lambda: NOW + self.now,
             counts=self.counts,
-            max_body=1024,
+            max_body=self.max_body,
             max_pause=60.0,
             sweeps=SweepRate(2, 5.0, lambda: self.now),
+            budget=self.budget,
+            ignored=frozenset({b"user-agent"}),
         )
 
     def request(self, caller: str = "A", participant: str = "p1", **fill: Any) -> LookupRequest:
@@ -558,6 +564,102 @@ async def test_closing_ends_every_look_up_also_one_that_another_has_taken_the_pl
     await asyncio.gather(*waiting, return_exceptions=True)
 
 
+# --- replies that are for one call alone: Vary names a field in which the calls of a key may differ
+
+
+@pytest.mark.parametrize(
+    ("vary", "shared"),
+    [
+        (b"*", False),
+        (b"User-Agent", False),
+        (b"accept, user-agent", False),
+        (b"Accept-Encoding, Accept, Authorization, X-Tenant", True),
+    ],
+)
+async def test_a_reply_that_varies_beyond_the_key_serves_the_call_that_asked_and_no_other(
+    vary: bytes, shared: bool
+) -> None:
+    bench = Bench()
+    for state in ("connected", "active", "connected"):
+        bench.transport.will(200, document(state), JSON, (b"vary", vary))
+
+    at_once = await asyncio.gather(*(bench.result() for _ in range(2)))
+    later = await bench.result()
+
+    values = [result.value for result in (*at_once, later)]
+    assert values == (["connected"] * 3 if shared else ["connected", "active", "connected"])
+    assert len(bench.transport.asked) == (1 if shared else 3)
+    assert bench.store.sizes().readings == shared
+
+
+async def test_a_revalidation_that_varies_beyond_the_key_makes_nothing_younger() -> None:
+    bench = Bench()
+    bench.transport.will(200, document(), JSON, (b"etag", b'"1"'))
+    bench.transport.will(304, b"", (b"vary", b"*"))
+    bench.transport.will(200, document("active"), JSON)
+    await bench.result()
+    bench.now += 1.5
+
+    assert (await bench.result()).value == "connected"
+    assert (await bench.result()).value == "active"
+
+
+# --- what waits in memory while it is read
+
+
+@dataclass(slots=True)
+class Slow:
+    """Where a body comes from in two pieces, the second when `go` is set (gateway.upstream.reply.Source)."""
+
+    pieces: list[bytes]
+    go: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def more(self, reply: Reply) -> None:
+        if len(self.pieces) == 1:
+            await self.go.wait()
+        reply.arrived(self.pieces.pop(0))
+        if not self.pieces:
+            reply.finish()
+
+    def taken(self) -> None:
+        """Nothing more comes until it is asked for."""
+
+    def abandon(self, reply: Reply) -> None:
+        reply.finish()
+
+
+@pytest.mark.parametrize("size", [UNCOUNTED, UNCOUNTED + 1], ids=["small", "large"])
+@pytest.mark.parametrize("leaves", [False, True])
+async def test_what_is_read_of_a_large_reply_counts_until_it_is_read(size: int, leaves: bool) -> None:
+    budget = BufferBudget(2**20, 1)
+    bench = Bench(max_body=2**20, budget=budget)
+    slow, reply = Slow([b" " * size, document()]), Reply()
+    reply.begin(slow, 200, Fields([JSON]))
+    bench.transport.replies.append(reply)
+    call = asyncio.ensure_future(bench.result())
+    for _ in range(9):
+        await asyncio.sleep(0)
+
+    assert budget.held == (size if size > UNCOUNTED else 0)
+    if leaves:
+        await bench.lookups.close()
+        await asyncio.gather(call, return_exceptions=True)
+    else:
+        slow.go.set()
+        assert (await call).value == "connected"
+    assert budget.held == 0
+
+
+async def test_a_large_reply_for_which_there_is_no_room_refuses_the_call_and_leaves_nothing() -> None:
+    budget = BufferBudget(UNCOUNTED, 1)
+    bench = Bench(max_body=2**20, budget=budget)
+    bench.transport.will(200, b" " * UNCOUNTED + document(), JSON)
+
+    with pytest.raises(Overloaded, match=r"limits\.max_buffered"):
+        await bench.result()
+    assert budget.held == 0
+
+
 # --- caches in between, members given twice, the look-up's own timeout
 
 
@@ -566,6 +668,28 @@ async def test_a_reply_that_a_cache_kept_for_longer_than_max_age_is_a_failed_loo
     bench.transport.will(200, document(), JSON, (b"age", b"2"))
 
     with pytest.raises(LookupFailed, match=r"a cache between .* \(Age: 2\)"):
+        await bench.result()
+
+
+async def test_a_cache_that_names_itself_in_via_is_named_and_no_more_than_that_is_said() -> None:
+    bench = Bench()
+    via = [(b"via", b"1.1 origin-shield"), (b"via", b"1.1 edge\x80 (" + b"x" * 500 + b")")]
+    bench.transport.will(200, document(), JSON, (b"age", b"2"), *via)
+
+    with pytest.raises(LookupFailed, match=r"\(Age: 2; Via: 1\.1 origin-shield, 1\.1 edge.*x\)") as raised:
+        await bench.result()
+    assert len(raised.value.detail) < 300
+    assert raised.value.detail.isascii()
+
+
+async def test_a_revalidation_that_a_cache_answered_is_as_old_as_it_says() -> None:
+    bench = Bench()
+    bench.transport.will(200, document(), JSON, (b"etag", b'"1"'))
+    bench.transport.will(304, b"", (b"age", b"2"), (b"via", b"1.1 edge"))
+    await bench.result()
+    bench.now += 1.5
+
+    with pytest.raises(LookupFailed, match=r"\(Age: 2; Via: 1\.1 edge\)"):
         await bench.result()
 
 
@@ -586,6 +710,8 @@ async def test_the_age_that_a_cache_tells_counts() -> None:
         b'{"id":"c1","participants":[{"id":"p1","st\\u0061te":"active", "state" : "connected"}]}',
         b'{"id":"c1","participants":[],"participants":[{"id":"p1","state":"connected"}]}',
         b'{"id":"c1","participants":[{"id":"p1","state":"connected","a":"\\ud800","a":1}]}',
+        b'{"id":"c1","a":"\\u003a","participants":[{"id":"p1","state":"active","state":"connected"}]}',
+        b'{"id":"c1","a":"\\u0022:","participants":[{"id":"p1","state":"active","state":"connected"}]}',
     ],
 )
 async def test_a_member_given_twice_is_ambiguous_and_not_the_last_one(body: bytes) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from gateway.admin.metrics import Counts
 from gateway.errors import StoreUnavailable
+from gateway.proxy.buffered import BufferBudget
 from gateway.repairs import Unfilled
 from gateway.state.lookup import LookupRefused, LookupResult, LookupResults, Lookups
 from gateway.state.memory import MemoryStore
@@ -38,6 +39,8 @@ class Failing(Bench):
             max_body=1024,
             max_pause=60.0,
             sweeps=SweepRate(2, 5.0, lambda: self.now),
+            budget=BufferBudget(2**20, 1024),
+            ignored=frozenset(),
         )
 
     def fail(self, *names: str, how: Failure = "not done") -> None:
@@ -242,6 +245,8 @@ async def test_no_more_is_missed_than_calls_were_in_flight_at_once(share: float)
         max_body=1024,
         max_pause=60.0,
         sweeps=SweepRate(2, 5.0, lambda: 0.0),
+        budget=BufferBudget(2**20, 1024),
+        ignored=frozenset(),
     )
     target, most, left = Bench().request().target, 0, 0
 

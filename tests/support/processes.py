@@ -60,9 +60,18 @@ class Process:
 
 @contextlib.asynccontextmanager
 async def process(
-    *arguments: str, folder: Path, files: int | None = None, **environment: str
+    *arguments: str,
+    folder: Path,
+    files: int | None = None,
+    file_size: int | None = None,
+    **environment: str,
 ) -> AsyncIterator[Process]:
-    """Killed, by its id, when the block ends. `files` is how many it may open, if not as many as we."""
+    """
+    Killed, by its id, when the block ends. `files` is how many it may open, if not as many as we, and
+    `file_size` how many bytes one may have.
+    """
+    asked = {resource.RLIMIT_NOFILE: files, resource.RLIMIT_FSIZE: file_size}
+    limits = {name: most for name, most in asked.items() if most is not None}
     started = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -72,7 +81,7 @@ async def process(
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
         cwd=folder,
-        preexec_fn=None if files is None else partial(_limit_files, files),
+        preexec_fn=partial(_limit, limits) if limits else None,
         env={**os.environ, "COLUMNS": "200", "NO_COLOR": "1", **environment},
     )
     running = Process(started)
@@ -84,8 +93,9 @@ async def process(
         await running.exit()
 
 
-def _limit_files(most: int) -> None:
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+def _limit(limits: dict[int, int]) -> None:
+    for name, most in limits.items():
+        resource.setrlimit(name, (most, most))
 
 
 async def listening(running: Process, port: int, seconds: float = PATIENCE) -> None:
@@ -119,14 +129,14 @@ class GatewayProcess:
 
 @contextlib.asynccontextmanager
 async def gateway_process(
-    folder: Path, upstream: str, /, files: int | None = None, **changes: Any
+    folder: Path, upstream: str, /, files: int | None = None, file_size: int | None = None, **changes: Any
 ) -> AsyncIterator[GatewayProcess]:
     """
     `gateway run` in `folder`, at ports that the kernel chooses, until the block ends; `changes` are those of
     `gateways.document`.
     """
     write_configuration(folder, upstream, 0, 0, **changes)
-    async with process("run", folder=folder, files=files) as running:
+    async with process("run", folder=folder, files=files, file_size=file_size) as running:
         await until(lambda: "listening on" in running.said or running.ended is not None)
         ports = re.search(r"listening on 127\.0\.0\.1:(\d+), admin on 127\.0\.0\.1:(\d+)", running.said)
         assert ports is not None, running.said

@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
+from gateway.upstream.connect import tls_context
 from gateway.upstream.connection import UpstreamConnection
 from gateway.upstream.pool import Pool, PoolLimits
 from tests.support.pools import HOST, fetch, rest, until
@@ -106,9 +110,16 @@ async def test_no_planted_reply_that_was_there_before_a_request_left_is_its_answ
     )
 
 
+@pytest.mark.parametrize("encrypted", [False, True], ids=["plain", "TLS"])
 @pytest.mark.parametrize("together", [False, True], ids=["alone", "with others"])
-async def test_what_is_said_while_a_call_is_recorded_is_not_its_answer(together: bool) -> None:
+async def test_what_is_said_while_a_call_is_recorded_is_not_its_answer(
+    together: bool, encrypted: bool, tmp_path: Path
+) -> None:
     """The connection was silent when it was taken; the upstream speaks before the first byte goes out."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
     heard: list[bytes] = []
     evil = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil"
 
@@ -123,14 +134,21 @@ async def test_what_is_said_while_a_call_is_recorded_is_not_its_answer(together:
     def accept() -> None:
         for _ in range(4):
             connection, _ = listener.accept()
+            if encrypted and wanted:
+                connection = context.wrap_socket(connection, server_side=True)
             accepted.append(connection)
             threading.Thread(target=answer, args=[connection], daemon=True).start()
 
     accepted: list[socket.socket] = []
+    wanted = True
     held = threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         threading.Thread(target=accept, daemon=True).start()
-        pool = Pool("http", "127.0.0.1", listener.getsockname()[1])
+        port = listener.getsockname()[1]
+        if encrypted:
+            pool = Pool("https", "127.0.0.1", port, tls=tls_context(str(tmp_path / "ca.pem")))
+        else:
+            pool = Pool("http", "127.0.0.1", port)
         busy = [asyncio.ensure_future(fetch(pool, target=b"/held"))] if together else []
         if together:
             await until(lambda: heard)
@@ -153,6 +171,7 @@ async def test_what_is_said_while_a_call_is_recorded_is_not_its_answer(together:
         await asyncio.gather(*busy)
         pool.close()
         await pool.wait_closed()
+        wanted = False
         for _ in range(4 - len(accepted)):
             socket.create_connection(listener.getsockname()).close()
         await until(lambda: len(accepted) == 4)

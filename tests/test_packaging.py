@@ -1,0 +1,111 @@
+"""What the image is built from is pinned with hashes: all that the gateway needs, and what builds it."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import tomllib
+from importlib.metadata import distributions
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import NormalizedName, canonicalize_name
+
+from tests.support.drawn import ROOT
+
+PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+RUNS = [Requirement(one) for one in PYPROJECT["project"]["dependencies"]]
+BUILDS = [Requirement(one) for one in PYPROJECT["build-system"]["requires"]]
+FILES = ["constraints.txt", "constraints-build.txt"]
+DOCKERFILE = (ROOT / "Dockerfile").read_text("utf-8")
+
+
+def pins(file: str) -> dict[NormalizedName, tuple[Requirement, list[str]]]:
+    """By its name, each requirement and its hashes."""
+    text = (ROOT / file).read_text("utf-8").replace("\\\n", "")
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    found: dict[NormalizedName, tuple[Requirement, list[str]]] = {}
+    for line in lines:
+        requirement, *hashes = line.split(" --hash=")
+        pin = Requirement(requirement.strip())
+        found[canonicalize_name(pin.name)] = pin, [one.strip() for one in hashes]
+    assert len(found) == len(lines)
+    return found
+
+
+def pinned_within(file: str, needed: Requirement) -> bool:
+    pin, _ = pins(file).get(canonicalize_name(needed.name), (None, []))
+    return pin is not None and all(needed.specifier.contains(one.version) for one in pin.specifier)
+
+
+def applies(requirement: Requirement) -> bool:
+    return requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+
+
+@pytest.mark.parametrize("one", RUNS, ids=str)
+def test_what_the_gateway_needs_has_a_pin_that_fits(one: Requirement) -> None:
+    assert pinned_within("constraints.txt", one)
+
+
+def test_so_has_what_that_needs_in_turn() -> None:
+    """As the packages say that are installed in their pin's version: another may need something else."""
+    installed = {canonicalize_name(one.name): one for one in distributions()}
+    pinned = [
+        installed[name]
+        for name, (pin, _) in pins("constraints.txt").items()
+        if name in installed and pin.specifier.contains(installed[name].version)
+    ]
+    needed = [Requirement(text) for one in pinned for text in one.requires or []]
+
+    assert [one for one in needed if applies(one) and not pinned_within("constraints.txt", one)] == []
+    assert pinned
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_every_pin_is_one_version_with_hashes(file: str) -> None:
+    for name, (pin, hashes) in pins(file).items():
+        assert re.fullmatch(r"==[\w.]+", str(pin.specifier)), name
+        assert hashes, name
+        assert len(set(hashes)) == len(hashes), name
+        assert all(re.fullmatch(r"sha256:[0-9a-f]{64}", one) for one in hashes), name
+
+
+def test_the_tool_that_builds_is_one_version_and_the_pinned_one() -> None:
+    pinned = pins("constraints-build.txt")
+
+    for one in BUILDS:
+        assert one.specifier == pinned[canonicalize_name(one.name)][0].specifier
+        assert str(one.specifier).startswith("==")
+    assert BUILDS
+
+
+def test_the_image_installs_nothing_without_a_hash_but_the_gateway_itself() -> None:
+    runs = re.findall(r"^RUN ((?:.*\\\n)*.*)$", DOCKERFILE, re.M)
+    commands = [shlex.split(one) for run in runs for one in run.replace("\\\n", "").split("&&")]
+    pip = [command[command.index("pip") + 1 :] for command in commands if "pip" in command]
+    wheels_only = ["--only-binary", ":all:"]
+
+    assert pip == [
+        ["install", "--require-hashes", *wheels_only, "-r", "constraints-build.txt"],
+        ["install", "--require-hashes", *wheels_only, "-r", "constraints.txt"],
+        ["wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", "/wheels", "."],
+        ["install", "--no-deps", "/wheels/*.whl"],
+        ["check"],
+    ]
+
+
+def test_both_stages_of_the_image_have_the_one_base_that_can_be_given() -> None:
+    assert re.findall(r"^(?:ARG|FROM) .*", DOCKERFILE, re.M) == [
+        "ARG BASE=python:3.12-slim",
+        "FROM ${BASE} AS build",
+        "FROM ${BASE}",
+    ]
+
+
+def test_what_the_image_is_made_from_is_sent_to_its_build() -> None:
+    copied = re.findall(r"^COPY (?!--from)(.*) \S+$", DOCKERFILE, re.M)
+    sent = re.findall(r"^!(.*)$", (ROOT / ".dockerignore").read_text("utf-8"), re.M)
+
+    assert sorted(name for line in copied for name in line.split()) == sorted(sent)
+    assert set(FILES) <= set(sent)
