@@ -67,7 +67,11 @@ class Spool:
             self._close_file()
 
     def _close_file(self) -> None:
-        if self._file is not None:
+        if self._file is None:
+            return
+        try:
+            self._threads.submit(self._file.close)  # which takes 10 ms where much was written
+        except RuntimeError:  # the threads have ended, and the process is about to
             self._file.close()
 
     async def _in_thread(self, step: Callable[[Given], Result], argument: Given) -> Result:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import json
 import os
 import tempfile
@@ -11,7 +12,7 @@ import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, ClassVar
 
 import pytest
 
@@ -183,6 +184,27 @@ async def test_a_disk_that_takes_a_part_of_a_block_is_full_too(tmp_path: Path) -
         assert upstream.requests == []
         assert (await client.post(f"{CONVERSATION}/zzz", content=BODY)).status_code == 200
         assert [request.body for request in upstream.requests] == [BODY]
+
+
+class Told(io.FileIO):
+    """Where it is closed."""
+
+    threads: ClassVar[list[str]] = []
+
+    def close(self) -> None:
+        if not self.closed:
+            self.threads.append(threading.current_thread().name)
+        super().close()
+
+
+async def test_a_file_is_closed_in_a_thread(tmp_path: Path) -> None:
+    Told.threads.clear()
+    parts = Parts(spools=partial(Spools, opened=lambda: Told(tmp_path / "body", "w+")))
+    async with proxied(limits=LIMITS, parts=parts) as chain:
+        await chain.client.send(LENGTH + BODY)
+        assert (await chain.client.reply())[0] == 200
+        await until(lambda: Told.threads)
+        assert Told.threads[0].startswith("spool")
 
 
 async def test_no_thread_is_left_when_the_gateway_has_closed() -> None:
