@@ -15,7 +15,7 @@ Every way the gateway itself refuses a call, and what the client is told.
     │   ├── ConnectionRefused 502       ├── ConnectTimeout 504         ├── NameNotResolved 502
     │   ├── TlsFailed 502               ├── ConnectionTerminated 502   ├── InvalidReply 502
     │   ├── ReadTimeout 504             ├── PoolExhausted 503          ├── LoopDetected 502
-    │   ├── UnwritableRequest 502       └── NoDescriptor 503
+    │   ├── UnwritableRequest 502       ├── NoDescriptor 503           └── RequestBrokenOff 502
     ├── LookupFailed 502                the state could not be read: the reply was no usable document
     └── DeadlineExceeded 504            the call's total time was used up
 
@@ -243,6 +243,12 @@ class UnwritableRequest(UpstreamError):
     title = "The request cannot be written as HTTP/1.1"
     proxy_error = "http_protocol_error"
     advice = "It was not sent, or broken off. Report the request id to whoever runs the gateway."
+
+
+class RequestBrokenOff(UpstreamError):
+    title = "The request broke off on its way to the upstream"
+    proxy_error = "connection_terminated"
+    advice = "Read the conversation before the call is sent again: the upstream has had a part of it."
 
 
 # Raised before the first byte has left, and never after it.

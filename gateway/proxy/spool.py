@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import IO, TypeVar
 
-from gateway.errors import BodyTimeout, BodyTooLarge, Overloaded, SpoolFailed
+from gateway.errors import BodyTimeout, BodyTooLarge, Overloaded, RequestBrokenOff, SpoolFailed
 from gateway.proxy.client import Client
 
 BLOCK = 256 * 1024  # bytes that are written or read in one step
@@ -50,9 +50,13 @@ class Spool:
         await self._in_thread(self._write, bytes(block))
 
     async def pieces(self) -> AsyncIterator[bytes]:
+        """Raises RequestBrokenOff."""
         offset = 0
         while offset < self._size:
-            piece = await self._in_thread(self._read, offset)
+            try:
+                piece = await self._in_thread(self._read, offset)
+            except SpoolFailed as error:  # what was sent of it, the upstream has
+                raise RequestBrokenOff(error.detail) from error
             offset += len(piece)
             yield piece
 
@@ -129,8 +133,8 @@ class Spools:
         return self._open.total()
 
     def close(self) -> None:
-        """Ends the threads. One that a disk keeps waiting is not waited for."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        """Ends the threads, when all files are closed. One that a disk keeps waiting is not waited for."""
+        self._threads.shutdown(wait=False)
 
     async def read(self, client: Client, caller: str) -> Spool | None:
         """The whole body: into memory, or if it is large into the spool that is returned, to be closed."""

@@ -186,6 +186,29 @@ async def test_a_disk_that_takes_a_part_of_a_block_is_full_too(tmp_path: Path) -
         assert [request.body for request in upstream.requests] == [BODY]
 
 
+class Worn(io.FileIO):
+    """Takes all, and gives back its first block."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if self.tell():
+            raise OSError(5, "Input/output error")
+        return super().read(size)
+
+
+async def test_a_file_that_cannot_be_read_to_its_end_breaks_off_what_was_begun_and_says_so(
+    tmp_path: Path,
+) -> None:
+    parts = Parts(spools=partial(Spools, opened=lambda: Worn(tmp_path / "body", "w+")))
+    async with proxied(limits=LIMITS, parts=parts) as chain:
+        await chain.client.send(LENGTH + BODY)
+        reply = await chain.client.reply()
+        assert refusal(reply)[:2] == (502, "request-broken-off")
+        assert b"Nothing was sent" not in reply.body
+        assert b"retry-after" not in reply.headers
+        assert writes(chain) == []
+        await until(lambda: not chain.running.pool.size)
+
+
 class Told(io.FileIO):
     """Where it is closed."""
 
