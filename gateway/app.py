@@ -164,9 +164,7 @@ def build(
         settings.credentials.query,
         key=derived(key, "credentials"),
     )
-    # Only while a call waits for a connection it matters who holds one for nothing.
-    wanted = (lambda: transport.waiting > 0) if isinstance(transport, Pool) else (lambda: True)
-    stats = ServerStats(stalled=StalledReplies(wanted))
+    stats = ServerStats(stalled=stalled_replies(transport, settings.upstream.max_connections))
     budget = BufferBudget(settings.limits.max_buffered, settings.limits.max_body, memory.give_back)
     refused = stats.log.refused
     lifecycle = _lifecycle(
@@ -196,6 +194,16 @@ def build(
         metrics=metrics,
         draining=draining,
     )
+
+
+def stalled_replies(transport: Transport, max_connections: int) -> StalledReplies:
+    if isinstance(transport, Pool):
+        stalled = StalledReplies(lambda: transport.waiting)
+        transport.on_wait = stalled.look
+    else:
+        # httpx does not tell who waits: half of the connections' number is left to stalled replies.
+        stalled = StalledReplies(lambda: len(stalled) - max(1, max_connections // 2))
+    return stalled
 
 
 def _key(settings: CredentialSettings) -> bytes | None:
@@ -314,8 +322,6 @@ def answering_cors(lifecycle: Lifecycle, settings: CorsSettings) -> asgi.AsgiApp
 
 def downstream_limits(settings: Settings, **changes: Any) -> ServerLimits:
     names = {field.name for field in fields(ServerLimits)}
-    # A reply that waits for its client holds a connection to the upstream: half of those are for the others.
-    changes = {"max_stalled": max(1, settings.upstream.max_connections // 2)} | changes
     return ServerLimits(**(settings.limits.model_dump(include=names) | changes))
 
 

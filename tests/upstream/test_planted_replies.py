@@ -7,6 +7,7 @@ import contextlib
 import socket
 import threading
 import time
+from math import inf
 from typing import Any
 
 import pytest
@@ -49,10 +50,10 @@ class PlantingUpstream:
 
 
 class Noting(UpstreamConnection):
-    """Knows when it was polled last before each request."""
+    """Knows when it was polled last before each request: since the one before, or never."""
 
     started: dict[bytes, float]
-    polled = 0.0
+    polled = inf
 
     def silent(self) -> bool:
         self.polled = time.monotonic()
@@ -60,6 +61,7 @@ class Noting(UpstreamConnection):
 
     def start(self, request: Any, reply: Any, headed: Any) -> None:
         self.started[request.head.split(b" ", 2)[1]] = self.polled
+        self.polled = inf
         super().start(request, reply, headed)
 
 
