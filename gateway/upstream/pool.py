@@ -157,7 +157,7 @@ class Pool:
         self._together: list[_Sending] = []  # to be sent in this turn of the loop
         self._sockets: set[UpstreamConnection] = set()  # also those closed whose socket is still to go
         self._gone: asyncio.Future[None] | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None  # of the idle ones
+        self._loop: asyncio.AbstractEventLoop | None = None  # of its connections
         self._sweeper: asyncio.TimerHandle | None = None
         self._closed = False
 
@@ -193,7 +193,8 @@ class Pool:
         request = OutgoingRequest(method, target, headers, extra_headers, body, upgrade)
         sending = _Sending(request, before_send)
         # Asking for the running loop asks the system for the process id, so it is asked as rarely as may be.
-        loop = self._loop if self._idle and self._loop is not None else asyncio.get_running_loop()
+        known = self._loop if self._idle or self._waiting else None
+        loop = known or asyncio.get_running_loop()
         if before_send is not None and self._idle and (self._together or len(self._idle) < self._size):
             # Only while others are in flight: a request that is alone would gain nothing.
             if not self._together:
@@ -201,7 +202,11 @@ class Pool:
             self._together.append(sending)
             sending.headed = loop.create_future()
         else:
-            await self._send_on(self._take(loop.time(), before_send is None), sending, headers)
+            connection = self._take(loop.time(), before_send is None) if self._idle else None
+            if connection is None and self._size >= self.limits.max_connections:
+                self._enqueue(sending, headers, loop)
+            else:
+                await self._send_on(connection, sending, headers)
         while True:
             assert sending.headed is not None
             try:
@@ -233,7 +238,7 @@ class Pool:
         while True:
             connection = connection or await self._acquire(sending)
             if connection is None:
-                self._enqueue(sending, headers)
+                self._enqueue(sending, headers, asyncio.get_running_loop())
                 return
             if sending.before_send is None:
                 break
@@ -358,12 +363,14 @@ class Pool:
         self._size += 1
         return await self._open()
 
-    def _enqueue(self, sending: _Sending, headers: Headers) -> None:
-        loop = asyncio.get_running_loop()
+    def _enqueue(self, sending: _Sending, headers: Headers, loop: asyncio.AbstractEventLoop) -> None:
         sending.headed = loop.create_future()
         sending.deadline = loop.time() + self.timeouts.pool
         sending.caller = first(headers, b"authorization") or b""
-        self._queue.setdefault(sending.caller, OrderedDict())[sending] = None
+        places = self._queue.get(sending.caller)
+        if places is None:
+            places = self._queue[sending.caller] = OrderedDict()
+        places[sending] = None
         self._waiting[sending] = None
         if self._expiry is None:
             self._expiry = loop.call_at(sending.deadline, self._expire, loop)
@@ -394,11 +401,11 @@ class Pool:
     def _next(self) -> _Sending | None:
         """Who gets what is free: the first of the caller whose turn it is, who then is the last."""
         while self._queue:
-            caller, places = next(iter(self._queue.items()))
-            sending = next(iter(places))
-            self._leave_queue(sending)
+            caller, places = self._queue.popitem(last=False)
+            sending, _ = places.popitem(last=False)
+            del self._waiting[sending]
             if places:
-                self._queue.move_to_end(caller)
+                self._queue[caller] = places
             assert sending.headed is not None
             if not sending.headed.done():  # else it has just been cancelled
                 return sending
