@@ -29,6 +29,7 @@ from gateway.config import Settings
 from gateway.http.headers import Fields, Header, Headers
 from gateway.proxy.lifecycle import Lifecycle
 from gateway.proxy.tunnel import ByteStream
+from gateway.server.write_flow import may_hold_one
 from gateway.state.memory import MemoryStore, Sizes
 from gateway.upstream.reply import Reply
 from gateway.upstream.transport import BeforeSend, nobody
@@ -83,6 +84,7 @@ class Call:
     address = "127.0.0.1"
     upgrade: bytes | None = None
     cancel_on_disconnect = False
+    holds_connection = staticmethod(may_hold_one)
     gone = False
     ended = False
     status = 0

@@ -6,7 +6,8 @@ A storm: clients that call again as soon as they are answered, refused or not. W
 Each number of clients against a gateway of its own with default limits: GETs that are passed through, one at
 a time on each kept connection (`--reconnect`: a new connection for each call). Beside them somebody asks
 `/readyz` ten times a second on the admin side. When the storm is over, one client makes a call on a new
-connection.
+connection. "good/CPU s" is the good calls for each second of a processor that the gateway had; "load" is the
+share of its own processor that this process had: near 100 it is the load that is measured.
 """
 
 from __future__ import annotations
@@ -115,6 +116,8 @@ async def come_back(port: int, number: int, storm: Storm) -> None:
 
 class Seen(NamedTuple):
     good: float  # a second
+    efficiency: float  # good ones for each second of a processor that the gateway had
+    load: float  # percent of a processor that the clients had
     refused: float  # a second
     other: int
     p99: float  # ms, of the good ones
@@ -123,7 +126,8 @@ class Seen(NamedTuple):
     first: float  # ms until a new client had its first good reply after the storm
 
 
-async def storm_of(clients: int, seconds: float, port: int, admin: int, reconnect: bool) -> Seen:
+async def storm_of(clients: int, seconds: float, gateway: rig.Gateway, reconnect: bool) -> Seen:
+    port, admin = gateway.port, gateway.admin
     storm = Storm(reconnect)
     argv = (sys.executable, "-m", "benchmarks.overload", "--probe", str(admin), "--seconds", str(seconds))
     callers = [asyncio.create_task(come_back(port, number, storm)) for number in range(clients)]
@@ -131,9 +135,10 @@ async def storm_of(clients: int, seconds: float, port: int, admin: int, reconnec
     probe = await asyncio.create_subprocess_exec(*argv, stdout=subprocess.PIPE)
     storm.statuses.clear()
     storm.seconds.clear()
-    began = time.perf_counter()
+    began, had, load = time.perf_counter(), rig.processor_time(gateway.process.pid), time.process_time()
     await asyncio.sleep(seconds)
-    took = time.perf_counter() - began
+    took, load = time.perf_counter() - began, time.process_time() - load
+    had = rig.processor_time(gateway.process.pid) - had
     storm.over = True
     statuses, latencies = Counter(storm.statuses), list(storm.seconds)
     first = await first_good(port)
@@ -144,6 +149,8 @@ async def storm_of(clients: int, seconds: float, port: int, admin: int, reconnec
     ready = [float(one) * 1000 for one in json.loads(said)]
     return Seen(
         good=statuses[b"200"] / took,
+        efficiency=statuses[b"200"] / had,
+        load=load / took * 100,
         refused=statuses[b"503"] / took,
         other=sum(count for status, count in statuses.items() if status not in (b"200", b"503")),
         p99=rig.quantile(latencies, 0.99) * 1000 if latencies else float("nan"),
@@ -192,7 +199,7 @@ def stormed(clients: int, seconds: float, reconnect: bool, pause: str, work: Pat
         rig.gateway(work, upstream, limits={"overload_pause": pause}) as gateway,
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
     ):
-        return runner.run(storm_of(clients, seconds, gateway.port, gateway.admin, reconnect))
+        return runner.run(storm_of(clients, seconds, gateway, reconnect))
 
 
 def main() -> None:
@@ -208,13 +215,15 @@ def main() -> None:
         return
     rig.many_files()
     rig.pinned_off_the_gateway()
-    print("clients | good/s | refused/s | other | p99 ms | /readyz p50 ms | max ms | first good ms")
+    heads = ["clients", "good/s", "good/CPU s", "load %", "refused/s", "other", "p99 ms"]
+    print(" | ".join([*heads, "/readyz p50 ms", "max ms", "first good ms"]))
     with rig.folder() as work:
         for clients in map(int, chosen.clients.split(",")):
             one = stormed(clients, chosen.seconds, chosen.reconnect, chosen.pause, work)
-            figures = f"{one.good:6.0f} | {one.refused:9.0f} | {one.other:5} | {one.p99:6.0f}"
+            good = f"{one.good:6.0f} | {one.efficiency:10.0f} | {one.load:6.0f}"
+            figures = f"{one.refused:9.0f} | {one.other:5} | {one.p99:6.0f}"
             ready = f"{one.ready_p50:14.1f} | {one.ready_max:6.0f}"
-            print(f"{clients:7} | {figures} | {ready} | {one.first:13.1f}", flush=True)
+            print(f"{clients:7} | {good} | {figures} | {ready} | {one.first:13.1f}", flush=True)
 
 
 if __name__ == "__main__":

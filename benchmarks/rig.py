@@ -102,6 +102,12 @@ def many_files() -> int:
     return most
 
 
+def processor_time(pid: int) -> float:
+    """Seconds that a process has had of a processor, in user and kernel mode."""
+    ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(ticks[11]) + int(ticks[12])) / os.sysconf("SC_CLK_TCK")
+
+
 @contextlib.contextmanager
 def folder() -> Iterator[Path]:
     """A place for a run's files. SIGTERM ends the run as Ctrl-C does: in order, with all that it started."""

@@ -160,11 +160,10 @@ def build(
         settings.credentials.query,
         key=derived(key, "credentials"),
     )
-    # Only while a call waits for a connection it matters who holds one for nothing.
-    wanted = (lambda: transport.waiting > 0) if isinstance(transport, Pool) else (lambda: True)
     # Replies that nobody takes are cut off before they leave bodies without room.
     unsent = UnsentReplies(limits.max_buffered // 2)
-    stats = ServerStats(stalled=StalledReplies(wanted), unsent=unsent, caller_of=credentials.caller_of)
+    stalled = stalled_replies(transport, settings.upstream.max_connections)
+    stats = ServerStats(stalled=stalled, unsent=unsent, caller_of=credentials.caller_of)
     budget = BufferBudget(limits.max_buffered, limits.max_body, memory.give_back, lambda: unsent.held)
     lookups = parts.lookups(
         store,
@@ -207,6 +206,16 @@ def build(
         metrics=metrics,
         draining=draining,
     )
+
+
+def stalled_replies(transport: Transport, max_connections: int) -> StalledReplies:
+    if isinstance(transport, Pool):
+        stalled = StalledReplies(lambda: transport.waiting)
+        transport.on_wait = stalled.look
+    else:
+        # httpx does not tell who waits: half of the connections' number is left to stalled replies.
+        stalled = StalledReplies(lambda: len(stalled) - max(1, max_connections // 2))
+    return stalled
 
 
 def _key(settings: CredentialSettings) -> bytes | None:
@@ -326,8 +335,6 @@ def answering_cors(lifecycle: Lifecycle, settings: CorsSettings) -> asgi.AsgiApp
 
 def downstream_limits(settings: Settings, **changes: Any) -> ServerLimits:
     names = {field.name for field in fields(ServerLimits)}
-    # A reply that waits for its client holds a connection to the upstream: half of those are for the others.
-    changes = {"max_stalled": max(1, settings.upstream.max_connections // 2)} | changes
     return ServerLimits(**(settings.limits.model_dump(include=names) | changes))
 
 

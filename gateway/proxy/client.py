@@ -19,6 +19,7 @@ from gateway.http.problem import problem
 from gateway.proxy.buffered import BufferBudget
 from gateway.proxy.kept_reply import KeptReply
 from gateway.proxy.tunnel import ByteStream
+from gateway.upstream.reply import Reply
 
 UNWRITABLE: Final = "the reply's head cannot be sent on as HTTP/1.1"
 
@@ -52,6 +53,7 @@ class ClientRequest(Protocol):
     address: str  # the peer's
     upgrade: bytes | None  # the protocol that the client offers to switch to
     cancel_on_disconnect: bool  # whether the task is cancelled when the client leaves before it has its reply
+    holds_connection: Callable[[], bool]  # whether the reply still holds a connection to the upstream
 
     @property
     def body(self) -> Body: ...
@@ -247,7 +249,7 @@ class Client:
         return piece
 
     async def relay(
-        self, status: int, headers: Headers, extra_headers: Headers, body: Body, keep: int = 0
+        self, status: int, headers: Headers, extra_headers: Headers, body: Reply, keep: int = 0
     ) -> bytes | None:
         """
         Head and body as they come. An error in the body is raised: the client's reply stays cut off. A client
@@ -259,6 +261,7 @@ class Client:
             await self.answer(status, headers, whole, extra_headers)
             return whole if len(whole) <= keep else None
         self.cancel_on_disconnect()
+        self._request.holds_connection = lambda: not body.over
         await self._start(status, headers, extra_headers)
         kept = KeptReply(self._budget, self.caller(), keep) if keep else None
         ended = False

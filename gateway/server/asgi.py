@@ -152,6 +152,14 @@ class AsgiRequest:
     def cancel_on_disconnect(self, on: bool) -> None:
         self._cycle.cancel_on_disconnect = on
 
+    @property
+    def holds_connection(self) -> Callable[[], bool]:
+        return self._cycle.holds_connection
+
+    @holds_connection.setter
+    def holds_connection(self, holds: Callable[[], bool]) -> None:
+        self._cycle.holds_connection = holds
+
     def respond(self, status: int, headers: Headers, body: bytes, extra_headers: Headers = ()) -> bool:
         """Never in one step: `send` has to be awaited."""
         return False

@@ -326,6 +326,7 @@ class ClientConnection(asyncio.Protocol):
             self._count(error)
             if length == CHUNKED or (body.here and rest):
                 cycle.keep_alive = False  # nor is what follows it looked at
+            stats.stalled.want_place(most, self._loop)
             cycle.answer(error)
             self._hold_back()
         if rest:

@@ -32,7 +32,6 @@ class ServerLimits(HeadLimits):
     write_timeout: float = 60.0  # without the client taking a byte of what is ready for it
     min_rate: int = 500  # bytes a second, of a body or a reply, while the client is waited for. 0: any
     rate_window: float = 10.0  # of such waiting, over which min_rate is the average
-    max_stalled: int = 100  # replies that wait for their clients: past it, who has stalled longest is cut off
 
 
 def by_address(_headers: Fields, address: str, _target: bytes) -> str:

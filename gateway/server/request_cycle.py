@@ -10,6 +10,7 @@ import asyncio
 import logging
 import secrets
 import time
+from collections.abc import Callable
 from email.utils import formatdate
 from functools import lru_cache
 from typing import Final, Protocol
@@ -21,7 +22,7 @@ from gateway.http.request_parser import RequestHead
 from gateway.http.response_writer import ResponseWriter, switching
 from gateway.server.duplex_stream import DuplexStream
 from gateway.server.request_body import RequestBody
-from gateway.server.write_flow import ClientDisconnected, WriteFlow
+from gateway.server.write_flow import ClientDisconnected, WriteFlow, may_hold_one
 
 _ALLOW: Final = (b"allow", b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS")
 logger = logging.getLogger("gateway")
@@ -49,7 +50,8 @@ class CycleConnection(Protocol):
 class RequestCycle:
     """
     `cancel_on_disconnect`: whether the task that serves the request is cancelled when the client leaves
-    before it has its reply. `request_id` is what an error is answered and logged under.
+    before it has its reply. `holds_connection`: whether the reply still holds a connection to the upstream.
+    `request_id` is what an error is answered and logged under.
     """
 
     # Defaults stand on the class: most requests leave most of them as they are.
@@ -57,6 +59,7 @@ class RequestCycle:
     cancel_on_disconnect = False
     complete = False
     gone = False  # the client has left
+    holds_connection: Callable[[], bool] = staticmethod(may_hold_one)
     in_flight = False  # counted for max_in_flight
     request_id = ""
     started = False
@@ -98,7 +101,7 @@ class RequestCycle:
     async def start(self, status: int, headers: Headers, extra_headers: Headers = ()) -> None:
         """Raises ValueError for a head that can't be written, and ClientDisconnected."""
         if self._flow.paused:
-            await self._flow.drain()
+            await self._flow.drain(self.holds_connection)
         self._start(status, headers, extra_headers)
         # The head waits for what else is written in the same turn of the loop, and no longer.
         asyncio.get_running_loop().call_soon(self._write_head)
@@ -106,7 +109,7 @@ class RequestCycle:
     async def write(self, piece: bytes, more: bool) -> None:
         """A piece of the reply's body, the last unless there is `more`. Raises ClientDisconnected."""
         if self._flow.paused:
-            await self._flow.drain()
+            await self._flow.drain(self.holds_connection)
         self._check_client()
         self._write(piece, more)
 

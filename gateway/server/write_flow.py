@@ -24,6 +24,11 @@ class ClientDisconnected(OSError):
     """Nothing can be sent to this client any more, and nothing more comes from it."""
 
 
+def may_hold_one() -> bool:
+    """Of a reply of which nobody can tell whether it holds a connection to the upstream."""
+    return True
+
+
 class WriteFlow:
     """
     The transport, and whether more may be written to it. `deadline` is when overdue() is to be asked. What
@@ -32,6 +37,7 @@ class WriteFlow:
 
     __slots__ = (
         "_cut_off",
+        "_holds_connection",
         "_limits",
         "_loop",
         "_min_rate",
@@ -62,18 +68,23 @@ class WriteFlow:
         self._stalled: StalledReplies | None = stats.stalled
         self._unsent_replies: UnsentReplies | None = stats.unsent
         self._cut_off: Callable[[str], None] | None = cut_off
+        self._holds_connection: Callable[[], bool] = may_hold_one
         self._min_rate = limits.min_rate
         self._unsent = 0
         self._unsent_when_waiting = 0
         self._waiters: list[asyncio.Future[None]] = []
         self._watch: ClientWatch | None = None
 
-    async def drain(self) -> None:
-        """Until the client has taken enough for more to be written, or has gone."""
+    async def drain(self, holds_connection: Callable[[], bool] = may_hold_one) -> None:
+        """
+        Until the client has taken enough for more to be written, or has gone. `holds_connection`: whether
+        what is written holds a connection to the upstream meanwhile.
+        """
         stalled = self._stalled
         if self.paused and stalled is not None:
             self._unsent_when_waiting = self._count_unsent()
-            stalled.add(self, self._limits.max_stalled, self._loop)
+            self._holds_connection = holds_connection
+            stalled.add(self, self._loop)
         try:
             while self.paused:
                 waiter = self._loop.create_future()
@@ -82,9 +93,13 @@ class WriteFlow:
         finally:
             if stalled is not None:
                 stalled.discard(self)
+                self._holds_connection = may_hold_one
 
     def taken_since_waiting(self) -> int:
         return self._unsent_when_waiting - self._count_unsent()
+
+    def holds_connection(self) -> bool:
+        return self._holds_connection()
 
     def cut_off(self, cause: str) -> None:
         if self._cut_off is not None:

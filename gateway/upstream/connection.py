@@ -47,12 +47,6 @@ class Owner(Protocol):
     def lost(self, connection: UpstreamConnection) -> None:
         """Its socket is gone."""
 
-    def stalled(self, connection: UpstreamConnection) -> None:
-        """More of its reply is here than its reader takes."""
-
-    def resumed(self, connection: UpstreamConnection) -> None:
-        """Its reader goes on, or its reply is over."""
-
 
 def nobody() -> None:
     """The reply of a connection that carries none."""
@@ -158,7 +152,6 @@ class UpstreamConnection(asyncio.Protocol):
         if not self._reading:
             self._reading = True
             self.transport.resume_reading()
-            self._owner.resumed(self)
 
     def abandon(self, reply: Reply) -> None:
         if self._parser.switched and self._carries(reply) and not self.loop.is_closed():
@@ -276,8 +269,6 @@ class UpstreamConnection(asyncio.Protocol):
         if self._unread > BUFFERED_BODY and self._reading:
             self._reading = False
             self.transport.pause_reading()
-            if not self._parser.switched:  # a tunnel may be as slow as it likes
-                self._owner.stalled(self)
         if self._waiter is not None:
             self._wake()
 
@@ -417,8 +408,6 @@ class UpstreamConnection(asyncio.Protocol):
             self._timer = None
             self._timer_at = inf
         self._let_write()
-        if not self._reading:
-            self._owner.resumed(self)
         if self.counted:
             self.counted = False
             self._owner.closed(self)

@@ -5,7 +5,7 @@ Laws: a request of which a byte may have left is sent again only if it is safe (
 then once. A connection is opening, idle, busy with one request, or closed, and counts until then. Of the idle
 ones the last to come back is the first to be taken, so that those not needed grow old and go. Who has to
 wait is served by turns with other callers, and first come, first served among the
-requests of one. A reader that stalls keeps nobody waiting: the reply that has stalled longest is cut.
+requests of one. Whoever holds a connection for nothing is told when somebody waits (`on_wait`).
 
 What the upstream sends unasked is never an answer: a connection is polled when it is taken, be it idle, new
 or handed over by the request before, and once more when `before_send` has taken its time; between the last
@@ -19,11 +19,11 @@ from __future__ import annotations
 import asyncio
 import random
 import ssl
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Final, TypeAlias
+from typing import Final
 
 from gateway.errors import ConnectionRefused, ConnectionTerminated, PoolExhausted
 from gateway.http.headers import Headers
@@ -33,7 +33,7 @@ from gateway.upstream.reply import Reply
 from gateway.upstream.request import OutgoingRequest
 from gateway.upstream.transport import BeforeSend, Commit, nobody
 
-STALL: Final = 0.5  # seconds for which a reply may be left unread while others wait for its connection
+CLOCK_SLACK: Final = 0.002  # seconds that a loop's clock may run behind its timers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,24 +49,37 @@ class PoolLimits:
     max_headers: int = 200
 
 
-Place: TypeAlias = "asyncio.Future[UpstreamConnection | None]"
-
-
 class _Sending:
     """A request on its way to a connection, and who waits for its reply's head."""
 
-    __slots__ = ("before_send", "caller", "connection", "headed", "reply", "request", "reused")
+    __slots__ = (
+        "before_send",
+        "caller",
+        "caller_of",
+        "connection",
+        "deadline",
+        "fresh",
+        "headed",
+        "may_open",
+        "reply",
+        "request",
+        "reused",
+    )
 
     def __init__(
-        self, request: OutgoingRequest, before_send: BeforeSend | None, caller: Callable[[], str]
+        self, request: OutgoingRequest, before_send: BeforeSend | None, caller_of: Callable[[], str]
     ) -> None:
         self.request = request
         self.before_send = before_send
-        self.caller = caller
+        self.caller_of = caller_of
         self.reply = Reply()
         self.headed: asyncio.Future[None] | None = None
         self.connection: UpstreamConnection | None = None  # since it was sent
         self.reused = False
+        self.fresh = False  # no idle connection is good enough
+        self.may_open = False  # a new one is counted for it
+        self.caller = ""
+        self.deadline = 0.0  # while it waits for a connection
 
     def __enter__(self) -> _Sending:
         return self
@@ -103,9 +116,12 @@ class _Sending:
         )
 
     def prepare_replay(self) -> None:
+        """The connection taken before turned out to be dead, and the idle ones have had longer to die."""
         self.request.replayable = False
         self.reply = Reply()
         self.headed = None
+        self.before_send = None  # it has been recorded
+        self.fresh = True
 
 
 class Pool:
@@ -135,13 +151,17 @@ class Pool:
         self._tls = (tls or tls_context()) if scheme == "https" else None
         self._size = 0  # opening, idle and busy
         self._idle: dict[UpstreamConnection, None] = {}  # oldest first; empty whenever a request waits
-        self._queue: OrderedDict[str, deque[Place]] = OrderedDict()  # by caller, whose turn is next first
-        self._stalled: dict[UpstreamConnection, float] = {}  # since when, the longest first
-        self._cutter: asyncio.TimerHandle | None = None
+        # By caller, whose turn is next first; and all of them, who came first first.
+        self._queue: OrderedDict[str, OrderedDict[_Sending, None]] = OrderedDict()
+        self._waiting: OrderedDict[_Sending, None] = OrderedDict()
+        self._expiry: asyncio.TimerHandle | None = None  # of the first: they all wait for as long
+        # Told of each request that has to wait.
+        self.on_wait: Callable[[asyncio.AbstractEventLoop], None] | None = None
+        self._handed: list[UpstreamConnection] = []  # that came free in this turn of the loop, for who waits
         self._together: list[_Sending] = []  # to be sent in this turn of the loop
         self._sockets: set[UpstreamConnection] = set()  # also those closed whose socket is still to go
         self._gone: asyncio.Future[None] | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None  # of the idle ones
+        self._loop: asyncio.AbstractEventLoop | None = None  # of its connections
         self._sweeper: asyncio.TimerHandle | None = None
         self._closed = False
 
@@ -157,7 +177,7 @@ class Pool:
     @property
     def waiting(self) -> int:
         """Requests that wait for a connection to come free."""
-        return sum(not place.done() for places in self._queue.values() for place in places)
+        return len(self._waiting)
 
     async def send(
         self,
@@ -178,7 +198,8 @@ class Pool:
         request = OutgoingRequest(method, target, headers, extra_headers, body, upgrade)
         sending = _Sending(request, before_send, caller)
         # Asking for the running loop asks the system for the process id, so it is asked as rarely as may be.
-        loop = self._loop if self._idle and self._loop is not None else asyncio.get_running_loop()
+        known = self._loop if self._idle or self._waiting else None
+        loop = known or asyncio.get_running_loop()
         if before_send is not None and self._idle and (self._together or len(self._idle) < self._size):
             # Only while others are in flight: a request that is alone would gain nothing.
             if not self._together:
@@ -186,31 +207,42 @@ class Pool:
             self._together.append(sending)
             sending.headed = loop.create_future()
         else:
-            await self._send_on(self._take(loop.time(), before_send is None), sending)
+            connection = self._take(loop.time(), before_send is None) if self._idle else None
+            if connection is None and self._size >= self.limits.max_connections:
+                self._enqueue(sending, loop)
+            else:
+                await self._send_on(connection, sending)
         while True:
             assert sending.headed is not None
             try:
                 await sending.headed
             except asyncio.CancelledError:
+                self._leave_queue(sending)
                 if sending.connection is not None:
                     sending.connection.cut(sending.reply)
+                if sending.may_open:
+                    self._size -= 1
+                    self._admit()
                 raise
             reply = sending.reply
             if reply.status:
                 return reply
-            if reply.error is None:  # it found no connection when the others were sent
+            if reply.error is None:  # it is to open a connection, or found none when the others were sent
                 sending.headed = None
                 await self._send_on(None, sending)
             elif sending.met_a_dead_connection():
                 sending.prepare_replay()
-                sending.start(await self._acquire(sending, fresh=True))
+                await self._send_on(None, sending)
             else:
                 raise reply.error
 
     async def _send_on(self, connection: UpstreamConnection | None, sending: _Sending) -> None:
-        """On this connection, or on one that is to be had."""
+        """On this connection, or on one that is to be had; if there is none now, it waits in the queue."""
         while True:
             connection = connection or await self._acquire(sending)
+            if connection is None:
+                self._enqueue(sending, asyncio.get_running_loop())
+                return
             if sending.before_send is None:
                 break
             allowed = False
@@ -233,17 +265,42 @@ class Pool:
         """All that came in one turn of the loop, and find a connection idle: one commit does for them."""
         together, self._together = self._together, []
         going: list[tuple[UpstreamConnection, _Sending]] = []
-        commits: dict[Commit, list[_Sending]] = {}
         for sending in together:
-            if sending.headed is None or sending.headed.done() or sending.before_send is None:
+            if sending.headed is None or sending.headed.done():
                 continue  # cancelled meanwhile
             connection = self._take(loop.time(), False)
             if connection is None:
                 sending.wake()
+            else:
+                going.append((connection, sending))
+        self._record_and_start(going)
+
+    def _hand_out(self) -> None:
+        """What came free in this turn of the loop, to those whose turn it is."""
+        handed, self._handed = self._handed, []
+        going: list[tuple[UpstreamConnection, _Sending]] = []
+        for connection in handed:
+            if not connection.counted:
+                continue  # it has closed itself
+            if not connection.ready():
+                connection.close()
                 continue
-            going.append((connection, sending))
+            sending = self._next()
+            if sending is None:
+                self.released(connection)
+            elif sending.before_send is None:
+                sending.start(connection)
+            else:
+                going.append((connection, sending))
+        if going:
+            self._record_and_start(going)
+
+    def _record_and_start(self, going: list[tuple[UpstreamConnection, _Sending]]) -> None:
+        """One commit does for all that returned the same."""
+        commits: dict[Commit, list[_Sending]] = {}
+        for _, sending in going:
             with sending:
-                commit = sending.before_send()
+                commit = sending.before_send() if sending.before_send is not None else None
                 if commit is not None:
                     commits.setdefault(commit, []).append(sending)
         for commit, committed in commits.items():
@@ -289,102 +346,80 @@ class Pool:
             connection.close()
         return None
 
-    async def _acquire(self, sending: _Sending, *, fresh: bool = False) -> UpstreamConnection:
+    async def _acquire(self, sending: _Sending) -> UpstreamConnection | None:
         """
-        An idle connection, or a new one, or the next that comes free. With `fresh` no idle one: the one
-        taken before turned out to be dead, and the others have had longer to die. Raises PoolExhausted, or
-        what kept a connection from being opened.
+        An idle connection, or a new one; None: there are as many as may be, and all are busy. Raises what
+        kept a connection from being opened.
         """
-        now = asyncio.get_running_loop().time()
-        deadline = now + self.timeouts.pool
-        if fresh and self._idle and self._size >= self.limits.max_connections:
-            next(iter(self._idle)).close()
-        connection = None if fresh else self._take(now)
-        again = False
-        while connection is None:
-            if self._size < self.limits.max_connections:
-                self._size += 1
-            else:
-                connection = await self._wait(deadline, sending.caller(), again)
-            if connection is None:
-                return await self._open()
-            if not connection.ready():
-                connection.close()
-                connection = None
-                again = True
-        return connection
-
-    async def _wait(self, deadline: float, caller: str, again: bool) -> UpstreamConnection | None:
-        """A connection that came free; or None: there is room for a new one, already counted."""
-        loop = asyncio.get_running_loop()
-        place: Place = loop.create_future()
-        places = self._queue.setdefault(caller, deque())
-        if again:
-            places.appendleft(place)
-            self._queue.move_to_end(caller, last=False)
+        if sending.may_open:
+            sending.may_open = False
+            return await self._open()
+        if sending.fresh:
+            if self._size >= self.limits.max_connections and self._idle:
+                next(iter(self._idle)).close()
         else:
-            places.append(place)
-        if self._stalled and self._cutter is None:
-            self._cut_stalled()
-        timer = loop.call_at(deadline, self._expire, place, caller)
-        try:
-            return await place
-        except asyncio.CancelledError:
-            if not place.cancelled() and place.done() and place.exception() is None:
-                self._give_back(place.result())
-            raise
-        finally:
-            timer.cancel()
+            connection = self._take(asyncio.get_running_loop().time())
+            if connection is not None:
+                return connection
+        if self._size >= self.limits.max_connections:
+            return None
+        self._size += 1
+        return await self._open()
 
-    def _expire(self, place: Place, caller: str) -> None:
-        if not place.done():
-            place.set_exception(PoolExhausted("no connection to the upstream came free in time"))
-        places = self._queue.get(caller)
-        while places and places[0].done():
-            places.popleft()
-        if places is not None and not places:
-            del self._queue[caller]
+    def _enqueue(self, sending: _Sending, loop: asyncio.AbstractEventLoop) -> None:
+        sending.headed = loop.create_future()
+        sending.deadline = loop.time() + self.timeouts.pool
+        sending.caller = sending.caller_of()
+        places = self._queue.get(sending.caller)
+        if places is None:
+            places = self._queue[sending.caller] = OrderedDict()
+        places[sending] = None
+        self._waiting[sending] = None
+        if self._expiry is None:
+            self._expiry = loop.call_at(sending.deadline, self._expire, loop)
+        if self.on_wait is not None:
+            self.on_wait(loop)
 
-    def _next(self) -> Place | None:
+    def _expire(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._expiry = None
+        now = loop.time() + CLOCK_SLACK
+        while self._waiting:
+            sending = next(iter(self._waiting))
+            if sending.deadline > now:
+                self._expiry = loop.call_at(sending.deadline, self._expire, loop)
+                return
+            self._leave_queue(sending)
+            sending.reply.finish(PoolExhausted("no connection to the upstream came free in time"))
+            sending.wake()
+
+    def _leave_queue(self, sending: _Sending) -> None:
+        """Of no effect where it has left."""
+        if sending in self._waiting:
+            del self._waiting[sending]
+            places = self._queue[sending.caller]
+            del places[sending]
+            if not places:
+                del self._queue[sending.caller]
+
+    def _next(self) -> _Sending | None:
         """Who gets what is free: the first of the caller whose turn it is, who then is the last."""
         while self._queue:
             caller, places = self._queue.popitem(last=False)
-            while places:
-                place = places.popleft()
-                if not place.done():
-                    if places:
-                        self._queue[caller] = places
-                    return place
+            sending, _ = places.popitem(last=False)
+            del self._waiting[sending]
+            if places:
+                self._queue[caller] = places
+            assert sending.headed is not None
+            if not sending.headed.done():  # else it has just been cancelled
+                return sending
         return None
 
-    def _cut_stalled(self) -> None:
-        """As many of the replies that have stalled too long as requests wait; comes again for the next."""
-        if self._cutter is not None:
-            self._cutter.cancel()
-            self._cutter = None
-        loop = asyncio.get_running_loop()
-        patience = min(STALL, self.timeouts.pool / 2)
-        wanted = self.waiting
-        while self._stalled and wanted:
-            connection, since = next(iter(self._stalled.items()))
-            if since + patience > loop.time():
-                self._cutter = loop.call_at(since + patience, self._cut_stalled)
-                return
-            wanted -= 1
-            connection.fail(ConnectionTerminated("its client took too little of it while others waited"))
-
-    def _give_back(self, connection: UpstreamConnection | None) -> None:
-        if connection is None:
-            self._size -= 1
-            self._admit()
-        elif connection.counted:
-            self.released(connection)
-
     def _admit(self) -> None:
-        """Lets who waits longest open a connection, for each that is gone."""
-        while self._size < self.limits.max_connections and (place := self._next()) is not None:
+        """Lets who waits open a connection, for each that is gone."""
+        while self._size < self.limits.max_connections and (sending := self._next()) is not None:
             self._size += 1
-            place.set_result(None)
+            sending.may_open = True
+            sending.wake()
         if self._gone is not None and not self._sockets and not self._size:
             self._gone.set_result(None)
             self._gone = None
@@ -427,9 +462,11 @@ class Pool:
         if self._closed or now >= connection.expires:
             connection.close()
             return
-        place = self._next() if self._queue else None
-        if place is not None:
-            place.set_result(connection)
+        if self._waiting:
+            # A turn of the loop later, when what follows the reply is noticed, and for all at once.
+            if not self._handed:
+                loop.call_soon(self._hand_out)
+            self._handed.append(connection)
             return
         connection.idle_since = now
         self._idle[connection] = None
@@ -440,14 +477,6 @@ class Pool:
         self._idle.pop(connection, None)
         self._size -= 1
         self._admit()
-
-    def stalled(self, connection: UpstreamConnection) -> None:
-        self._stalled[connection] = connection.loop.time()
-        if self._queue and self._cutter is None:
-            self._cut_stalled()
-
-    def resumed(self, connection: UpstreamConnection) -> None:
-        self._stalled.pop(connection, None)
 
     def lost(self, connection: UpstreamConnection) -> None:
         self._sockets.discard(connection)

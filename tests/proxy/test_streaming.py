@@ -7,12 +7,17 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from gateway.proxy.buffered import BufferBudget
+from gateway.proxy.client import Client
 from gateway.proxy.passthrough import MAX_READ_AHEAD, READ_AHEAD_PATIENCE
+from gateway.server.limits import by_address
+from gateway.server.request_cycle import RequestCycle
 from tests.support import waiting
 from tests.support.calls import GET
 from tests.support.gateways import PARTICIPANT, gateway, proxied
+from tests.support.pools import HOST, pool_to
 from tests.support.raw_upstream import OK, Peer, RawUpstream, answering
-from tests.support.serving import connect
+from tests.support.serving import connect, serve
 from tests.support.waiting import until
 
 LARGE = b"x" * (MAX_READ_AHEAD + 1)  # what is sent on at once; less is waited for, two seconds at most
@@ -237,3 +242,35 @@ async def test_a_slow_reader_stops_the_upstream_and_costs_no_memory() -> None:
             last = sent[0]
             await asyncio.sleep(0.1)
         assert 0 < last < 32 * 2**20
+
+
+async def test_a_reply_holds_a_connection_until_the_upstream_has_sent_it_all() -> None:
+    finish = asyncio.Event()
+
+    async def slowly(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\na")
+        await finish.wait()
+        await peer.send(b"b")
+
+    class Relaying:
+        cycle: RequestCycle
+
+        async def serve(self, cycle: RequestCycle) -> None:
+            self.cycle = cycle
+            with await pool.send(b"GET", b"/", [HOST]) as reply:
+                await Client(cycle, BufferBudget(0, 0), by_address).relay(200, reply.headers, [], reply)
+
+    app = Relaying()
+    async with (
+        RawUpstream(slowly) as upstream,
+        pool_to(upstream) as pool,
+        serve(app) as port,
+        connect(port) as client,
+    ):
+        await client.send(GET)
+        await client.head()
+        assert app.cycle.holds_connection()
+        finish.set()
+        assert await client.exactly(2) == b"ab"
+        assert not app.cycle.holds_connection()

@@ -180,11 +180,11 @@ async def flooded(scope: Message, receive: Any, send: Any) -> None:
 
 
 @in_virtual_time
-async def test_past_max_stalled_the_replies_that_have_waited_longest_are_cut_off() -> None:
-    stats = ServerStats()
+async def test_as_many_are_cut_off_as_are_wanted_those_that_have_waited_longest() -> None:
+    stats = ServerStats(stalled=StalledReplies(lambda: 2 - stats.aborted.total()))
     clients = []
     for _ in range(4):
-        client = VirtualClient(flooded, ServerLimits(max_stalled=2), stats)
+        client = VirtualClient(flooded, stats=stats)
         client.reading = False
         client.send(GET)
         clients.append(client)
@@ -193,7 +193,8 @@ async def test_past_max_stalled_the_replies_that_have_waited_longest_are_cut_off
     assert len(stats.stalled) == 4
     await asyncio.sleep(2)
     assert [client.aborted for client in clients] == [True, True, False, False]
-    assert [client.ended_at for client in clients[:2]] == [pytest.approx(0.2 + STALL)] * 2
+    for client, since in zip(clients, (0.0, 0.1), strict=False):
+        assert client.ended_at == pytest.approx(since + STALL, abs=LOOK)
     assert stats.aborted == {"stalled": 2}
     clients[2].take(1_000_000)
     await asyncio.sleep(0.001)
@@ -206,10 +207,10 @@ async def test_past_max_stalled_the_replies_that_have_waited_longest_are_cut_off
 
 @in_virtual_time
 async def test_a_reply_that_goes_on_in_time_is_not_cut_off_for_the_others() -> None:
-    stats = ServerStats()
+    stats = ServerStats(stalled=StalledReplies(lambda: 3))
     clients = []
     for _ in range(3):
-        client = VirtualClient(flooded, ServerLimits(max_stalled=2), stats)
+        client = VirtualClient(flooded, stats=stats)
         client.reading = False
         client.send(GET)
         clients.append(client)
@@ -364,7 +365,7 @@ async def in_large_pieces(scope: Message, receive: Any, send: Any) -> None:
 
 
 def stalled_readers(count: int, stats: ServerStats) -> list[VirtualClient]:
-    clients = [VirtualClient(in_large_pieces, ServerLimits(max_stalled=1), stats) for _ in range(count)]
+    clients = [VirtualClient(in_large_pieces, stats=stats) for _ in range(count)]
     for client in clients:
         client.reading = False
         client.send(GET)
@@ -381,7 +382,7 @@ async def reads(clients: dict[VirtualClient, int], seconds: float) -> None:
 
 @in_virtual_time
 async def test_a_reader_is_judged_by_what_it_takes_not_by_when_it_was_last_woken() -> None:
-    stats = ServerStats()
+    stats = ServerStats(stalled=StalledReplies(lambda: 4))
     clients = stalled_readers(4, stats)
     await reads(dict(zip(clients, [100_000, 20_000, 100_000, 0], strict=True)), 5)
     assert [client.aborted for client in clients] == [False, True, False, True]
@@ -393,15 +394,68 @@ async def test_a_reader_is_judged_by_what_it_takes_not_by_when_it_was_last_woken
 
 @in_virtual_time
 async def test_nobody_is_cut_off_before_somebody_needs_what_he_holds() -> None:
-    needed: list[bool] = []
-    stats = ServerStats(stalled=StalledReplies(lambda: bool(needed)))
+    needed = 0
+    stats = ServerStats(stalled=StalledReplies(lambda: needed - stats.aborted.total()))
     clients = stalled_readers(3, stats)
     await asyncio.sleep(5)
     assert not any(client.aborted for client in clients)
-    needed.append(True)
-    await asyncio.sleep(2 * LOOK)
-    assert [client.aborted for client in clients] == [True, True, False]
+    needed = 2
+    stats.stalled.look(asyncio.get_running_loop())
+    assert [client.aborted for client in clients] == [True, True, False], "at once"
     clients[2].abort()
+    await asyncio.sleep(0.001)
+    assert stats.aborted == {"stalled": 2}
+
+
+class Stalled:
+    """A reply that waits; `over`: all of it is here."""
+
+    def __init__(self, *, over: bool = False) -> None:
+        self.over = over
+        self.cut = False
+
+    def taken_since_waiting(self) -> int:
+        return 0
+
+    def holds_connection(self) -> bool:
+        return not self.over
+
+    def cut_off(self, cause: str) -> None:
+        self.cut = True
+
+
+@in_virtual_time
+async def test_nobody_is_cut_off_for_a_connection_who_holds_none_or_while_one_is_on_its_way() -> None:
+    wanted, loop = 1, asyncio.get_running_loop()
+    stalled = StalledReplies(lambda: wanted)
+    replies = [Stalled(over=True), Stalled(), Stalled()]
+    for one in replies:
+        stalled.add(one, loop)
+    await asyncio.sleep(5)
+    assert [one.cut for one in replies] == [False, True, False]
+    stalled.discard(replies[1])
+    wanted = 0
+    await asyncio.sleep(5)
+    assert [one.cut for one in replies] == [False, True, False]
+
+
+@in_virtual_time
+async def test_past_half_of_the_places_in_flight_stalled_replies_make_room_for_who_is_refused() -> None:
+    stats, limits = ServerStats(), ServerLimits(max_in_flight=4)
+    clients = [VirtualClient(flooded, limits, stats) for _ in range(4)]
+    for client in clients:
+        client.reading = False
+        client.send(GET)
+    await asyncio.sleep(5)
+    assert not any(client.aborted for client in clients)
+    newcomer = VirtualClient(flooded, limits, stats)
+    newcomer.send(GET)
+    assert newcomer.got.startswith(b"HTTP/1.1 503")
+    await asyncio.sleep(1)
+    assert [client.aborted for client in clients] == [True, True, False, False]
+    assert stats.in_flight == 2
+    for client in clients[2:]:
+        client.abort()
     await asyncio.sleep(0.001)
 
 

@@ -12,7 +12,8 @@ import pytest
 
 from gateway.server.asgi import Message
 from gateway.server.duplex_stream import DuplexStream
-from gateway.server.limits import ServerLimits, ServerStats
+from gateway.server.limits import ServerStats
+from gateway.server.stalled_replies import StalledReplies
 from gateway.server.write_flow import ClientDisconnected
 from tests.support.applications import SWITCHED, Echo, Tunnel, cycle_of
 from tests.support.raw_requests import GET, LAST, UPGRADE, get
@@ -130,8 +131,8 @@ async def test_a_side_of_a_tunnel_may_be_slow_for_a_while() -> None:
         await stream.write(b"x" * 100_000)
         await stream.write(b"end")
 
-    stats = ServerStats()
-    client = VirtualClient(Tunnel(after), ServerLimits(max_stalled=0), stats)
+    stats = ServerStats(stalled=StalledReplies(lambda: 1))
+    client = VirtualClient(Tunnel(after), stats=stats)
     client.reading = False
     client.send(UPGRADE)
     await asyncio.sleep(59)

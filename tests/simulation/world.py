@@ -27,6 +27,7 @@ from gateway.errors import GatewayError
 from gateway.http.headers import Fields, Header, Headers
 from gateway.proxy.lifecycle import Lifecycle
 from gateway.proxy.tunnel import ByteStream
+from gateway.server.write_flow import may_hold_one
 from gateway.state.memory import MemoryStore
 from gateway.state.store import Store
 from gateway.upstream.transport import Transport
@@ -278,6 +279,7 @@ class Client:
         self.upgrade: bytes | None = None
         self.body = SimulatedBody(self.told, loop)
         self.cancel_on_disconnect = False
+        self.holds_connection: Callable[[], bool] = may_hold_one
         self.gone = False
         self._task: asyncio.Task[Any] | None = None
         if request.leaves is not None:

@@ -8,6 +8,7 @@ import socket
 import ssl
 import threading
 import time
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +54,10 @@ class PlantingUpstream:
 
 
 class Noting(UpstreamConnection):
-    """Knows when it was polled last before each request."""
+    """Knows when it was polled last before each request: since the one before, or never."""
 
     started: dict[bytes, float]
-    polled = 0.0
+    polled = inf
 
     def silent(self) -> bool:
         self.polled = time.monotonic()
@@ -64,6 +65,7 @@ class Noting(UpstreamConnection):
 
     def start(self, request: Any, reply: Any, headed: Any) -> None:
         self.started[request.head.split(b" ", 2)[1]] = self.polled
+        self.polled = inf
         super().start(request, reply, headed)
 
 

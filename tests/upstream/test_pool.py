@@ -194,7 +194,7 @@ async def test_callers_who_wait_are_served_by_turns() -> None:
         assert [request.target for request in upstream.requests].index(b"/b") <= 2
 
 
-async def test_readers_that_stall_keep_nobody_waiting_and_those_alone_are_left_in_peace() -> None:
+async def test_who_has_to_wait_is_told_of_and_gets_what_is_given_up_at_once() -> None:
     large = b"HTTP/1.1 200 OK\r\nContent-Length: 9000000\r\n\r\n" + b"x" * 9_000_000
 
     async def script(peer: Peer) -> None:
@@ -202,10 +202,49 @@ async def test_readers_that_stall_keep_nobody_waiting_and_those_alone_are_left_i
             await peer.send(large if (await peer.request()).target == b"/large" else OK)
 
     async with RawUpstream(script) as upstream, pool_to(upstream, max_connections=3, pool=10) as pool:
-        stalled = [await pool.send(b"GET", b"/large", [HOST]) for _ in range(3)]
-        await until(lambda: len(pool._stalled) == 3)
-        assert not any(reply.over for reply in stalled)
-        assert (await fetch(pool))[1] == b"ok"
-        assert sum(reply.over for reply in stalled) == 1
-        for reply in stalled:
-            reply.close()
+        held = [await pool.send(b"GET", b"/large", [HOST]) for _ in range(3)]
+        waiting = []
+
+        def give_one_up(_: asyncio.AbstractEventLoop) -> None:
+            waiting.append(pool.waiting)
+            held.pop().close()
+
+        pool.on_wait = give_one_up
+        try:
+            async with asyncio.timeout(5):
+                assert (await fetch(pool))[1] == b"ok"
+            assert waiting == [1]
+        finally:
+            for reply in held:
+                reply.close()
+
+
+async def test_each_waits_for_its_own_time_and_no_longer() -> None:
+    async with RawUpstream(silent) as upstream, pool_to(upstream, max_connections=1, pool=0.2) as pool:
+        holder = asyncio.create_task(pool.send(b"GET", b"/", [HOST]))
+        await until(lambda: upstream.peers)
+        began: list[float] = []
+        ended: list[float] = []
+
+        async def wait() -> None:
+            began.append(pool_time())
+            with pytest.raises(PoolExhausted):
+                await fetch(pool)
+            ended.append(pool_time())
+
+        pool_time = asyncio.get_running_loop().time
+        waiting = []
+        for _ in range(4):
+            waiting.append(asyncio.create_task(wait()))
+            await asyncio.sleep(0.03)
+        waiting.pop(0).cancel()
+        await ticks(3)
+        assert pool.waiting == 3
+        try:
+            async with asyncio.timeout(5):
+                await asyncio.gather(*waiting)
+        finally:
+            holder.cancel()
+        assert pool.waiting == 0
+        for start, end in zip(began[1:], ended, strict=True):
+            assert 0.19 < end - start < 0.3
