@@ -74,7 +74,7 @@ class LookupRequest(Struct, frozen=True):
 
 
 class LookupResult(Struct, frozen=True):
-    """A value that may be filled, and the reading that it was chosen from. `had`: when that was at hand."""
+    """A value that may be filled, and the reading that it was chosen from. `had` is that of `_Found`."""
 
     request: LookupRequest
     value: str
@@ -134,10 +134,21 @@ class LookupResults(Struct, frozen=True):
         )
 
 
+class _Found(Struct, frozen=True):
+    """
+    A reading, and until when nothing was fresher: the moment at which its GET was answered, for a call that
+    waited for it; for any other, the moment as of which it was read.
+    """
+
+    reading: Reading
+    source: str
+    had: float
+
+
 class _InFlight(Struct, eq=False):
     """A look-up that is under way, and the stamp that its reading will carry."""
 
-    task: asyncio.Task[Reading]
+    task: asyncio.Task[_Found]
     generation: int
     started: float
 
@@ -220,7 +231,7 @@ class Lookups:
         self._budget = budget
         self._ignored = ignored
         self._in_flight: dict[Key, _InFlight] = {}  # of each key the one that may be joined
-        self._tasks: set[asyncio.Task[Reading]] = set()  # all look-ups that are under way
+        self._tasks: set[asyncio.Task[_Found]] = set()  # all look-ups that are under way
         # A reading serves all its participants.
         self._chosen_from: WeakKeyDictionary[Reading, _Chosen] = WeakKeyDictionary()
         # The last readings that were parsed, until something is chosen from them.
@@ -252,7 +263,7 @@ class Lookups:
                 return None
             if view.accepted is not None and not is_settled(reading, value, view.accepted):
                 return None
-            values[fill.field] = LookupResult(request, value, reading, "cache", view.time)
+            values[fill.field] = LookupResult(request, value, reading, "cache", reading.started - reading.age)
         self._counts["gateway_lookups_total", "cached"] += len(values)
         return LookupResults(values)
 
@@ -260,16 +271,23 @@ class Lookups:
         """Raises LookupRefused, or a GatewayError when there was no usable reply."""
         values: dict[str, LookupResult] = {}
         unfilled: str | None = None
+        own: dict[Key, _Found] = {}
         for request in requests:
-            result = await self.look_up(request)
+            result = await self.look_up(request, own)
             if isinstance(result, Unfilled):
                 unfilled = result.reason
             else:
                 values[request.target.fill.field] = result
         return LookupResults(values, unfilled)
 
-    async def look_up(self, request: LookupRequest) -> LookupResult | Unfilled:
-        """Raises LookupRefused, or a GatewayError when there was no usable reply."""
+    async def look_up(
+        self, request: LookupRequest, own: dict[Key, _Found] | None = None
+    ) -> LookupResult | Unfilled:
+        """
+        Raises LookupRefused, or a GatewayError when there was no usable reply. `own`: what the same call has
+        waited for before; what this one waits for is added.
+        """
+        own = {} if own is None else own
         fill = request.target.fill
         not_before = -math.inf
         delay = FIRST_DELAY
@@ -278,18 +296,19 @@ class Lookups:
         while True:
             view = await self._view(request)
             try:
-                found = await self._reading(request, view, not_before, alone)
+                found = await self._reading(request, view, not_before, alone, own.get(request.key))
             except _NotShared:
                 alone = True
                 continue
             if found is None:
                 continue
-            reading, source = found
-            value = self._chosen(reading, request.target)
-            if is_settled(reading, value, view.accepted):
+            if found.source == "lookup":
+                own[request.key] = found
+            value = self._chosen(found.reading, request.target)
+            if is_settled(found.reading, value, view.accepted):
                 break
             self._counts["gateway_lookups_total", "disagreed"] += 1
-            at_first = source == "cache" and not_before == -math.inf
+            at_first = found.source == "cache" and not_before == -math.inf
             # Only a GET that begins from now on counts; all calls that wait for one share it (S8).
             not_before = self.now()
             if not at_first:
@@ -301,7 +320,7 @@ class Lookups:
             return value
         if not fill.allowed(value):
             return Unfilled(f"{fill.field}-not-allowed")
-        return LookupResult(request, value, reading, source, self.now())
+        return LookupResult(request, value, found.reading, found.source, found.had)
 
     async def usable(self, results: LookupResults) -> bool:
         """Whether they may still be filled, asked right before the call leaves (S2, S3)."""
@@ -385,12 +404,12 @@ class Lookups:
         return await self._store.view(request.key, request.target.subject)
 
     async def _reading(
-        self, request: LookupRequest, view: View, not_before: float, alone: bool
-    ) -> tuple[Reading, str] | None:
+        self, request: LookupRequest, view: View, not_before: float, alone: bool, own: _Found | None
+    ) -> _Found | None:
         """
-        The one that is kept, if it may be filled and began no earlier than `not_before`, or a new one; that
-        of a look-up in flight only if not `alone`. None when it waited for a look-up that began before the
-        call had arrived, and takes too long for it. Raises _NotShared.
+        `own` or the one that is kept, if it may be filled and began no earlier than `not_before`, or a new
+        one; that of a look-up in flight only if not `alone`. None when it waited for a look-up that began
+        before the call had arrived, and takes too long for it. Raises _NotShared.
         """
         key, kept, max_age = request.key, view.reading, request.target.fill.max_age
         # That nothing was fresher holds for what this call waits for, and not for what others left here.
@@ -401,7 +420,14 @@ class Lookups:
             and is_fresh(kept, view.generation, max_age, since, view.time)
         ):
             self._counts["gateway_lookups_total", "cached"] += 1
-            return kept, "cache"
+            return _Found(kept, "cache", kept.started - kept.age)
+        if (
+            own is not None
+            and own.reading.started >= not_before
+            and is_fresh(own.reading, view.generation, max_age, request.since, view.time)
+        ):
+            self._counts["gateway_lookups_total", "cached"] += 1
+            return _Found(own.reading, "cache", own.had)
         if view.pause is not None:
             self._hold_back(view.pause.refusal, view.pause.until - view.time)
         in_flight = self._in_flight.get(key)
@@ -412,20 +438,20 @@ class Lookups:
             or not may_join(in_flight.started, max_age, request.since, not_before, self.now())
         ):
             in_flight = self._start(request, view)
-            return await asyncio.shield(in_flight.task), "lookup"
+            return await asyncio.shield(in_flight.task)
         self._counts["gateway_lookups_total", "coalesced"] += 1
         if in_flight.started >= request.since:
-            reading = await asyncio.shield(in_flight.task)
+            found = await asyncio.shield(in_flight.task)
         else:
             try:
                 async with asyncio.timeout(in_flight.started + max_age - self.now()):
-                    reading = await asyncio.shield(in_flight.task)
+                    found = await asyncio.shield(in_flight.task)
             except TimeoutError:
                 # What it reads would be older than max_age: for this call another can show something fresher.
                 return None
-        if not reading.shared:
+        if not found.reading.shared:
             raise _NotShared
-        return reading, "lookup"
+        return found
 
     def _start(self, request: LookupRequest, view: View) -> _InFlight:
         """The GET runs in a task of its own: a caller that leaves, or the first, must not end it (S8)."""
@@ -435,7 +461,7 @@ class Lookups:
         self._tasks.add(task)
         in_flight = self._in_flight[key] = _InFlight(task, view.generation, view.time)
 
-        def ended(done: asyncio.Task[Reading]) -> None:
+        def ended(done: asyncio.Task[_Found]) -> None:
             self._tasks.discard(done)
             if self._in_flight.get(key) is in_flight:
                 del self._in_flight[key]
@@ -445,7 +471,7 @@ class Lookups:
         task.add_done_callback(ended)
         return in_flight
 
-    async def _get(self, request: LookupRequest, headers: list[Header], view: View) -> Reading:
+    async def _get(self, request: LookupRequest, headers: list[Header], view: View) -> _Found:
         self._counts["gateway_lookups_total", "sent"] += 1
         fill, kept = request.target.fill, view.reading
         if kept is not None and kept.etag is not None:
@@ -456,9 +482,10 @@ class Lookups:
         except TimeoutError as error:
             limit = f"{fill.lookup_timeout:g} s"
             raise ReadTimeout(f"the look-up took longer than lookup_timeout ({limit})") from error
+        found = _Found(reading, "lookup", self.now())
         if reading.shared:
             await self._put(request.key, reading)
-        return reading
+        return found
 
     async def _read(self, request: LookupRequest, headers: list[Header], view: View) -> Reading:
         key, kept = request.key, view.reading

@@ -97,10 +97,8 @@ class NoApiKey(CredentialFingerprints):
 class AgeFromTheEnd(Lookups):
     """The age counts from when the GET was answered."""
 
-    async def _get(self, request: LookupRequest, *rest: Any) -> Reading:
-        reading = structs.replace(await super()._get(request, *rest), started=self.now())
-        await self._store.put(request.key, reading)
-        return reading
+    async def _read(self, *rest: Any) -> Reading:
+        return structs.replace(await super()._read(*rest), started=self.now())
 
 
 class Trusting(MemoryStore):

@@ -604,6 +604,63 @@ async def test_a_revalidation_that_varies_beyond_the_key_makes_nothing_younger()
     assert (await bench.result()).value == "active"
 
 
+# --- how long what was found may be filled
+
+
+async def test_two_fields_from_one_slow_reading_cost_one_look_up_and_leave_together() -> None:
+    bench = Bench()
+
+    class Slow(Scripted):
+        async def send(self, *call: Any, **rest: Any) -> Reply:
+            bench.now += 1.5
+            return await super().send(*call, **rest)
+
+    transport = Slow()
+    bench.lookups._upstream = transport
+    transport.will(200, document(), JSON)
+    transport.will(200, document("active"), JSON)
+
+    both = await bench.lookups.look_up_all([bench.request(), bench.request(field="held")])
+
+    assert [result.value for result in both.values.values()] == ["connected", "connected"]
+    assert len(transport.asked) == 1
+    assert await bench.lookups.usable(both)
+    assert bench.lookups.usable_without_store(both)
+
+
+async def test_what_another_call_left_is_never_older_than_max_age_though_it_began_after_this_call() -> None:
+    bench = Bench()
+    bench.transport.will(200, document(), JSON)
+    request = bench.request()
+    bench.now += 0.1
+    await bench.result()
+    bench.now += 0.9
+    found = await bench.lookups.look_up_all([request])
+    assert (found.values["state"].source, len(bench.transport.asked)) == ("cache", 1)
+
+    assert bench.lookups.usable_without_store(found)
+    bench.now += 0.2
+    assert not bench.lookups.usable_without_store(found)
+
+
+async def test_the_wait_after_a_look_up_counts_from_its_answer_and_not_from_when_the_store_was_told() -> None:
+    bench = Bench()
+    bench.transport.will(200, document(), JSON)
+
+    class SlowlyTold(MemoryStore):
+        async def put(self, key: Key, reading: Reading) -> bool:
+            bench.now += 0.5
+            return await super().put(key, reading)
+
+    bench.store = SlowlyTold(100, 2**20, lambda: bench.now)
+    bench.lookups._store = bench.store
+    found = await bench.lookups.look_up_all([bench.request()])
+
+    assert bench.lookups.usable_without_store(found)
+    bench.now += 0.6
+    assert not bench.lookups.usable_without_store(found)
+
+
 # --- what waits in memory while it is read
 
 
