@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import hmac
 import json
 import random
 import time
@@ -30,6 +31,7 @@ from starlette.types import Message, Receive, Scope, Send
 from benchmarks import rig
 from benchmarks.client import Broken, Connection, opened
 from benchmarks.judge import Asked, Run, Seen, Terms
+from gateway.app import derived
 from gateway.http import headers as h
 from gateway.mock.server import Conversations, Fault, Mock, MockSettings, server
 
@@ -51,6 +53,7 @@ OTHERS = {
 CONTENT_TYPES = ("text/plain", "application/json", "application/x-www-form-urlencoded")
 NOTE = b"supervisorNote"  # stands in the bodies without a state
 LEAVES = 0.02  # of the calls on busy conversations: their client is gone within 50 ms
+KEY = "with it the digests on the audit log can be made again"
 LAG = 0.1  # seconds that a GET may be behind
 FAULTS = (
     Fault(method="PATCH", path="busy-", status=409),
@@ -203,7 +206,7 @@ class Load:
             method, target, body = "POST", f"/api/v2/conversations/{conversation}/disconnect", b""
         elif kind == "read":
             method, target, body = "GET", f"{rig.CONVERSATIONS}/{conversation}", b""
-        asked = Asked(id, kind, conversation, participant, body)
+        asked = Asked(id, kind, conversation, participant, body, time.time())
         self.asked.append(asked)
         headers = [("Authorization", f"Bearer {token}"), ("X-Request-Id", id)]
         if method == "PATCH":
@@ -227,6 +230,10 @@ def lines(audit: Path) -> list[tuple[float, Mapping[str, Any]]]:
     return found
 
 
+def digest(body: bytes) -> str:
+    return hmac.digest(derived(KEY.encode(), "audit body"), body, "sha256").hex()
+
+
 async def run(profile: str, a: argparse.Namespace, work: Path) -> int:
     rng = random.Random(f"{a.seed} {profile}")
     skew = time.time() - time.monotonic()
@@ -234,7 +241,9 @@ async def run(profile: str, a: argparse.Namespace, work: Path) -> int:
         fill = {"allow": sorted(ALLOW[profile]), "max_age": f"{a.max_age}s", "settle": f"{a.settle}s"}
         stack = contextlib.ExitStack()
         # In a thread: calls that their clients left are still in flight when the gateway is stopped.
-        gateway = await asyncio.to_thread(stack.enter_context, rig.gateway(work, port, fill=fill))
+        gateway = await asyncio.to_thread(
+            stack.enter_context, rig.gateway(work, port, fill=fill, credentials={"key": KEY})
+        )
         try:
             load = Load(profile, gateway.port, api, rng)
             await load.run(a.clients, a.seconds)
@@ -244,7 +253,7 @@ async def run(profile: str, a: argparse.Namespace, work: Path) -> int:
         log = lines(gateway.audit)
     if abs(time.time() - time.monotonic() - skew) > 0.001:
         print("warning: the machine's clock was set amid the run: ages may be judged wrongly")
-    judged = Run(Terms(a.max_age, a.settle, ALLOW[profile]), load.asked, api.seen, log)
+    judged = Run(Terms(a.max_age, a.settle, ALLOW[profile]), load.asked, api.seen, log, digest)
     return report(profile, load, judged, counts, log, a)
 
 

@@ -5,13 +5,13 @@ and what the audit log says. Pure; all times are Unix seconds of one machine.
 It reports only what is certain. A message reaches the upstream after it left the gateway, and its answer
 leaves the upstream before it reaches the gateway: seen from here flights look shorter and GETs younger
 than they were. So it can't see an overlap or an age that is shorter than the way between the two; nor the
-order of arrival within S4; nor whether an unanswered message (`ended` None) was still in flight; nor S8
-where calls change something; nor S6 but by the Authorization field. tests/simulation sees all of these.
+order of arrival within S4; nor how long a call waited after a look-up of its own (S2); nor whether an
+unanswered message (`ended` None) was still in flight; nor S8 where calls change something; nor S6 but by the
+Authorization field. tests/simulation sees all of these.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,13 +24,14 @@ REFILLED = frozenset({409, 412})
 
 @dataclass(slots=True)
 class Asked:
-    """A call as its client made it. `kind`: fill (a PATCH without state), explicit, write or read."""
+    """A call as its client made it, at `at`. `kind`: fill (no state), explicit, write or read."""
 
     id: str
     kind: str
     conversation: str
     participant: str
     body: bytes
+    at: float
     status: int | None = None  # None: it left, or got no whole reply
     refused: bool = False  # by the gateway itself
 
@@ -100,7 +101,9 @@ class Violation(NamedTuple):
 
 
 class Run:
-    """`log`: the audit log's lines, parsed; `left`: their `time` as Unix seconds."""
+    """
+    `log`: the audit log's lines, parsed, with their `time` as Unix seconds. `digest`: what they call a body.
+    """
 
     def __init__(
         self,
@@ -108,8 +111,10 @@ class Run:
         asked: Sequence[Asked],
         seen: Sequence[Seen],
         log: Sequence[tuple[float, Mapping[str, Any]]],
+        digest: Callable[[bytes], str],
     ) -> None:
         self.terms = terms
+        self.digest = digest
         self.asked = {one.id: one for one in asked}
         self.patches: defaultdict[str, list[Seen]] = defaultdict(list)
         self.reads: defaultdict[str, list[Seen]] = defaultdict(list)
@@ -137,7 +142,7 @@ class Run:
             asked = self.asked[id]
             for one in sent:
                 if asked.kind == "fill" and one.body != asked.body:
-                    left = self.recorded.get((id, hashlib.sha256(one.body).hexdigest()))
+                    left = self.recorded.get((id, self.digest(one.body)))
                     yield Fill(one, asked, str(json.loads(one.body).get("state")), left)
 
     def undisturbed(self) -> set[str]:
@@ -197,7 +202,7 @@ def _unjustified(run: Run, fill: Fill, writes: Sequence[Seen]) -> str | None:
         "S7": lambda get: get.shown.get(fill.asked.participant) == fill.value,
         "S6": lambda get: get.credential == fill.seen.credential,
         "S3": lambda get: get.begun > overtaken,
-        "S2": lambda get: fill.left_at - get.begun <= run.terms.max_age,
+        "S2": lambda get: get.begun > min(fill.asked.at, fill.left_at - run.terms.max_age),
     }
     gets = [one for one in run.reads[fill.seen.conversation] if one.begun < fill.seen.begun]
     if any(all(test(get) for test in tests.values()) for get in reversed(gets)):
