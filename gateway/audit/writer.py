@@ -38,6 +38,8 @@ from gateway.errors import Unrecordable
 
 # Seconds between two looks for a rotation. What is written meanwhile is on the rotated file.
 LOOKED_FOR = 0.1
+# Bytes that must have room after a failure: what a short line finds is no room for a rewrite.
+ROOM = 4096
 
 
 class Line(Struct, omit_defaults=True):
@@ -244,7 +246,7 @@ class AuditLog:
         self._writing = due
         lines, now, patience = b"".join(due.lines), self._wall(), self._timeout
         if self.problem is not None:
-            lines = self._gap(now) + lines
+            lines = self._gap(now, lines)
             patience = 0.0  # who comes now is not to wait for what was not to be had
         reopen, self._reopen = self._reopen, False
         job = partial(self._write_in_thread, lines, now, patience, reopen, due.needed and self._synced)
@@ -308,9 +310,10 @@ class AuditLog:
             with contextlib.suppress(Unrecordable):  # counted as lost, and told by check()
                 self._put(b"", self._wall())
 
-    def _gap(self, now: float) -> bytes:
-        """The first line after a failure tells a reader that some are missing before it."""
-        return self._encoded(_Gap(self._time(now), self.lost))
+    def _gap(self, now: float, lines: bytes) -> bytes:
+        """The first line after a failure tells a reader that some are missing before these."""
+        gap = self._encoded(_Gap(self._time(now), self.lost))
+        return gap[:-2].ljust(ROOM - 2 - len(lines)) + b"}\n" + lines
 
     def _put(self, line: bytes, now: float) -> None:
         lost = len(self._held)
@@ -318,7 +321,7 @@ class AuditLog:
             line = b"".join([*self._held, line])
             self._held.clear()
         if self.problem is not None:
-            line = self._gap(now) + line
+            line = self._gap(now, line)
         try:
             self._write(line, now, 0.0)
         except Unrecordable as error:

@@ -58,6 +58,19 @@ async def test_on_a_full_disk_rewrites_are_503_and_the_rest_passes() -> None:
         await refuses_rewrites_and_lets_the_rest_pass(running, upstream)
 
 
+async def test_where_only_short_lines_have_room_the_gateway_is_not_ready(tmp_path: Path) -> None:
+    class NearlyFull(AuditLog):
+        def _write(self, line: bytes, now: float, patience: float) -> None:
+            if len(line) > 500:
+                raise Unrecordable(f"the audit log {tmp_path / 'log'} cannot be written: no space left")
+            super()._write(line, now, patience)
+
+    async with mock() as upstream:
+        parts = Parts(audit=NearlyFull)
+        async with gateway(upstream.url, audit=str(tmp_path / "log"), parts=parts) as running:
+            await refuses_rewrites_and_lets_the_rest_pass(running, upstream)
+
+
 @FULL
 async def test_a_call_that_cannot_be_recorded_keeps_no_connection_and_no_conversation_lock() -> None:
     async with mock() as upstream:
