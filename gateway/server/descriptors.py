@@ -49,11 +49,11 @@ def shared(wanted: Shares, available: int) -> Shares:
     if wanted.descriptors <= available:
         return wanted
     rest = available - OWN
-    admin = max(LEAST, min(wanted.admin, rest // 8))
-    lingering = max(LEAST, min(wanted.lingering, rest // 8))
+    admin = min(wanted.admin, max(LEAST, rest // 8))
+    lingering = min(wanted.lingering, max(LEAST, rest // 8))
     rest -= admin + lingering
-    upstream = max(LEAST, min(wanted.upstream, rest // 2))
-    clients = max(LEAST, min(wanted.clients, rest - upstream))
+    upstream = min(wanted.upstream, max(LEAST, rest // 2))
+    clients = min(wanted.clients, max(LEAST, rest - upstream))
     return Shares(clients, lingering, upstream, admin)
 
 

@@ -41,6 +41,13 @@ def test_however_few_there_are_something_is_kept_for_each(available: int) -> Non
     assert min(has.admin, has.lingering) >= 8
 
 
+def test_who_was_to_have_few_has_no_more_where_there_are_not_enough() -> None:
+    few = Shares(clients=20_000, lingering=4, upstream=3, admin=2)
+    has = shared(few, 10_000)
+    assert (has.lingering, has.upstream, has.admin) == (4, 3, 2)
+    assert has.descriptors == 10_000
+
+
 def test_what_to_set_is_said() -> None:
     said = shortage(DEFAULT, shared(DEFAULT, 256), 256)
     assert said is not None
