@@ -96,7 +96,10 @@ async def test_a_fifo_without_a_reader_is_unwritable_and_is_written_when_it_has_
         copy = tmp_path / "copy"
         copy.write_bytes(os.read(reader, 2**20))
         os.close(reader)
-        assert [line["event"] for line in audit_lines(copy)][:2] == ["gap", "rewrite"]
+        # What is said of the call that was refused may be lost, or wait until there is a reader.
+        events = [line["event"] for line in audit_lines(copy)]
+        assert events[0] == "gap"
+        assert "rewrite" in events
 
 
 class Disk:
