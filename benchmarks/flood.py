@@ -19,7 +19,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import uvloop
 
@@ -27,6 +27,7 @@ from benchmarks import rig
 from gateway import app
 from gateway.config import Settings
 from gateway.http.headers import Fields, Header, Headers
+from gateway.http.slots import Values
 from gateway.proxy.lifecycle import Lifecycle
 from gateway.proxy.tunnel import ByteStream
 from gateway.server.write_flow import may_hold_one
@@ -56,6 +57,7 @@ class Upstream:
         *,
         extra_headers: Headers = (),
         upgrade: bool = False,
+        values: Values = (),
         before_send: BeforeSend | None = None,
         caller: Callable[[], str] = nobody,
     ) -> Reply:
@@ -92,6 +94,8 @@ class Call:
     def __init__(self, target: bytes, headers: Fields, body: bytes) -> None:
         self.target = target
         self.headers = headers
+        self.values: tuple[bytes, ...] = ()
+        self.task: Any = None
         self._body = body
 
     @property

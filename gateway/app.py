@@ -33,6 +33,7 @@ from gateway.config import CorsSettings, CredentialSettings, Settings, UpstreamS
 from gateway.errors import GatewayError
 from gateway.http.forwarding import Hop
 from gateway.http.grammar import imitations
+from gateway.http.head_shapes import HeadShapes
 from gateway.proxy.buffered import BufferBudget
 from gateway.proxy.lifecycle import Lifecycle
 from gateway.proxy.passthrough import Passthrough, UploadSlots
@@ -258,8 +259,6 @@ def _lifecycle(
         spools=spools,
         tunnels=TunnelSlots(limits.max_tunnels or max(1, to.max_connections // 4)),
         credentials=credentials,
-        hop=hop,
-        counts=counts,
         max_body=limits.max_body,
         tunnel_idle=limits.tunnel_idle,
     )
@@ -286,6 +285,7 @@ def _lifecycle(
         budget=budget,
         max_body=limits.max_body,
         deadline=limits.deadline,
+        direct=isinstance(transport, Pool),  # httpx wants asyncio's own tasks
     )
 
 
@@ -443,7 +443,7 @@ async def running(
         server = _Server(
             uvicorn.Config(
                 cast(Any, gateway.app),
-                http=connection.build(downstream, gateway.stats),
+                http=connection.build(downstream, gateway.stats, HeadShapes()),
                 timeout_graceful_shutdown=math.ceil(limits.drain_timeout),
                 backlog=settings.listen.backlog,  # it listens once more, with its own
                 **QUIET,

@@ -207,6 +207,7 @@ class PoolExhausted(UpstreamError):
     status = 503
     title = "No connection to the upstream came free in time"
     proxy_error = "connection_limit_reached"
+    retry_after = 1.0
     advice = "Nothing was sent upstream. Raise upstream.max_connections, or send less at once."
 
 
@@ -214,6 +215,7 @@ class NoDescriptor(UpstreamError):
     status = 503
     title = "The gateway has no file descriptor left for the upstream"
     proxy_error = "connection_limit_reached"
+    retry_after = 1.0
     advice = "Nothing was sent upstream. Raise the process's limit on open files (ulimit -n)."
 
 

@@ -201,6 +201,7 @@ class Rules:
         self._writes: Routes[Write] = Routes()
         self._folded_writes: Routes[Write] = Routes()
         self._reads: Routes[Fill] = Routes()
+        self._reads_cached = lru_cache(PATHS_KEPT)(self._reads.match)
         writes: list[tuple[templates.WriteTemplate, Write]] = []
         filled = frozenset(fill.field for one in settings for fill in one.fills)
         for one in settings:
@@ -251,4 +252,6 @@ class Rules:
 
     def reads(self, method: str, path: bytes) -> PathMatch[Fill] | None:
         """The fill that can learn from the reply: the call is the GET that it would look up itself."""
-        return self._reads.match("GET", path) if method == "GET" else None
+        if method != "GET":
+            return None
+        return self._reads_cached("GET", path) if len(path) <= PATH_KEPT else self._reads.match("GET", path)

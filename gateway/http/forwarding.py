@@ -15,6 +15,7 @@ from msgspec import Struct
 from gateway.http import headers as h
 from gateway.http.grammar import HOP_BY_HOP, METHOD_OVERRIDES, NEVER_NOMINATED, imitations
 from gateway.http.headers import Fields, Header, Headers
+from gateway.http.slots import NODE, PEER
 
 # What a client says about the hops before it: believed only from a configured proxy.
 FORWARDING = frozenset(
@@ -158,14 +159,13 @@ class UpstreamRequestHeaders(Fields):
 
 
 def upstream_request_headers(
-    headers: Headers, hop: Hop, address: str, version: str
+    headers: Headers, hop: Hop, trusted: bool, version: str
 ) -> UpstreamRequestHeaders:
     """
     The fields for the upstream but the request's id, framing left to whoever writes the body. `hop.host`
-    replaces Host (None keeps the client's); `address` is the peer's, `version` the protocol that the request
-    came in.
+    replaces Host (None keeps the client's); `trusted`: what the peer says of the hops before it is believed;
+    `version` is that of the protocol in which the request came. The peer's address is in slots.
     """
-    trusted = hop.trusts(address)
     unwanted = TRUSTED if trusted else UNTRUSTED
     host = b""
     via: list[bytes] = []
@@ -197,11 +197,9 @@ def upstream_request_headers(
     if named:
         result = h.without(result, h.nominated(headers))
     result.insert(0, (b"host", host if hop.host is None else hop.host))
-    peer = address.encode("ascii", "replace")
-    node = b'"[%s]"' % peer if b":" in peer else peer or b"unknown"
-    forwarded.append(b'for=%s;host="%s";proto=http' % (node, _escaped(host)))
+    forwarded.append(b'for=%s;host="%s";proto=http' % (NODE, _escaped(host)))
     result.append((b"forwarded", b", ".join(forwarded)))
-    addresses.append(peer)
+    addresses.append(PEER)
     result.append((b"x-forwarded-for", b", ".join(addresses)))
     if not trusted or h.first(headers, b"x-forwarded-proto") is None:
         result.append((b"x-forwarded-proto", b"http"))

@@ -6,10 +6,14 @@ Names are lower-case, order and repeats are kept, values are never decoded. Pure
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from typing import Any, TypeAlias, TypeVar, TypeVarTuple
 
 from gateway.http.grammar import HOP_BY_HOP, METHOD_OVERRIDES
+
+_is_token = re.compile(r"[A-Za-z*][A-Za-z0-9!#$%&'*+.^_`|~:/-]*").fullmatch
 
 Header: TypeAlias = tuple[bytes, bytes]
 Headers: TypeAlias = Sequence[Header]
@@ -17,10 +21,13 @@ Given = TypeVarTuple("Given")
 Made = TypeVar("Made")
 
 
+MAX_DERIVED = 64  # things that are remembered of one set of fields
+
+
 class Fields(list[Header]):
     """
     Header fields that do not change any more, so that `derived` can remember what follows from them. Where
-    the same fields come again on a connection, they are the same object again.
+    the same fields come again, they are the same object again.
     """
 
     __slots__ = ("_derived",)
@@ -31,11 +38,13 @@ class Fields(list[Header]):
 
     def derived(self, make: Callable[[Fields, *Given], Made], *given: *Given) -> Made:
         """`make(fields, *given)`, remembered: for a few functions and a few values given, always the same."""
-        key = (make, given)
-        found = self._derived.get(key, self)  # itself: there is nothing yet
-        made: Made = make(self, *given) if found is self else found
-        if found is self:
-            self._derived[key] = made
+        try:
+            return self._derived[make, given]  # type: ignore[no-any-return]
+        except KeyError:
+            made = make(self, *given)
+        if len(self._derived) >= MAX_DERIVED:
+            self._derived.clear()
+        self._derived[make, given] = made
         return made
 
 
@@ -125,6 +134,20 @@ def is_json(headers: Headers) -> bool:
     return kind is not None and media_type(kind)[0].endswith((b"/json", b"+json"))
 
 
+def is_event_stream(headers: Headers) -> bool:
+    kind = first(headers, b"content-type")
+    return kind is not None and media_type(kind)[0] == b"text/event-stream"
+
+
 def text(value: bytes, limit: int = 256) -> str:
     """For logs and errors: printable ASCII whatever the bytes were, and of bounded length."""
     return value[:limit].decode("ascii", "backslashreplace")
+
+
+@lru_cache(maxsize=256)
+def bare_item(value: str) -> str:
+    """RFC 9651 section 3.3: a token where it can be one, else a string."""
+    if _is_token(value):
+        return value
+    plain = value.encode("ascii", "backslashreplace").decode()
+    return '"' + plain.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -40,12 +40,15 @@ from gateway.http.grammar import (
     parse_field_lines,
     search_unfit,
 )
+from gateway.http.head_shapes import MAX_BLOCK, HeadShapes, Key
 from gateway.http.headers import Fields, Header, text
+from gateway.http.slots import FIXED, SLOTS, Slot, Values
 
 MAX_BLANK_LINES: Final = 8
 
+LINES_KEPT: Final = 8192  # request lines that are read once: the same participants are called for again
+LINE_KEPT: Final = 256  # bytes of such a line
 _MAX_METHOD: Final = 64
-_BLOCK_KEPT: Final = 4096  # bytes of fields that are remembered for the next request of a connection
 _TARGET: Final = rb"[\x21\x22\x24-\x7e]"  # what is printable, but "#": a fragment is never sent
 
 _LINE: Final = rb"(%b{1,%d}+) (%b++) HTTP/1\.([0-9])" % (TCHAR, _MAX_METHOD, _TARGET)
@@ -84,9 +87,8 @@ class RequestHead(Struct, frozen=True):
     keep_alive: bool
     expect_continue: bool
     upgrade: bytes | None  # the protocol offered, in lower case
-    block: (
-        bytes  # the field lines as they came, by which the next head with the same lines is known; or empty
-    )
+    values: Values = ()  # for the slots in `headers`
+    block: bytes | None = None  # the field lines as they came, where the next head with these means the same
 
 
 class _Decisive(Struct):
@@ -100,32 +102,88 @@ class _Decisive(Struct):
     upgrade: bytes = b""
 
 
-def parse_head(data: bytes, limits: HeadLimits, last: RequestHead | None = None) -> RequestHead:
+def parse_head(
+    data: bytes, limits: HeadLimits, shapes: HeadShapes | None = None, last: RequestHead | None = None
+) -> RequestHead:
     """
-    The head that `data` is, from the request line to the empty line. `last` is that of the connection's last
-    request: most clients say the same fields again and again.
+    The head that `data` is, from the request line to the empty line. With `shapes` its fields may have slots,
+    for the `values` that it has. `last` is the head before it on its connection.
     """
-    if len(data) > limits.max_head:
+    size = len(data)
+    if size > limits.max_head:
         raise _too_large(data, limits)
     line_end = data.find(b"\r\n")
-    block = data[line_end + 2 :]
-    if last is not None and block == last.block:
-        line = _match_line(data[:line_end])
-        if line is not None and len(line[2]) <= limits.max_target and line[1] in _USUAL_METHODS:
-            method, target, digit = line.groups()
-            # What the fields mean depends on no more of the line than this.
-            if target[0] == 0x2F and (digit != b"0") == last.minor:
-                return RequestHead(
-                    method,
-                    target,
-                    last.minor,
-                    last.headers,
-                    last.length,
-                    last.keep_alive,
-                    last.expect_continue,
-                    last.upgrade,
-                    block,
-                )
+    if shapes is None or size - line_end > MAX_BLOCK:
+        return _parsed(data, limits)
+    line = _kept_line(data[:line_end]) if line_end <= LINE_KEPT else _line(data[:line_end])
+    if line is None or len(line[1]) > limits.max_target:
+        return _parsed(data, limits)
+    method, target, minor = line
+    block = data[line_end + 2 : -4]
+    if last is not None and block == last.block and minor == last.minor:
+        return RequestHead(
+            method, target, minor, last.headers, last.length, last.keep_alive, False, None, last.values, block
+        )
+    split = shapes.split(block, minor)
+    if split is None:
+        return _parsed(data, limits)
+    key, values = split
+    shape = shapes.get(key)
+    if shape is None:
+        head = _parsed(data, limits)
+        if not shapes.is_worth_it(key):
+            return head
+        shape = _shape(head, key)
+        if shape is None:
+            return head
+        shapes.remember(key, shape)
+    length = shape.length
+    if isinstance(length, Slot):
+        value = values[length.number]
+        if match_length(value) is None:
+            return _parsed(data, limits)
+        length = int(value)
+    return RequestHead(
+        method, target, minor, shape.headers, length, shape.keep_alive, False, None, values, block
+    )
+
+
+def _line(line: bytes) -> tuple[bytes, bytes, int] | None:
+    """
+    Method, target and minor version of a request line; None where it is none, or has a say in what the fields
+    mean.
+    """
+    match = _match_line(line)
+    if match is None:
+        return None
+    method, target, digit = match.groups()
+    if target[0] != 0x2F or method not in _USUAL_METHODS:
+        return None
+    return method, target, 0 if digit == b"0" else 1
+
+
+_kept_line = lru_cache(LINES_KEPT)(_line)
+
+
+class _Shape(Struct, frozen=True):
+    """What the heads of one shape have in common; `length` is the body's, or its slot."""
+
+    headers: Fields
+    length: int | Slot
+    keep_alive: bool
+
+
+def _shape(head: RequestHead, key: Key) -> _Shape | None:
+    """None for a head whose length has a say in more than how long the body is."""
+    if head.expect_continue or any(name in (b"expect", b"upgrade") for name, _ in head.headers):
+        return None
+    slots = iter(SLOTS)
+    headers = Fields([(name, value if name in FIXED else next(slots)) for name, value in head.headers])
+    length = next((value for name, value in headers if name == b"content-length"), None)
+    return _Shape(headers, length if isinstance(length, Slot) else head.length, head.keep_alive)
+
+
+def _parsed(data: bytes, limits: HeadLimits) -> RequestHead:
     match = _match_head(data)
     if match is None:
         raise _diagnosis(data, limits)
@@ -135,12 +193,10 @@ def parse_head(data: bytes, limits: HeadLimits, last: RequestHead | None = None)
     headers = parse_field_lines(data, *match.span(4))
     if len(headers) > limits.max_headers:
         raise HeadTooLarge(f"more than {limits.max_headers} header fields (limits.max_headers)")
-    if len(block) > _BLOCK_KEPT or target[0] != 0x2F:  # there the request line has a say in the fields
-        block = b""
-    return _understood(method, target, 0 if digit == b"0" else 1, headers, block)
+    return _understood(method, target, 0 if digit == b"0" else 1, headers)
 
 
-def _understood(method: bytes, target: bytes, minor: int, headers: list[Header], block: bytes) -> RequestHead:
+def _understood(method: bytes, target: bytes, minor: int, headers: list[Header]) -> RequestHead:
     """What a head means: where the request goes, how long it is, and what becomes of its connection."""
     decisive = _decisive(headers)
     if method not in _USUAL_METHODS and method.upper() in _REFUSED_METHODS:
@@ -165,7 +221,7 @@ def _understood(method: bytes, target: bytes, minor: int, headers: list[Header],
             if member.strip().lower() not in (b"100-continue", b""):
                 raise ExpectationFailed("an expectation other than 100-continue")
         expects = length != 0
-    return RequestHead(method, target, minor, Fields(headers), length, keep_alive, expects, offered, block)
+    return RequestHead(method, target, minor, Fields(headers), length, keep_alive, expects, offered)
 
 
 def _decisive(headers: list[Header]) -> _Decisive:

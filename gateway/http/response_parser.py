@@ -33,11 +33,15 @@ _FRAMING: Final = frozenset({b"content-length", b"transfer-encoding", b"connecti
 
 
 class Sink(Protocol):
-    """Is told of the head, of the body's pieces, of the end; `keep`: the connection may be used again."""
+    """
+    Is told of the head, of the body's pieces, of the end; or of all of them at once. `keep`: the connection
+    may be used again.
+    """
 
     def replied(self, status: int, headers: Fields) -> None: ...
     def received(self, piece: bytes) -> None: ...
     def ended(self, keep: bool) -> None: ...
+    def replied_whole(self, status: int, headers: Fields, body: bytes, keep: bool) -> None: ...
 
 
 class ResponseParser:
@@ -77,6 +81,13 @@ class ResponseParser:
         return self.headed and self._left == UNTIL_CLOSE
 
     def _feed_head(self, data: bytes) -> None:
+        last = self._last_head
+        if last and data.startswith(last) and not self._partial and not self._head_only:
+            status, headers, left, keep = self._last
+            if len(data) == len(last) + left and status not in BODILESS:
+                self.headed = True
+                self._sink.replied_whole(status, headers, data[len(last) :], keep)
+                return
         largest = self._max_head
         start = 0
         if self._partial:

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import Final
 
+from msgspec import Struct
+
 from gateway.http.chunked import LAST_CHUNK, chunk
 from gateway.http.grammar import BODILESS, CHUNKED, NO_BODY, UNTIL_CLOSE
 from gateway.http.headers import Fields, Header, Headers, first
@@ -20,6 +22,86 @@ _STATUS_LINES: Final = {
     status.value: b"HTTP/1.1 %d %b\r\n" % (status, status.phrase.encode("ascii")) for status in HTTPStatus
 }
 _CLOSE: Final = b"connection: close\r\n\r\n"  # the end of a head; RFC 9112 section 9.6
+
+
+class _Head(Struct, frozen=True):
+    """
+    What status, request and shared fields say of a head: `text` comes first, `ending` after the fields of
+    this response alone. `framing` is the body's length, or how it ends.
+    """
+
+    text: bytes
+    ending: bytes
+    framing: int
+    dated: bool
+    closes: bool
+
+
+def _head(headers: Headers, status: int, head_only: bool, minor: int) -> _Head:
+    if not 200 <= status <= 999:
+        raise ValueError(f"{status} is not the status of a final reply")
+    # RFC 9110 section 8.6: a 204 has no length, and a 304's would be that of the reply it stands for.
+    sizeless = status in BODILESS
+    lines = field_lines(headers, OF_A_REPLY_WITHOUT_LENGTH if sizeless else OF_THE_CONNECTION)
+    ending = b""
+    # How the body ends (RFC 9112 section 6.3).
+    if sizeless or head_only:
+        framing = NO_BODY
+    elif isinstance(lines.length, int):
+        framing = lines.length
+    elif minor:
+        framing = CHUNKED
+        ending = b"transfer-encoding: chunked\r\n"
+    else:
+        framing = UNTIL_CLOSE
+    text = (_STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status) + lines.text
+    return _Head(text, ending, framing, lines.dated, lines.closes)
+
+
+def _begun(
+    status: int,
+    headers: Headers,
+    extra_headers: Headers,
+    method: bytes,
+    minor: int,
+    date: Callable[[], bytes],
+) -> tuple[bytes, _Head]:
+    if isinstance(headers, Fields):
+        head = headers.derived(_head, status, method == b"HEAD", minor)
+    else:
+        head = _head(headers, status, method == b"HEAD", minor)
+    text = head.text
+    if extra_headers:
+        text += checked(b"\r\n".join([*map(b": ".join, extra_headers), b""]), len(extra_headers))
+    if not head.dated:
+        text += b"date: %b\r\n" % date()  # RFC 9110 section 6.6.1
+    return text + head.ending, head
+
+
+def whole_response(
+    status: int,
+    headers: Headers,
+    body: bytes,
+    extra_headers: Headers,
+    method: bytes,
+    minor: int,
+    close: bool,
+    date: Callable[[], bytes],
+) -> tuple[bytes, bool]:
+    """
+    A response in one piece, and whether the connection ends with it: where `close`, or where the fields say
+    so. Otherwise as ResponseWriter.
+    """
+    text, head = _begun(status, headers, extra_headers, method, minor, date)
+    framing, close = head.framing, close or head.closes
+    if framing >= 0:
+        if len(body) != framing:
+            raise RuntimeError("the body is not as long as the reply's Content-Length")
+    elif framing == CHUNKED:
+        body = chunk(body) + LAST_CHUNK
+    elif framing == NO_BODY:
+        body = b""
+    return text + (_CLOSE if close else b"\r\n") + body, close or framing == UNTIL_CLOSE
 
 
 class ResponseWriter:
@@ -41,32 +123,10 @@ class ResponseWriter:
         `extra_headers` may not. `date` is asked for the value of Date where `headers` has none. Raises
         ValueError for a head that can't be written.
         """
-        if not 200 <= status <= 999:
-            raise ValueError(f"{status} is not the status of a final reply")
-        # RFC 9110 section 8.6: a 204 has no length, and a 304's would be that of the reply it stands for.
-        sizeless = status in BODILESS
-        unwritten = OF_A_REPLY_WITHOUT_LENGTH if sizeless else OF_THE_CONNECTION
-        if isinstance(headers, Fields):
-            lines = headers.derived(field_lines, unwritten)
-        else:
-            lines = field_lines(headers, unwritten)
-        head = (_STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status) + lines.text
-        if extra_headers:
-            head += checked(b"\r\n".join([*map(b": ".join, extra_headers), b""]), len(extra_headers))
-        if not lines.dated:
-            head += b"date: %b\r\n" % date()  # RFC 9110 section 6.6.1
-        # How the body ends (RFC 9112 section 6.3).
-        if sizeless or method == b"HEAD":
-            self._framing = NO_BODY
-        elif lines.length is not None:
-            self._framing = lines.length
-        elif minor:
-            self._framing = CHUNKED
-            head += b"transfer-encoding: chunked\r\n"
-        else:
-            self._framing = UNTIL_CLOSE
-        self.head: bytes | None = head  # None once it was given out
-        self.closes = lines.closes  # the fields say that the connection ends with this response
+        text, head = _begun(status, headers, extra_headers, method, minor, date)
+        self.head: bytes | None = text  # None once it was given out
+        self._framing = head.framing
+        self.closes = head.closes  # the fields say that the connection ends with this response
         self.complete = False
 
     @property

@@ -18,6 +18,7 @@ from gateway.http.grammar import (
     match_name,
 )
 from gateway.http.headers import Headers
+from gateway.http.slots import Slot
 
 _LENGTH, _CODING, _OPTIONS, _DATE = range(1, 5)
 _NAMES_KEPT: Final = 1024
@@ -55,12 +56,12 @@ _KINDS: Final = _Kinds(
 
 class FieldLines(Struct, frozen=True):
     """
-    `text` is the lines; `length` the body's, or CHUNKED, where the fields say it; `closes` whether Connection
-    says that this message is the last.
+    `text` is the lines; `length` the body's, or CHUNKED, where the fields say it, or the slot where each call
+    says it; `closes` whether Connection says that this message is the last.
     """
 
     text: bytes
-    length: int | None = None
+    length: int | Slot | None = None
     dated: bool = False
     closes: bool = False
 
@@ -70,18 +71,20 @@ def field_lines(headers: Headers, unwritten: frozenset[bytes] = NOTHING) -> Fiel
     Fields in `unwritten` are read, but left out of the text; of Connection only a lone `close`, since other
     options are the application's to say. Raises Unwritable.
     """
+    if len(headers) == 1 and not _KINDS[headers[0][0]]:
+        return FieldLines(checked(b"%b: %b\r\n" % headers[0], 1))
     lines: list[bytes] = []
     count = 0
-    length: int | None = None
+    length: int | Slot | None = None
     dated = closes = False
     for name, value in headers:
         kind = _KINDS[name]
         if kind:
             lower = name.lower()
             if kind == _LENGTH:
-                if length is not None or match_length(value) is None:
+                if length is not None or (type(value) is not Slot and match_length(value) is None):
                     raise Unwritable("Content-Length is repeated or not a number")
-                length = int(value)
+                length = value if isinstance(value, Slot) else int(value)
             elif kind == _DATE:
                 dated = True
             elif kind == _OPTIONS:

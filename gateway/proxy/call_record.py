@@ -4,21 +4,20 @@ What happened to one call, gathered on its way: for the audit log and for the re
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
-from functools import lru_cache
+from operator import attrgetter
 from typing import Any
 
 from msgspec import UNSET, Struct, UnsetType
 
 from gateway.audit.writer import AuditLog, Batch, Line
 from gateway.http import headers as h
-from gateway.http.headers import Fields, Header
+from gateway.http.headers import Header
 from gateway.proxy.client import Client
 from gateway.repairs.call import Call, Change
 from gateway.rules import Rule
 
-_TOKEN = re.compile(r"[A-Za-z*][A-Za-z0-9!#$%&'*+.^_`|~:/-]*")
+_record = attrgetter("record")
 
 
 class Decision(Line):
@@ -79,6 +78,7 @@ class CallRecord(Struct, eq=False):
 
     def _decision(self, event: str, **more: Any) -> Decision:
         client, rule = self.client, self.rule
+        agent = client.field(b"user-agent")
         return Decision(
             event,
             "",
@@ -87,7 +87,11 @@ class CallRecord(Struct, eq=False):
             rule.mode,
             client.method,
             client.path.decode("ascii", "backslashreplace"),
-            client.headers.derived(_caller, client.address, self.credential),
+            {
+                "address": client.address,
+                "user_agent": None if agent is None else h.text(agent),
+                "credential": self.credential,
+            },
             **more,
         )
 
@@ -152,34 +156,19 @@ class CallRecord(Struct, eq=False):
         """Gateway-Rewrite (a structured field, RFC 9651) and Server-Timing."""
         said = self.rule.name
         for change in self.changes:
-            if change.repair == "fill":
-                record = change.record
-                age = record["age_ms"] / 1000
-                said += f"; filled={_bare(record['field'])}; source={record['source']}; age={age}"
-            else:
-                said += "; " + change.repair.replace("_", "-")
+            said += change.said
         if self.attempt > 1:
             said += f"; attempt={self.attempt}"
         if self.skipped is not None:
-            said += f"; skipped={_bare(self.skipped)}"
-        result: list[Header] = [(b"gateway-rewrite", said.encode("ascii", "replace"))]
-        times = []
-        if self.lookup:
-            times.append(b"lookup;dur=%.2f" % (self.lookup * 1000))
-        if self.upstream:
-            times.append(b"upstream;dur=%.2f" % (self.upstream * 1000))
-        if times:
-            result.append((b"server-timing", b", ".join(times)))
-        return result
-
-
-def _caller(headers: Fields, address: str, credential: str) -> dict[str, Any]:
-    agent = h.first(headers, b"user-agent")
-    return {
-        "address": address,
-        "user_agent": None if agent is None else h.text(agent),
-        "credential": credential,
-    }
+            said += f"; skipped={h.bare_item(self.skipped)}"
+        rewrite = (b"gateway-rewrite", said.encode("ascii", "replace"))
+        lookup, upstream = self.lookup * 1000, self.upstream * 1000
+        if lookup and upstream:
+            return [rewrite, (b"server-timing", b"lookup;dur=%.2f, upstream;dur=%.2f" % (lookup, upstream))]
+        if lookup or upstream:
+            which = b"lookup;dur=%.2f" if lookup else b"upstream;dur=%.2f"
+            return [rewrite, (b"server-timing", which % (lookup or upstream))]
+        return [rewrite]
 
 
 def changes_recorded(
@@ -187,18 +176,9 @@ def changes_recorded(
 ) -> dict[str, Any]:
     """Names of fields, filled values, sizes and digests; no other value of the body (L3)."""
     return {
-        "changes": [change.record for change in changes],
+        "changes": list(map(_record, changes)),
         "body": {
             "before": {"bytes": len(before.body), "sha256": audit.digest(before.body)},
             "after": {"bytes": len(after.body), "sha256": audit.digest(after.body)},
         },
     }
-
-
-@lru_cache(maxsize=256)
-def _bare(value: str) -> str:
-    """RFC 9651 section 3.3: a token where it can be one, else a string."""
-    if _TOKEN.fullmatch(value):
-        return value
-    plain = value.encode("ascii", "backslashreplace").decode()
-    return '"' + plain.replace("\\", "\\\\").replace('"', '\\"') + '"'

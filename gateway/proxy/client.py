@@ -8,15 +8,16 @@ import asyncio
 import contextlib
 import itertools
 import secrets
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from gateway.errors import BodyTooLarge, GatewayError, InvalidReply
-from gateway.http.forwarding import Hop, sane_id, upstream_request_headers
-from gateway.http.headers import Fields, Header, Headers, by_name
+from gateway.http.forwarding import sane_id
+from gateway.http.headers import Fields, Header, Headers
 from gateway.http.problem import problem
+from gateway.http.slots import Slot, Values, peer
 from gateway.proxy.buffered import BufferBudget
+from gateway.proxy.call_head import CallHead
 from gateway.proxy.kept_reply import KeptReply
 from gateway.proxy.tunnel import ByteStream
 from gateway.upstream.reply import Reply
@@ -48,15 +49,26 @@ class ClientRequest(Protocol):
 
     method: str
     target: bytes  # as it was sent
-    version: str  # of HTTP: "1.1"
     headers: Fields
+    values: Values  # for the slots in `headers`
     address: str  # the peer's
-    upgrade: bytes | None  # the protocol that the client offers to switch to
     cancel_on_disconnect: bool  # whether the task is cancelled when the client leaves before it has its reply
     holds_connection: Callable[[], bool]  # whether the reply still holds a connection to the upstream
 
     @property
+    def version(self) -> str:
+        """Of HTTP: "1.1"."""
+
+    @property
+    def upgrade(self) -> bytes | None:
+        """The protocol that the client offers to switch to."""
+
+    @property
     def body(self) -> Body: ...
+
+    @property
+    def task(self) -> Any:
+        """That serves it."""
 
     @property
     def gone(self) -> bool:
@@ -87,7 +99,7 @@ _ids = (f"{_start}{number:016x}" for _start in [secrets.token_hex(8)] for number
 
 
 class Client:
-    """One call's client. `fields` is name to value, the last line of a repeated field."""
+    """One call's client."""
 
     started = False
     certificate = b""  # the client's, in TLS: no listener speaks it yet
@@ -100,39 +112,41 @@ class Client:
     def __init__(
         self,
         request: ClientRequest,
+        head: CallHead,
         budget: BufferBudget,
-        caller_of: Callable[[Fields, str, bytes], str],
+        caller_of: Callable[[Fields, Values, str, bytes], str],
     ) -> None:
-        """`caller_of` names who calls, from fields, address and target."""
+        """`caller_of` names who calls, from fields, their values, address and target."""
         self._request = request
         self._budget = budget
         self._caller_of = caller_of
+        self.head = head
         self.method = request.method
         self.target = request.target
         self.path = request.target.partition(b"?")[0]
         self.headers = request.headers
-        self.fields = request.headers.derived(by_name)
+        self.values = request.values + peer(request.address)
         self.address = request.address
-        explicit = self.fields.get(b"x-request-id")
+        explicit = self.field(b"x-request-id") if b"x-request-id" in head.fields else None
         self.id = explicit.decode() if explicit is not None and sane_id(explicit) else next(_ids)
         self.extra_headers: list[Header] = [(b"x-request-id", self.id.encode())]  # for whatever goes upstream
 
     def caller(self) -> str:
         """Whose share of what is scarce the call takes. A call that asks for nothing scarce is not named."""
         if self._caller is None:
-            self._caller = self._caller_of(self.headers, self.address, self.target)
+            self._caller = self._caller_of(self.headers, self.values, self.address, self.target)
         return self._caller
+
+    def field(self, name: bytes) -> bytes | None:
+        """The value, of a repeated field the last line's."""
+        value = self.head.fields.get(name)
+        return self.values[value.number] if isinstance(value, Slot) else value
 
     @property
     def has_body(self) -> bool:
-        return b"transfer-encoding" in self.fields or self.fields.get(b"content-length", b"0") != b"0"
-
-    def upstream_request_headers(self, hop: Hop, counts: Counter[tuple[str, ...]]) -> Fields:
-        """The fields for the upstream, as http/forwarding.py makes them; what that drops is counted."""
-        made = self.headers.derived(upstream_request_headers, hop, self.address, self._request.version)
-        if made.dropped:
-            counts["gateway_fields_dropped_total",] += made.dropped
-        return made
+        if self.head.bodiless:
+            return False
+        return b"transfer-encoding" in self.head.fields or (self.field(b"content-length") or b"0") != b"0"
 
     def cancel_on_disconnect(self) -> None:
         """From here on the call is cancelled when the client leaves."""
@@ -160,19 +174,26 @@ class Client:
         return stream
 
     @property
+    def task(self) -> Any:
+        """That serves the call."""
+        return self._request.task
+
+    @property
     def gone(self) -> bool:
         return self._request.gone
 
+    def read_now(self, limit: int) -> bytes | None:
+        """The whole body if it is here. Raises BodyTooLarge."""
+        whole = self._request.body.whole()
+        if whole is not None and len(whole) > limit:
+            raise BodyTooLarge(f"the body has {len(whole)} bytes, limits.max_body is {limit}")
+        return whole
+
     async def read(self, limit: int) -> bytes:
-        """The whole body. Raises BodyTooLarge from the head alone where it says so."""
-        length = self.fields.get(b"content-length")
+        """The whole body, which is not here yet. Raises BodyTooLarge from the head alone where it says so."""
+        length = self.field(b"content-length")
         if length is not None and int(length) > limit:
             raise BodyTooLarge(f"the body has {length.decode()} bytes, limits.max_body is {limit}")
-        whole = self._request.body.whole()
-        if whole is not None:
-            if len(whole) > limit:
-                raise BodyTooLarge(f"the body is longer than limits.max_body, {limit} bytes")
-            return whole
         if length is None and not self.has_body:
             return b""
         body = bytearray()  # which grows in place, however small the pieces are

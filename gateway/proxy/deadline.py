@@ -14,20 +14,17 @@ class Deadline:
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
-        self._due: dict[asyncio.Task[Any], float] = {}  # in the order in which they began
+        self._due: dict[Any, float] = {}  # in the order in which they began
         self._timer: asyncio.TimerHandle | None = None
 
-    def begin(self) -> asyncio.Task[Any]:
-        """The task that runs this, which is cancelled when its time is over before `end` is called."""
-        task = asyncio.current_task()
-        assert task is not None
+    def begin(self, task: Any) -> None:
+        """The task is cancelled when its time is over before `end` is called."""
         loop = task.get_loop()
         when = self._due[task] = loop.time() + self.seconds
         if self._timer is None:
             self._timer = loop.call_at(when, self._ring, loop)
-        return task
 
-    def end(self, task: asyncio.Task[Any]) -> bool:
+    def end(self, task: Any) -> bool:
         """Whether the task was cancelled for its time, and nobody else has cancelled it: that is undone."""
         return self._due.pop(task, None) is None and not task.uncancel()
 

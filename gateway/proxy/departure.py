@@ -5,9 +5,7 @@ Whether a call has left, and that it is recorded once: what did not leave change
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import TracebackType
 
-from gateway.errors import UNSENT
 from gateway.upstream.transport import Commit
 
 
@@ -17,9 +15,9 @@ def _unrecorded() -> None:
 
 class Departure:
     """
-    A `before_send`, to be entered around the sending: `left` says whether the upstream may have the call. It
-    is asked again where a connection was lost before the first byte: what `allow` raises keeps the call back
-    each time, but it is recorded once.
+    A `before_send`: `left` says whether the upstream may have the call, unless the sending raises an error
+    that is UNSENT. It is asked again where a connection was lost before the first byte: what `allow` raises
+    keeps the call back each time, but it is recorded once.
     """
 
     __slots__ = ("_allow", "_record", "_recorded", "left")
@@ -42,12 +40,3 @@ class Departure:
             return None
         self._recorded = True
         return self._record()
-
-    def __enter__(self) -> Departure:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if isinstance(error, UNSENT):
-            self.left = False

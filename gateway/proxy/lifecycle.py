@@ -21,9 +21,11 @@ from collections.abc import Callable
 from gateway.audit.writer import AuditLog
 from gateway.errors import BadRequest, DeadlineExceeded, GatewayError, LoopDetected
 from gateway.http import forwarding
+from gateway.http import headers as h
 from gateway.http.forwarding import Hop
-from gateway.http.headers import Fields, method_overrides, text
+from gateway.http.headers import Fields, text
 from gateway.proxy.buffered import BufferBudget
+from gateway.proxy.call_head import CallHead
 from gateway.proxy.call_record import CallRecord
 from gateway.proxy.client import Client, ClientGone, ClientRequest
 from gateway.proxy.deadline import Deadline
@@ -38,6 +40,12 @@ from gateway.rules import RouteMatch, Rules
 from gateway.state.credentials import CredentialFingerprints
 from gateway.state.lookup import LookupRefused, Lookups
 from gateway.upstream.reply import Reply
+
+HOLD_PATIENCE = 2.0  # seconds in which a small reply is waited for, so that it is whole or an error
+
+
+def _nobody(address: str) -> bool:
+    return False
 
 
 class Lifecycle:
@@ -57,18 +65,19 @@ class Lifecycle:
         budget: BufferBudget,
         max_body: int,
         deadline: float,
+        direct: bool,
     ) -> None:
         """
         `log_refusal` is told the client's address too. `max_body` in bytes; `deadline` in seconds from a
-        call's arrival to the head of its reply.
+        call's arrival to the head of its reply. `direct`: see server/connection.py.
         """
+        self.direct = direct
         self._rules = rules
         self._phases = phases
         self._passthrough = passthrough
         self._lookups = lookups
         self._audit = audit
         self._credentials = credentials
-        self._hop = hop
         self._clock = clock
         self._counts = counts
         self._log_refusal = log_refusal
@@ -77,10 +86,19 @@ class Lifecycle:
         self._deadline = Deadline(deadline)
         self._evidence = EvidenceLog(clock)
 
+        def head(headers: Fields, trusted: bool, version: str) -> CallHead:
+            return CallHead.of(headers, hop, credentials, trusted, version)
+
+        self._head = head
+        self._trusts = hop.trusts if hop.trusted else _nobody
+
     async def serve(self, request: ClientRequest) -> None:
-        client = Client(request, self._budget, self._credentials.caller_of)
+        head = request.headers.derived(self._head, self._trusts(request.address), request.version)
+        client = Client(request, head, self._budget, self._credentials.caller_of)
         try:
-            if b"via" in client.fields and forwarding.looped(client.headers, self._hop):
+            if head.dropped:
+                self._counts["gateway_fields_dropped_total",] += head.dropped
+            if head.looped:
                 raise LoopDetected("its Via field names this gateway")
             route = self._rules.match(client.method, client.path)  # match
             if route is None:
@@ -99,24 +117,26 @@ class Lifecycle:
             client.release()
 
     async def _serve_matched(self, client: Client, route: RouteMatch) -> None:
-        headers = client.upstream_request_headers(self._hop, self._counts)
         query = self._credentials.carried_query(client.target) if client.path != client.target else b""
         record = CallRecord(client, route.rule, client.caller(), self._clock())
-        task, late = self._deadline.begin(), False
+        self._deadline.begin(client.task)
+        late = False
         try:
             try:
-                self._check_nominated(client)
+                nominated = client.head.nominated
+                if nominated is not None:
+                    raise BadRequest(f"Connection names {text(nominated, 64)}, which may say who calls")
                 client.cancel_on_disconnect()
-                body = await client.read(self._max_body)  # read
-                matched = self._diagnosed(client, route, record, headers, body, query)  # diagnose
+                body = client.read_now(self._max_body)  # read
+                if body is None:
+                    body = await client.read(self._max_body)
+                matched = self._diagnosed(client, route, record, body, query)  # diagnose
                 if matched.found.nothing_to_repair:
                     reply = await self._phases.untouched(matched, matched.found.reason)
                 else:
                     reply = await MODES[route.rule.mode](self._phases, matched)  # look up … settle
             finally:
-                late = self._deadline.end(task)
-                # A cancelled task keeps this frame, and the body in it: the frame must not keep the task.
-                del task
+                late = self._deadline.end(client.task)
             try:
                 await self._relay(matched, reply)
             finally:
@@ -136,26 +156,15 @@ class Lifecycle:
             self._counts["gateway_matched_calls_total",] += 1
             record.record_outcome(self._audit, self._clock())
 
-    def _check_nominated(self, client: Client) -> None:
-        """It is a matched call by now, and refused like any other: with its line on the audit log."""
-        if b"connection" in client.fields:
-            nominated = client.headers.derived(self._credentials.nominated)
-            if nominated is not None:
-                raise BadRequest(f"Connection names {text(nominated, 64)}, which may say who calls")
-
     def _diagnosed(
         self,
         client: Client,
         route: RouteMatch,
         record: CallRecord,
-        headers: Fields,
         body: bytes,
         query: bytes | None,
     ) -> MatchedCall:
-        """
-        `headers` are those for the upstream; `query` is what the look-up carries of the call's, None: it
-        would lack a credential.
-        """
+        headers = client.head.upstream
         call = Call(client.method.encode(), client.target, headers, body)
         found = diagnose(call, route.rule.repairs)
         if query is None and found.missing:
@@ -163,14 +172,14 @@ class Lifecycle:
         conversation, changing = self._concerns(client, route, found)
         query, fingerprint = query or b"", ""
         if found.missing:
-            fingerprint = self._credentials.of_call(headers, query, client.certificate)
+            fingerprint = self._credentials.of_call(headers, query, client.certificate, client.values)
         return MatchedCall(client, route, call, found, conversation, changing, record, fingerprint, query)
 
     def _concerns(self, client: Client, route: RouteMatch, found: Diagnosis) -> tuple[str | None, bool]:
         """Which conversation a call is about, and whether it may change the state there (S4)."""
         if route.rule.fills:
             return route.conversation, found.may_change_state or found.names(route.rule.watched)
-        write = self._rules.writes(client.path, client.method, *client.headers.derived(method_overrides))
+        write = self._rules.writes(client.path, client.method, *client.head.overrides)
         if write is None:
             return None, False
         return write.value.conversation(write.parameters), True
@@ -179,6 +188,12 @@ class Lifecycle:
 
     async def _relay(self, matched: MatchedCall, reply: Reply) -> None:
         record, client = matched.record, matched.client
+        if not reply.over and not client.gone and not reply.headers.derived(h.is_event_stream):
+            # A real client sends a PATCH again whose reply was cut off in its middle (C3).
+            client.cancel_on_disconnect()
+            await reply.hold(HELD, HOLD_PATIENCE)
+        elif reply.error is not None:
+            raise reply.error
         record.status = reply.status
         response = reply.headers.derived(forwarding.client_response_headers)
         extra_headers = response.extra_headers(record.headers(), client.extra_headers[0])

@@ -45,8 +45,18 @@ class MatchedCall(Struct, frozen=True):
             path = target.target
             asked = path + b"?" + self.query if self.query else path
             key = Key(self.conversation or "", asked, self.fingerprint)
-            headers, extra_headers = self.call.headers, self.client.extra_headers
-            requests.append(LookupRequest(target, key, self.record.credential, headers, extra_headers, now))
+            call, client = self.call, self.client
+            requests.append(
+                LookupRequest(
+                    target,
+                    key,
+                    self.record.credential,
+                    call.headers,
+                    client.extra_headers,
+                    now,
+                    client.values,
+                )
+            )
         return requests
 
     def contradicted_by(self, reply_body: bytes) -> bool:

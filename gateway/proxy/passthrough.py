@@ -15,15 +15,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
-from gateway.errors import MethodNotAllowed, PoolExhausted
+from gateway.errors import UNSENT, MethodNotAllowed, PoolExhausted
 from gateway.http import forwarding
 from gateway.http import headers as h
-from gateway.http.forwarding import Hop
 from gateway.http.headers import Fields
 from gateway.paths import PathMatch, decoded
 from gateway.proxy import tunnel
@@ -94,13 +92,11 @@ class Passthrough:
     spools: Spools
     tunnels: tunnel.TunnelSlots
     credentials: CredentialFingerprints
-    hop: Hop
-    counts: Counter[tuple[str, ...]]
     max_body: int
     tunnel_idle: float
 
     async def carry(self, client: Client) -> None:
-        headers = client.upstream_request_headers(self.hop, self.counts)
+        headers, method_overrides = client.head.upstream, client.head.overrides
         if client.method in {"OPTIONS", "TRACE"}:
             left = forwarding.forwards_left(headers)
             if left == 0 or client.method == "TRACE":
@@ -108,7 +104,6 @@ class Passthrough:
                 return
             if left is not None:
                 headers = h.replaced(headers, b"max-forwards", b"%d" % (left - 1))
-        method_overrides = client.headers.derived(h.method_overrides)
         write = self.rules.writes(client.path, client.method, *method_overrides)
         client.cancel_on_disconnect()
         spool = None
@@ -161,6 +156,7 @@ class Passthrough:
                 headers,
                 extra_headers=extra_headers,
                 upgrade=True,
+                values=client.values,
                 caller=client.caller,
             )
             if reply.status == 101:
@@ -184,8 +180,10 @@ class Passthrough:
             reply = None
             try:
                 try:
-                    with departure:
-                        reply = await self._sent(client, headers, departure)
+                    reply = await self._sent(client, headers, departure)
+                except UNSENT:
+                    departure.left = False
+                    raise
                 finally:
                     status = None if reply is None else reply.status
                     if departure.left and may_have_changed(status, filled=False, changing=True):
@@ -212,7 +210,7 @@ class Passthrough:
         return Key(
             identity(decoded(read.parameters[read.value.conversation])),
             client.target,
-            self.credentials.of_call(headers, query, client.certificate),
+            self.credentials.of_call(headers, query, client.certificate, client.values),
         )
 
     async def _read(self, client: Client, key: Key, headers: Fields) -> None:
@@ -244,11 +242,14 @@ class Passthrough:
             headers,
             body,
             extra_headers=client.extra_headers,
+            values=client.values,
             before_send=before_send,
             caller=client.caller,
         )
 
     async def _relay(self, client: Client, reply: Reply, keep: int = 0) -> bytes | None:
+        if reply.error is not None and not reply.ended:  # before anything of it was sent
+            raise reply.error
         response = reply.headers.derived(forwarding.client_response_headers)
         extra_headers = response.extra_headers([], client.extra_headers[0])
         return await client.relay(reply.status, response.headers, extra_headers, reply, keep)

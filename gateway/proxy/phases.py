@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 
 from gateway.audit.writer import AuditLog
 from gateway.errors import (
+    UNSENT,
     LookupFailed,
     NotSent,
     Overloaded,
@@ -223,28 +224,31 @@ class Phases:
         Sends once. When the call is over, what was read before is forgotten if it may have changed anything
         (S5); until then, what changes the state suspends it.
         """
-        filled, changing = bool(results.values), matched.changing
+        client, filled, changing = matched.client, bool(results.values), matched.changing
         write = None
-        if matched.writes and (changing or not filled):
+        if (changing or not filled) and matched.writes:
             caller = matched.record.credential
             write = await self._lookups.begin_write(matched.conversation, caller, exclusive=changing)
         status, reply = None, None
         began = self._clock()
         try:
             try:
-                with departure:
-                    reply = await self._upstream.send(
-                        call.method,
-                        call.target,
-                        call.headers,
-                        call.body or (b"" if matched.client.has_body else None),
-                        extra_headers=matched.client.extra_headers,
-                        before_send=departure,
-                        caller=matched.client.caller,
-                    )
+                reply = await self._upstream.send(
+                    call.method,
+                    call.target,
+                    call.headers,
+                    call.body or (b"" if client.has_body else None),
+                    extra_headers=client.extra_headers,
+                    values=client.values,
+                    before_send=departure,
+                    caller=client.caller,
+                )
                 status = reply.status
                 if 200 <= status < 300 and matched.found.explicit:
                     await self._accept(matched)
+            except UNSENT:
+                departure.left = False
+                raise
             finally:
                 matched.record.upstream += self._clock() - began
                 if departure.left and may_have_changed(status, filled=filled, changing=changing):

@@ -140,7 +140,7 @@ class Spools:
         """The whole body: into memory, or if it is large into the spool that is returned, to be closed."""
         if client.read_at_once():
             return None
-        length = int(client.fields.get(b"content-length", b"0"))
+        length = int(client.field(b"content-length") or b"0")
         if length > self._max_write:
             raise BodyTooLarge(f"the body has {length} bytes, limits.max_write is {self._max_write}")
         try:

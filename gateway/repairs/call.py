@@ -21,11 +21,15 @@ class Call(Struct, frozen=True):
 
 
 class Change(Struct, frozen=True):
-    """One repair, and how it is recorded: never with a value from the body but the filled one (L3)."""
+    """
+    One repair, and how it is recorded: never with a value from the body but the filled one (L3). `said` is
+    the same as parameters of Gateway-Rewrite (RFC 9651 section 3.1.2).
+    """
 
     repair: str
     record: dict[str, Any]
+    said: str
 
     @classmethod
     def of(cls, repair: str, **details: Any) -> Change:
-        return cls(repair, {"repair": repair, **details})
+        return cls(repair, {"repair": repair, **details}, "; " + repair.replace("_", "-"))

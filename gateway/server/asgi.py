@@ -11,6 +11,7 @@ from typing import Any, Final, TypeAlias
 from urllib.parse import unquote
 
 from gateway.http.headers import Fields, Headers
+from gateway.http.slots import Values, filled
 from gateway.server.duplex_stream import DuplexStream
 from gateway.server.request_cycle import RequestCycle
 from gateway.server.write_flow import ClientDisconnected
@@ -59,7 +60,7 @@ def scope_of(cycle: RequestCycle, state: dict[str, Any]) -> Message:
         "path": unquote(path) if "%" in path else path,
         "raw_path": raw_path,
         "query_string": query,
-        "headers": cycle.headers,
+        "headers": filled(cycle.headers, cycle.values),
         "state": state.copy(),
         "extensions": {EXTENSION: cycle},
     }
@@ -135,6 +136,7 @@ class AsgiRequest:
         self.method: str = scope["method"]
         self.target = self._cycle.target
         self.version: str = scope["http_version"]
+        self.values: Values = ()
         headers = scope["headers"]
         self.headers = headers if isinstance(headers, Fields) else Fields(headers)
         self.address = self._cycle.address
@@ -143,6 +145,10 @@ class AsgiRequest:
     @property
     def gone(self) -> bool:
         return self._cycle.gone
+
+    @property
+    def task(self) -> Any:
+        return self._cycle.task
 
     @property
     def cancel_on_disconnect(self) -> bool:
@@ -154,7 +160,8 @@ class AsgiRequest:
 
     @property
     def holds_connection(self) -> Callable[[], bool]:
-        return self._cycle.holds_connection
+        holds: Callable[[], bool] = self._cycle.holds_connection
+        return holds
 
     @holds_connection.setter
     def holds_connection(self, holds: Callable[[], bool]) -> None:

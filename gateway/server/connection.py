@@ -20,6 +20,7 @@ from collections.abc import Callable, Coroutine
 from math import inf
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, TypeAlias, cast
 
+from gateway.direct_task import DirectTask
 from gateway.errors import (
     BadRequest,
     BodyTimeout,
@@ -29,6 +30,7 @@ from gateway.errors import (
     RequestError,
 )
 from gateway.http.grammar import CHUNKED, HEAD_END
+from gateway.http.head_shapes import HeadShapes
 from gateway.http.request_parser import (
     MAX_BLANK_LINES,
     RequestHead,
@@ -64,7 +66,12 @@ _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class RequestServer(Protocol):
-    """An application that serves request cycles themselves, without ASGI's messages."""
+    """
+    An application that serves request cycles themselves, without ASGI's messages. `direct`: it does so in a
+    DirectTask, since nothing that it calls wants asyncio's own.
+    """
+
+    direct: bool
 
     def serve(self, cycle: RequestCycle, /) -> Coroutine[Any, Any, None]: ...
 
@@ -77,15 +84,16 @@ class ClientConnection(asyncio.Protocol):
 
     limits: ClassVar[ServerLimits] = ServerLimits()
     stats: ClassVar[ServerStats] = ServerStats()
+    shapes: ClassVar[HeadShapes] = HeadShapes()
 
     __slots__ = (
         "_application",
         "_blank",
-        "_block",
         "_buffer",
         "_connections",
         "_cycle",
         "_deadline",
+        "_direct",
         "_held",
         "_last",
         "_loop",
@@ -115,6 +123,7 @@ class ClientConnection(asyncio.Protocol):
     ) -> None:
         app = config.loaded_app
         self._application: Callable[[RequestCycle], Coroutine[Any, Any, None]]
+        self._direct = getattr(app, "direct", False)
         self._application = getattr(app, "serve", None) or asgi.serving(cast(asgi.AsgiApp, app), app_state)
         self._server_state = server_state
         self._connections: set[Any] = server_state.connections
@@ -124,8 +133,7 @@ class ClientConnection(asyncio.Protocol):
         self._state = _HEAD
         self._buffer = b""  # what came and was not read yet: part of a head, or what follows this request
         self._blank = 0  # bytes of empty lines before the head
-        self._block = b""  # the last head's fields as they came …
-        self._last: RequestHead | None = None  # … and that head, if they came twice
+        self._last: RequestHead | None = None  # the last one
         self._cycle: RequestCycle | None = None
         self._stream: DuplexStream | None = None
         self._paused = False
@@ -225,14 +233,11 @@ class ClientConnection(asyncio.Protocol):
                     self._wait_until(self._loop.time() + self.limits.head_timeout)
                 self._buffer = data
                 return
-            head = parse_head(data if end == len(data) else data[:end], self.limits, self._last)
+            head = parse_head(data if end == len(data) else data[:end], self.limits, self.shapes, self._last)
         except RequestError as error:
             self._refuse(error)
             return
-        # What is made of the fields is kept from the second time on, so that a client that calls once leaves
-        # little behind.
-        self._last = head if head.block and head.block == self._block else None
-        self._block = head.block
+        self._last = head
         self._buffer = b""
         self._blank = 0
         self._deadline = inf
@@ -300,37 +305,64 @@ class ClientConnection(asyncio.Protocol):
     def _begin(self, head: RequestHead, rest: bytes) -> None:
         """`rest` is what came behind the head: of the body, or of what follows it."""
         length = head.length
-        if 0 <= length <= len(rest):
+        if length == len(rest):
             self._state = _QUEUE
-            body = RequestBody(self, length, rest[:length], head.expect_continue)
-            rest = rest[length:]
+            body, rest = RequestBody(self, length, rest, False), b""
+        elif 0 <= length < len(rest):
+            self._state = _QUEUE
+            body, rest = RequestBody(self, length, rest[:length], False), rest[length:]
         else:
             self._state = _BODY
             body = RequestBody(self, length, None, head.expect_continue)
-        cycle = self._cycle = RequestCycle(self, head, body)
+        cycle = self._cycle = RequestCycle(
+            self,
+            self.flow,
+            head,
+            body,
+            head.method.decode("ascii"),
+            head.target,
+            head.headers,
+            head.values,
+            self.address,
+            head.keep_alive,
+        )
         # A call that still waits for its body is not in flight, but its buffer counts: there is a bound for
         # these too. Where many bodies end at once, more are in flight than max_in_flight.
         most, stats = self.limits.max_in_flight, self.stats
-        taken = stats.in_flight - min(stats.awaiting, AWAITING_FACTOR * most)
+        taken = stats.in_flight
+        if stats.awaiting:
+            taken -= min(stats.awaiting, AWAITING_FACTOR * most)
         if taken * 2 < most or self._has_place(cycle, taken):
             stats.in_flight += 1
             cycle.in_flight = True
-            task = cycle.task = self._loop.create_task(self._application(cycle))
-            self.tasks.add(task)
-            task.add_done_callback(cycle.finished)
-        else:
-            error = Overloaded(
-                f"{most} requests are being served (limits.max_in_flight); a tenth more are kept for callers "
-                f"that have less than a tenth"
-            )
-            self._count(error)
-            if length == CHUNKED or (body.here and rest):
-                cycle.keep_alive = False  # nor is what follows it looked at
-            stats.stalled.want_place(most, self._loop)
-            cycle.answer(error)
-            self._hold_back()
+            if rest:
+                self.data_received(rest)
+            self._serve(cycle)
+            return
+        error = Overloaded(
+            f"{most} requests are being served (limits.max_in_flight); a tenth more are kept for callers "
+            f"that have less than a tenth"
+        )
+        self._count(error)
+        if length == CHUNKED or (body.here and rest):
+            cycle.keep_alive = False  # nor is what follows it looked at
+        stats.stalled.want_place(most, self._loop)
+        cycle.answer(error)
+        self._hold_back()
         if rest:
             self.data_received(rest)
+
+    def _serve(self, cycle: RequestCycle) -> None:
+        coroutine, loop = self._application(cycle), self._loop
+        if self._direct:
+            # uvicorn cancels them, should they take too long to end.
+            direct = cycle.task = DirectTask(coroutine, loop, cycle.finished)
+            self.tasks.add(cast(Any, direct))
+            direct.start()
+        else:
+            cycle.task = task = loop.create_task(coroutine)
+            self.tasks.add(task)
+            task.add_done_callback(cycle.finished)
 
     def _has_place(self, cycle: RequestCycle, taken: int) -> bool:
         """
@@ -341,7 +373,7 @@ class ClientConnection(asyncio.Protocol):
         few = most // 10
         if taken >= most + few:
             return False
-        caller = stats.caller_of(cycle.headers, self.address, cycle.target)
+        caller = stats.caller_of(cycle.headers, cycle.values, self.address, cycle.target)
         if taken >= most and stats.in_flight_of[caller] >= few:
             return False
         stats.in_flight_of[caller] += 1
@@ -351,7 +383,7 @@ class ClientConnection(asyncio.Protocol):
     def await_body(self, body: RequestBody) -> None:
         if body.expects_continue and self._cycle is not None and not self._cycle.started:
             body.expects_continue = False
-            self._transport.write(_CONTINUE)
+            self.flow.write(_CONTINUE)
         self.resume_reading()
         self.stats.awaiting += 1
         if body.watch is None:
@@ -385,7 +417,7 @@ class ClientConnection(asyncio.Protocol):
         return self._stopping and not self._buffer
 
     def leaves_flight(self, cycle: RequestCycle) -> None:
-        """With its reply's last byte, not a turn of the loop later, when its task is done."""
+        """With its reply's last byte, not when its task is done."""
         cycle.in_flight = False
         self.stats.in_flight -= 1
         if cycle.caller is not None:
@@ -395,6 +427,8 @@ class ClientConnection(asyncio.Protocol):
                 del in_flight_of[cycle.caller]
 
     def completed(self, cycle: RequestCycle) -> None:
+        if cycle.in_flight:
+            self.leaves_flight(cycle)
         self._server_state.total_requests += 1
         if self._transport.is_closing():
             return
@@ -413,8 +447,8 @@ class ClientConnection(asyncio.Protocol):
         """The request is done with: on to what follows it, or to waiting for that."""
         self._cycle = None
         self._state = _HEAD
-        self.idle_since = self._loop.time()
-        self._deadline = self.idle_since + self._patience()
+        self.idle_since = now = self._loop.time()
+        self._deadline = now + (GRACE if self._stopping else self.limits.keep_alive)
         if self._buffer:
             data, self._buffer = self._buffer, b""
             self._read_head(data)
@@ -428,7 +462,7 @@ class ClientConnection(asyncio.Protocol):
         return GRACE if self._stopping else self.limits.keep_alive
 
     def switch(self, head: bytes) -> DuplexStream:
-        self._transport.write(head)
+        self.flow.write(head)
         self.flow.becomes_tunnel()
         self._stream = DuplexStream(self, self._buffer)
         self._buffer = b""
@@ -443,7 +477,7 @@ class ClientConnection(asyncio.Protocol):
         self._count(error)
         status, headers, body = refusal(error)
         writer = ResponseWriter(status, headers, (), b"GET", 1, date)
-        self._transport.write(writer.write(body, more=False, close=True))
+        self.flow.write(writer.write(body, more=False, close=True))
         self._linger()
 
     def _made_room(self) -> bool:
@@ -482,6 +516,7 @@ class ClientConnection(asyncio.Protocol):
         """
         self._cycle = None
         self._buffer = b""
+        self.flow.flush()
         if self._held:
             self._held = False
             self.stats.held_back.discard(self)
@@ -608,7 +643,9 @@ class ClientConnection(asyncio.Protocol):
             self._body_failed(cycle, BodyTimeout(f"nothing came for {limit:g} s (limits.body_timeout)"))
 
 
-def build(limits: ServerLimits, stats: ServerStats) -> type[ClientConnection]:
+def build(
+    limits: ServerLimits, stats: ServerStats, shapes: HeadShapes | None = None
+) -> type[ClientConnection]:
     """For `uvicorn.Config(http=...)`."""
-    members = {"__slots__": (), "limits": limits, "stats": stats}
+    members = {"__slots__": (), "limits": limits, "stats": stats, "shapes": shapes or HeadShapes()}
     return type("BoundClientConnection", (ClientConnection,), members)

@@ -51,7 +51,7 @@ class DuplexStream:
             await self._flow.drain()
         if self._flow.transport.is_closing():
             raise ClientDisconnected("the client has gone")
-        self._flow.transport.write(data)
+        self._flow.write(data)
 
     def close(self) -> None:
         """What was written is sent first."""

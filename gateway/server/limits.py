@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 
 from gateway.http.headers import Fields
 from gateway.http.request_parser import HeadLimits
+from gateway.http.slots import Values
 from gateway.server.held_back import HeldBack
 from gateway.server.refusal_log import RefusalLog
 from gateway.server.stalled_replies import StalledReplies
+from gateway.server.turn_writes import TurnWrites
 from gateway.server.unsent_replies import UnsentReplies
 
 
@@ -34,7 +36,7 @@ class ServerLimits(HeadLimits):
     rate_window: float = 10.0  # of such waiting, over which min_rate is the average
 
 
-def by_address(_headers: Fields, address: str, _target: bytes) -> str:
+def by_address(_headers: Fields, _values: Values, address: str, _target: bytes) -> str:
     return address
 
 
@@ -49,10 +51,11 @@ class ServerStats:
     stalled: StalledReplies = field(default_factory=StalledReplies)
     unsent: UnsentReplies = field(default_factory=UnsentReplies)
     in_flight: int = 0  # requests without their whole reply
-    caller_of: Callable[[Fields, str, bytes], str] = by_address
+    caller_of: Callable[[Fields, Values, str, bytes], str] = by_address
     in_flight_of: Counter[str] = field(
         default_factory=Counter
     )  # of those that began while many were in flight
     held_back: HeldBack = field(default_factory=HeldBack)
     log: RefusalLog = field(default_factory=RefusalLog)
     stopping: bool = False
+    together: TurnWrites = field(default_factory=TurnWrites)

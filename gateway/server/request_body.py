@@ -42,11 +42,11 @@ class RequestBody:
 
     def __init__(self, source: BodySource, length: int, whole: bytes | None, expects_continue: bool) -> None:
         """`length` in bytes, or CHUNKED. `whole` is all of it, where that came together with the head."""
-        self._source = source
         self._pieces = [whole] if whole else []
         if whole is not None:
             self.here = True
             return
+        self._source = source
         self.expects_continue = expects_continue
         if length == CHUNKED:
             self._chunks = ChunkedDecoder()

@@ -10,20 +10,24 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable
 from email.utils import formatdate
 from functools import lru_cache
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
+from msgspec import Struct
+
+from gateway.direct_task import DirectTask
 from gateway.errors import GatewayError, MethodNotAllowed
-from gateway.http.headers import Header, Headers
+from gateway.http.headers import Fields, Header, Headers
 from gateway.http.problem import problem
 from gateway.http.request_parser import RequestHead
-from gateway.http.response_writer import ResponseWriter, switching
+from gateway.http.response_writer import ResponseWriter, switching, whole_response
+from gateway.http.slots import Values
 from gateway.server.duplex_stream import DuplexStream
 from gateway.server.request_body import RequestBody
 from gateway.server.write_flow import ClientDisconnected, WriteFlow, may_hold_one
 
+SMALL: Final = 16_384  # bytes of what may wait for the end of the loop's turn
 _ALLOW: Final = (b"allow", b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS")
 logger = logging.getLogger("gateway")
 
@@ -33,7 +37,7 @@ class CycleConnection(Protocol):
 
     address: str
     flow: WriteFlow
-    tasks: set[asyncio.Task[None]]
+    tasks: set[Any]
 
     def must_close(self, cycle: RequestCycle, whole: bool) -> bool:
         """Asked before a reply's head is written, which has to say so. `whole`: its body goes out with it."""
@@ -47,39 +51,43 @@ class CycleConnection(Protocol):
     def abort(self, cause: str, reset: bool = False) -> None: ...
 
 
-class RequestCycle:
+class RequestCycle(Struct, eq=False):
     """
     `cancel_on_disconnect`: whether the task that serves the request is cancelled when the client leaves
     before it has its reply. `holds_connection`: whether the reply still holds a connection to the upstream.
     `request_id` is what an error is answered and logged under.
     """
 
-    # Defaults stand on the class: most requests leave most of them as they are.
+    _connection: CycleConnection
+    _flow: WriteFlow
+    head: RequestHead
+    body: RequestBody
+    method: str
+    target: bytes
+    headers: Fields
+    values: Values
+    address: str
+    keep_alive: bool
     caller: str | None = None  # where it is counted who has the places in flight
-    cancel_on_disconnect = False
-    complete = False
-    gone = False  # the client has left
-    holds_connection: Callable[[], bool] = staticmethod(may_hold_one)
-    in_flight = False  # counted for max_in_flight
-    request_id = ""
-    started = False
-    task: asyncio.Task[None]
+    cancel_on_disconnect: bool = False
+    complete: bool = False
+    gone: bool = False  # the client has left
+    holds_connection: Any = may_hold_one
+    in_flight: bool = False  # counted for max_in_flight
+    request_id: str = ""
+    started: bool = False
+    task: Any = None  # that serves it
     _over: asyncio.Event | None = None
     _stream: DuplexStream | None = None
     _writer: ResponseWriter | None = None
 
-    def __init__(self, connection: CycleConnection, head: RequestHead, body: RequestBody) -> None:
-        self.head = head
-        self.body = body
-        self.method = head.method.decode("ascii")
-        self.target = head.target
-        self.version = "1.1" if head.minor else "1.0"
-        self.headers = head.headers
-        self.address = connection.address
-        self.upgrade = head.upgrade
-        self.keep_alive = head.keep_alive
-        self._connection = connection
-        self._flow = connection.flow
+    @property
+    def version(self) -> str:
+        return "1.1" if self.head.minor else "1.0"
+
+    @property
+    def upgrade(self) -> bytes | None:
+        return self.head.upgrade
 
     @property
     def transport(self) -> asyncio.Transport:
@@ -92,10 +100,22 @@ class RequestCycle:
         The whole reply in one step; none of `extra_headers` says how long it is. False, and nothing is done,
         while the client does not take what was written before: start() and write() wait for that.
         """
-        if self._flow.paused:
+        flow, head = self._flow, self.head
+        if flow.paused:
             return False
-        self._start(status, headers, extra_headers)
-        self._write(body, False)
+        if self.started or self.gone or flow.transport.is_closing():
+            self._check_startable()
+        close = not self.keep_alive or self._connection.must_close(self, True)
+        data, close = whole_response(
+            status, headers, body, extra_headers, head.method, head.minor, close, date
+        )
+        self.started = True
+        self.keep_alive = not close
+        if len(data) < SMALL:
+            flow.write_soon(data)
+        else:
+            flow.write(data)
+        self._complete()
         return True
 
     async def start(self, status: int, headers: Headers, extra_headers: Headers = ()) -> None:
@@ -149,12 +169,12 @@ class RequestCycle:
         if self.cancel_on_disconnect and not self.complete:
             self.task.cancel()
 
-    def finished(self, task: asyncio.Task[None]) -> None:
+    def finished(self, task: asyncio.Task[None] | DirectTask) -> None:
         """The application has returned or raised; what its reply lacks is settled here."""
         self._connection.tasks.discard(task)
         # A cancelled task keeps the frames of the call, and the body in them: it must not be kept in turn.
         self.cancel_on_disconnect = False
-        del self.task
+        self.task = None
         if self.in_flight:
             self._connection.leaves_flight(self)
         settled = self.complete or not self._has_client()
@@ -197,11 +217,13 @@ class RequestCycle:
         if not self._has_client():
             raise ClientDisconnected("the client has gone")
 
-    def _start(self, status: int, headers: Headers, extra_headers: Headers = ()) -> None:
-        if self._flow.transport.is_closing() or self.gone:
-            self._check_client()
+    def _check_startable(self) -> None:
+        self._check_client()
         if self.started:
             raise RuntimeError("the reply has been started before")
+
+    def _start(self, status: int, headers: Headers, extra_headers: Headers = ()) -> None:
+        self._check_startable()
         self._writer = ResponseWriter(status, headers, extra_headers, self.head.method, self.head.minor, date)
         self.started = True
 
@@ -213,23 +235,27 @@ class RequestCycle:
             self.keep_alive = not (writer.closes or self._connection.must_close(self, not more))
         data = writer.write(piece, more, not self.keep_alive)
         if data:
-            self._flow.transport.write(data)
+            if len(data) < SMALL:
+                self._flow.write_soon(data)
+            else:
+                self._flow.write(data)
         if not more:
-            self.complete = True
-            if self.in_flight:
-                self._connection.leaves_flight(self)
-            if not self.body.here:
-                self.body.close()
-            if self._over is not None:
-                self._over.set()
-            self._connection.completed(self)
+            self._complete()
+
+    def _complete(self) -> None:
+        self.complete = True
+        if not self.body.here:
+            self.body.close()
+        if self._over is not None:
+            self._over.set()
+        self._connection.completed(self)
 
     def _write_head(self) -> None:
         writer = self._writer
         if writer is not None and writer.head is not None and not self.gone:
             if self.keep_alive:
                 self.keep_alive = not (writer.closes or self._connection.must_close(self, False))
-            self._flow.transport.write(writer.write_head(not self.keep_alive))
+            self._flow.write(writer.write_head(not self.keep_alive))
 
 
 def date() -> bytes:

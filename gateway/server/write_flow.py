@@ -42,11 +42,13 @@ class WriteFlow:
         "_loop",
         "_min_rate",
         "_stalled",
+        "_together",
         "_unsent",
         "_unsent_replies",
         "_unsent_when_waiting",
         "_waiters",
         "_watch",
+        "_written",
         "deadline",
         "paused",
         "transport",
@@ -61,6 +63,8 @@ class WriteFlow:
         cut_off: Callable[[str], None],
     ) -> None:
         self.transport = transport
+        self._together = stats.together
+        self._written = b""  # that waits for the end of the loop's turn
         self.paused = False
         self.deadline = inf
         self._loop = loop
@@ -74,6 +78,24 @@ class WriteFlow:
         self._unsent_when_waiting = 0
         self._waiters: list[asyncio.Future[None]] = []
         self._watch: ClientWatch | None = None
+
+    def write(self, data: bytes) -> None:
+        if self._written:
+            self.flush()
+        self.transport.write(data)
+
+    def write_soon(self, data: bytes) -> None:
+        """With what others write in this turn of the loop. For what is small."""
+        if self._written:
+            self._written += data
+        else:
+            self._written = data
+            self._together.add(self, self._loop)
+
+    def flush(self) -> None:
+        data, self._written = self._written, b""
+        if data:
+            self.transport.write(data)
 
     async def drain(self, holds_connection: Callable[[], bool] = may_hold_one) -> None:
         """
@@ -125,12 +147,14 @@ class WriteFlow:
 
     def finish(self) -> None:
         """The connection ends when all was taken: the client is waited for until then."""
+        self.flush()
         if self.transport.get_write_buffer_size():
             self._watched().extend(self._loop.time())
             self._look_on()
 
     def lost(self) -> None:
         """The client has gone: writers that wait go on, and their next write raises."""
+        self._written = b""
         self._go_on()
         self._cut_off = None
         self._wake()

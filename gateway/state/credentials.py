@@ -8,14 +8,16 @@ carries counts, but for a few that can neither authorise nor select.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from operator import itemgetter
+from typing import Any
 
 import msgspec
 
 from gateway.http.forwarding import NOT_LOOKED_UP_WITH, carried_query, looked_up_with
 from gateway.http.grammar import HOP_BY_HOP
 from gateway.http.headers import Fields, Headers, first, nominated
+from gateway.http.slots import Slot, SlottedText, Values, filled
 
 # Who sent a message on its way, and which of many it is: the same caller differs in them from call to call.
 # What says which host or resource was asked for (X-Forwarded-Host, -Proto, -Prefix) may select, and counts.
@@ -52,6 +54,7 @@ IGNORED = frozenset(
 )
 
 NAMES_KEPT = 1_000
+CALLERS_KEPT = 4_096
 NAME_KEPT = 64  # bytes
 
 _encoded = msgspec.msgpack.Encoder().encode
@@ -106,28 +109,60 @@ class CredentialFingerprints:
         not change with fields that authorise nobody, or one caller would have as many shares as it likes. Who
         says nothing of itself is its address; `query` is a credential that came there.
         """
+        named = self._named(headers)
+        if named is None:
+            named = (b"?", query) if query else (b"", address.encode())
+        return self._digest(*named)
+
+    def caller_of(self, headers: Fields, values: Values, address: str, target: bytes) -> str:
+        """`caller`, with `values` for the slots in the fields."""
+        named = headers.derived(self._named)
+        if named is None:
+            query = self.carried_query(target) if b"?" in target else None
+            return self.caller((), address, query or b"")
+        name, value = named
+        return self._digest(name, values[value.number] if isinstance(value, Slot) else value)
+
+    def _named(self, headers: Headers) -> tuple[bytes, bytes] | None:
+        """The first field that says who calls."""
         for name in self._authorising:
             value = first(headers, name)
             if value is not None:
-                break
-        else:
-            name, value = (b"?", query) if query else (b"", address.encode())
+                return name, value
+        return None
+
+    def _digest(self, name: bytes, value: bytes) -> str:
         digest = self._keyed.copy()
         digest.update(_encoded((name, value)))
         return digest.hexdigest()
 
-    def caller_of(self, headers: Fields, address: str, target: bytes) -> str:
-        """`caller`, remembered where the fields come again; queries may be too many to be remembered."""
-        query = self.carried_query(target) if b"?" in target else None
+    def of_call(self, headers: Fields, query: bytes, certificate: bytes, values: Values) -> str:
+        """
+        `of`, with `values` for the slots in the fields; remembered where these come again. Queries may be too
+        many to be remembered.
+        """
         if query:
-            return self.caller(headers, address, query)
-        return headers.derived(self.caller, address)
+            return self.of(filled(headers, values), query, certificate)
+        counted, known = headers.derived(self._counted)
+        if counted is None:
+            return headers.derived(self.of, b"", certificate)
+        # Known by a keyed hash: no credential is kept beyond its connection.
+        key = self._digest(certificate, _encoded(counted(values)))
+        fingerprint = known.get(key)
+        if fingerprint is None:
+            fingerprint = self.of(filled(headers, values), b"", certificate)
+            if len(known) >= CALLERS_KEPT:
+                known.clear()
+            known[key] = fingerprint
+        return fingerprint
 
-    def of_call(self, headers: Fields, query: bytes, certificate: bytes) -> str:
-        """`of`, remembered where the fields come again; queries may be too many to be remembered."""
-        if query:
-            return self.of(headers, query, certificate)
-        return headers.derived(self.of, b"", certificate)
+    def _counted(self, headers: Headers) -> tuple[Callable[[Values], Any] | None, dict[str, str]]:
+        """
+        What picks the values that count from those of a call, None where none does; and the fingerprints that
+        are known by them (S6).
+        """
+        counted = b"".join([value for name, value in headers if self._counts(name)])
+        return SlottedText.of(counted).pick, {}
 
     def carried_query(self, target: bytes) -> bytes | None:
         """What a look-up carries of the target's query, None where it would lose a credential."""

@@ -27,6 +27,7 @@ from gateway.http import headers as h
 from gateway.http.content_coding import Damaged, inflate
 from gateway.http.forwarding import lookup_request_headers, varies_beyond
 from gateway.http.headers import Header, Headers
+from gateway.http.slots import Values, filled
 from gateway.repairs import select
 from gateway.repairs.call import Change
 from gateway.repairs.findings import Unfilled
@@ -38,7 +39,8 @@ from gateway.state.sweeps import SweepRate
 from gateway.upstream.reply import Reply
 from gateway.upstream.transport import Transport
 
-# Replies about the caller or the conversation: the client gets them as the upstream sent them (C5).
+# Replies about the caller or the conversation: the client gets them as the upstream sent them, and a 503 that
+# says when to come back (C5).
 REFUSALS = frozenset({401, 403, 404, 429})
 COOKIES = frozenset({b"set-cookie", b"set-cookie2"})
 FIRST_DELAY = 0.05  # seconds until a look-up that disagreed with the accepted value is repeated; doubles
@@ -62,7 +64,8 @@ class LookupRefused(Exception):
 class LookupRequest(Struct, frozen=True):
     """
     What is to be looked up for one fill of one call, which had arrived at `since` (of the store's clock).
-    `headers` and `extra_headers` go upstream with the call, whose caller's turn the look-up takes.
+    `headers`, with `values` in their slots, and `extra_headers` go upstream with the call, whose caller's
+    turn the look-up takes.
     """
 
     target: FillTarget
@@ -71,6 +74,7 @@ class LookupRequest(Struct, frozen=True):
     headers: Headers
     extra_headers: Headers
     since: float
+    values: Values = ()
 
 
 class LookupResult(Struct, frozen=True):
@@ -84,15 +88,12 @@ class LookupResult(Struct, frozen=True):
 
     def change(self, now: float) -> Change:
         """As it is recorded."""
+        field, source = self.request.target.fill.field, self.source
+        age = max(0, round((now - self.reading.started + self.reading.age) * 1000))
         return Change(
             "fill",
-            {
-                "repair": "fill",
-                "field": self.request.target.fill.field,
-                "after": self.value,
-                "source": self.source,
-                "age_ms": max(0, round((now - self.reading.started + self.reading.age) * 1000)),
-            },
+            {"repair": "fill", "field": field, "after": self.value, "source": source, "age_ms": age},
+            f"; filled={h.bare_item(field)}; source={source}; age={age / 1000}",
         )
 
     @property
@@ -456,7 +457,7 @@ class Lookups:
     def _start(self, request: LookupRequest, view: View) -> _InFlight:
         """The GET runs in a task of its own: a caller that leaves, or the first, must not end it (S8)."""
         key = request.key
-        headers = lookup_request_headers([*request.headers, *request.extra_headers])
+        headers = lookup_request_headers([*filled(request.headers, request.values), *request.extra_headers])
         task = asyncio.create_task(self._get(request, headers, view))
         self._tasks.add(task)
         in_flight = self._in_flight[key] = _InFlight(task, view.generation, view.time)
@@ -530,7 +531,9 @@ class Lookups:
         )
 
     async def _body_of(self, reply: Reply, request: LookupRequest) -> bytes:
-        if reply.status != 200 and reply.status not in REFUSALS:
+        # Who is told when to come back does, and succeeds: a 502 in its place would have it give up (C5).
+        waits = reply.status == 503 and h.first(reply.headers, b"retry-after") is not None
+        if reply.status != 200 and reply.status not in REFUSALS and not waits:
             raise LookupFailed(f"the upstream answered the look-up with {reply.status}")
         body = await self._whole(reply, request.caller)
         if body is None:

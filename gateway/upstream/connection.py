@@ -16,6 +16,7 @@ from math import inf
 from typing import Final, Protocol, cast
 from weakref import ref
 
+from gateway.direct_task import Arrival
 from gateway.errors import ConnectionTerminated, InvalidReply, ReadTimeout
 from gateway.http.headers import Fields
 from gateway.http.response_parser import ResponseParser
@@ -66,7 +67,8 @@ class UpstreamConnection(asyncio.Protocol):
         self._request: OutgoingRequest | None = None  # while its reply is not over
         # Weak, since a reply that nobody holds any more is one that nobody will read.
         self._reply: Callable[[], Reply | None] = nobody
-        self._headed: asyncio.Future[None] | None = None  # of who waits for the reply's head
+        self._headed: Arrival | None = None  # of who waits for the reply's head
+        self._arrived: Arrival | None = None  # the same, while what came with the head is still looked at
         self.counted = False  # as one of the pool's
         self.gone = False
         self.used = False
@@ -87,8 +89,11 @@ class UpstreamConnection(asyncio.Protocol):
 
     # What the pool asks of it.
 
-    def start(self, request: OutgoingRequest, reply: Reply, headed: asyncio.Future[None]) -> None:
-        """Sends the request. `headed` is done when the reply has its head, or broke off before it."""
+    def start(self, request: OutgoingRequest, reply: Reply, headed: Arrival) -> None:
+        """
+        Sends the request. `headed` is there when the reply has its head and what came with that, or broke off
+        before it.
+        """
         self._request = request
         self._reply = ref(reply, self._dropped)
         self._headed = headed
@@ -211,6 +216,10 @@ class UpstreamConnection(asyncio.Protocol):
                 self._parser.feed(data)
             except InvalidReply as error:
                 self.fail(error)
+            arrived = self._arrived
+            if arrived is not None:
+                self._arrived = None
+                arrived.arrived()
 
     def eof_received(self) -> bool:
         if self._request is None:
@@ -258,7 +267,7 @@ class UpstreamConnection(asyncio.Protocol):
         reply = self._reply()
         if reply is not None:
             reply.begin(self, status, headers)
-        self._tell_headed()
+        self._arrived, self._headed = self._headed, None
 
     def received(self, piece: bytes) -> None:
         reply = self._reply()
@@ -281,6 +290,26 @@ class UpstreamConnection(asyncio.Protocol):
             self._unread = 0
             if not self._reading:
                 self.taken()
+            self._owner.released(self)
+        else:
+            self.close()
+
+    def replied_whole(self, status: int, headers: Fields, body: bytes, keep: bool) -> None:
+        if self._upload is not None or self._unread:
+            self.replied(status, headers)
+            if body:
+                self.received(body)
+            self.ended(keep)
+            return
+        request, reply = self._request, self._reply()
+        self._arrived, self._headed = self._headed, None
+        self._request, self._reply = None, nobody
+        self._read_deadline = inf
+        self._write_deadline = inf
+        if reply is not None:
+            reply.came(self, status, headers, body)
+        unwritten = self.transport.get_write_buffer_size()
+        if keep and request is not None and request.keep_alive and not unwritten:
             self._owner.released(self)
         else:
             self.close()
@@ -365,7 +394,11 @@ class UpstreamConnection(asyncio.Protocol):
         elif self._writable is not None:
             self.fail(ReadTimeout(f"the upstream took nothing for {self._timeouts.write:g} s"))
         else:
-            self.fail(ReadTimeout(f"the upstream sent nothing for {self._timeouts.read:g} s"))
+            seconds = f"{self._timeouts.read:g} s (upstream.read_timeout)"
+            if self.heard and not self._parser.headed:
+                self.fail(ReadTimeout(f"the reply's head was not whole within {seconds}"))
+            else:
+                self.fail(ReadTimeout(f"the upstream sent nothing for {seconds}"))
 
     # Ends.
 
@@ -376,9 +409,9 @@ class UpstreamConnection(asyncio.Protocol):
             self._end()
             if reply is not None:
                 reply.finish(error)
-            self._tell_headed()
         self._leave_pool()
         self._abort()
+        self._tell_headed()
 
     def _end(self) -> None:
         """The reply is over: nothing that comes now belongs to it."""
@@ -392,8 +425,8 @@ class UpstreamConnection(asyncio.Protocol):
 
     def _tell_headed(self) -> None:
         headed, self._headed = self._headed, None
-        if headed is not None and not headed.done():
-            headed.set_result(None)
+        if headed is not None:
+            headed.arrived()
 
     def _wake(self) -> None:
         waiter, self._waiter = self._waiter, None

@@ -17,6 +17,7 @@ import httpx
 
 from gateway import errors
 from gateway.http.headers import Fields, Headers
+from gateway.http.slots import Values, filled
 from gateway.upstream.connect import not_connected
 from gateway.upstream.connection import Timeouts
 from gateway.upstream.pool import PoolLimits
@@ -96,6 +97,7 @@ class HttpxTransport:
         *,
         extra_headers: Headers = (),
         upgrade: bool = False,
+        values: Values = (),
         before_send: BeforeSend | None = None,
         caller: Callable[[], str] = nobody,
     ) -> Reply:
@@ -105,7 +107,8 @@ class HttpxTransport:
         extensions: dict[str, Any] = {"target": target, "timeout": self._timeouts}
         if before_send is not None:
             extensions["trace"] = _at_the_head(before_send)
-        fields = [pair for pair in (*headers, *extra_headers) if pair[0] not in OF_THE_CONNECTION]
+        given = (*filled(headers, values), *extra_headers)
+        fields = [pair for pair in given if pair[0] not in OF_THE_CONNECTION]
         if isinstance(body, bytes) and FRAMING.isdisjoint(name for name, _ in fields):
             fields.append((b"content-length", b"%d" % len(body)))
         request = httpx.Request(

@@ -25,12 +25,16 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Final
 
+from msgspec import Struct
+
+from gateway.direct_task import Arrival
 from gateway.errors import ConnectionRefused, ConnectionTerminated, PoolExhausted
 from gateway.http.headers import Headers
+from gateway.http.slots import Values
 from gateway.upstream.connect import SPOKE, open_connection, tls_context
 from gateway.upstream.connection import Timeouts, UpstreamConnection
 from gateway.upstream.reply import Reply
-from gateway.upstream.request import OutgoingRequest
+from gateway.upstream.request import OutgoingRequest, outgoing
 from gateway.upstream.transport import BeforeSend, Commit, nobody
 
 CLOCK_SLACK: Final = 0.002  # seconds that a loop's clock may run behind its timers
@@ -49,37 +53,20 @@ class PoolLimits:
     max_headers: int = 200
 
 
-class _Sending:
+class _Sending(Struct, eq=False):
     """A request on its way to a connection, and who waits for its reply's head."""
 
-    __slots__ = (
-        "before_send",
-        "caller",
-        "caller_of",
-        "connection",
-        "deadline",
-        "fresh",
-        "headed",
-        "may_open",
-        "reply",
-        "request",
-        "reused",
-    )
-
-    def __init__(
-        self, request: OutgoingRequest, before_send: BeforeSend | None, caller_of: Callable[[], str]
-    ) -> None:
-        self.request = request
-        self.before_send = before_send
-        self.caller_of = caller_of
-        self.reply = Reply()
-        self.headed: asyncio.Future[None] | None = None
-        self.connection: UpstreamConnection | None = None  # since it was sent
-        self.reused = False
-        self.fresh = False  # no idle connection is good enough
-        self.may_open = False  # a new one is counted for it
-        self.caller = ""
-        self.deadline = 0.0  # while it waits for a connection
+    request: OutgoingRequest
+    before_send: BeforeSend | None
+    caller_of: Callable[[], str]
+    reply: Reply
+    headed: Arrival | None = None
+    connection: UpstreamConnection | None = None  # since it was sent
+    reused: bool = False
+    fresh: bool = False  # no idle connection is good enough
+    may_open: bool = False  # a new one is counted for it
+    caller: str = ""
+    deadline: float = 0.0  # while it waits for a connection
 
     def __enter__(self) -> _Sending:
         return self
@@ -97,13 +84,13 @@ class _Sending:
         self.connection = connection
         self.reused = connection.used
         if self.headed is None:
-            self.headed = connection.loop.create_future()
+            self.headed = Arrival(connection.loop)
         connection.start(self.request, self.reply, self.headed)
 
     def wake(self) -> None:
         """Wakes its send(), which looks at the reply."""
-        if self.headed is not None and not self.headed.done():
-            self.headed.set_result(None)
+        if self.headed is not None:
+            self.headed.arrived()
 
     def met_a_dead_connection(self) -> bool:
         """Whether it may be sent once more: its connection was closed while nobody used it."""
@@ -188,6 +175,7 @@ class Pool:
         *,
         extra_headers: Headers = (),
         upgrade: bool = False,
+        values: Values = (),
         before_send: BeforeSend | None = None,
         caller: Callable[[], str] = nobody,
     ) -> Reply:
@@ -195,17 +183,17 @@ class Pool:
             raise RuntimeError("the pool is closed")
         if self._prefix and target != b"*":
             target = self._prefix + target
-        request = OutgoingRequest(method, target, headers, extra_headers, body, upgrade)
-        sending = _Sending(request, before_send, caller)
+        request = outgoing(method, target, headers, extra_headers, body, upgrade, values)
+        sending = _Sending(request, before_send, caller, Reply())
         # Asking for the running loop asks the system for the process id, so it is asked as rarely as may be.
         known = self._loop if self._idle or self._waiting else None
         loop = known or asyncio.get_running_loop()
-        if before_send is not None and self._idle and (self._together or len(self._idle) < self._size):
+        if self._idle and (self._together or len(self._idle) < self._size):
             # Only while others are in flight: a request that is alone would gain nothing.
             if not self._together:
                 loop.call_soon(self._send_together, loop)
             self._together.append(sending)
-            sending.headed = loop.create_future()
+            sending.headed = Arrival(loop)
         else:
             connection = self._take(loop.time(), before_send is None) if self._idle else None
             if connection is None and self._size >= self.limits.max_connections:
@@ -266,7 +254,7 @@ class Pool:
         together, self._together = self._together, []
         going: list[tuple[UpstreamConnection, _Sending]] = []
         for sending in together:
-            if sending.headed is None or sending.headed.done():
+            if sending.headed is None or sending.headed.there:
                 continue  # cancelled meanwhile
             connection = self._take(loop.time(), False)
             if connection is None:
@@ -367,7 +355,7 @@ class Pool:
         return await self._open()
 
     def _enqueue(self, sending: _Sending, loop: asyncio.AbstractEventLoop) -> None:
-        sending.headed = loop.create_future()
+        sending.headed = Arrival(loop)
         sending.deadline = loop.time() + self.timeouts.pool
         sending.caller = sending.caller_of()
         places = self._queue.get(sending.caller)
@@ -410,7 +398,7 @@ class Pool:
             if places:
                 self._queue[caller] = places
             assert sending.headed is not None
-            if not sending.headed.done():  # else it has just been cancelled
+            if not sending.headed.there:  # else it has just been cancelled
                 return sending
         return None
 

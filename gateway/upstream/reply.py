@@ -8,8 +8,11 @@ Law: a reply ends as its framing says, or reading it raises (C3).
 from __future__ import annotations
 
 import asyncio
+import time
 from types import TracebackType
 from typing import Protocol, cast
+
+from msgspec import Struct
 
 from gateway.http.headers import Fields
 
@@ -39,24 +42,21 @@ class Tunnel(Source, Protocol):
     def write_eof(self, reply: Reply) -> None: ...
 
 
-class Reply:
+class Reply(Struct, eq=False, weakref=True):
     """
     `status` and `headers` (names in lower case; order and repeats are the upstream's) are there once send()
     has returned it. Its connection is free for another request from the moment the body's last byte has
     arrived; whoever stops before that calls close(), which closes the connection.
     """
 
-    # The transport knows a reply weakly: one that nobody holds any more is closed, with a warning.
-    __slots__ = ("__weakref__", "_held", "_pieces", "_source", "error", "headers", "over", "status")
-
-    def __init__(self) -> None:
-        self.status = 0
-        self.headers = _NO_FIELDS
-        self.over = False  # nothing more will arrive
-        self.error: BaseException | None = None  # why it broke off
-        self._pieces: list[bytes] = []
-        self._held = 0  # bytes in them
-        self._source: Source | None = None
+    status: int = 0
+    headers: Fields = _NO_FIELDS
+    over: bool = False  # nothing more will arrive
+    error: BaseException | None = None  # why it broke off
+    _pieces: list[bytes] = []
+    _held: int = 0  # bytes in them
+    _source: Source | None = None
+    _coming: asyncio.Task[None] | None = None  # the next piece, which hold() did not wait for
 
     @classmethod
     def of(cls, status: int, headers: Fields, body: bytes) -> Reply:
@@ -74,6 +74,16 @@ class Reply:
         self._source = source
         self.status = status
         self.headers = headers
+
+    def came(self, source: Source, status: int, headers: Fields, body: bytes) -> None:
+        """All at once: as begin, arrived and finish."""
+        self._source = source
+        self.status = status
+        self.headers = headers
+        if body:
+            self._pieces.append(body)
+            self._held = len(body)
+        self.over = True
 
     def arrived(self, piece: bytes) -> None:
         self._pieces.append(piece)
@@ -102,8 +112,9 @@ class Reply:
         What has arrived of the body, waiting if that is nothing yet; empty at its end. Raises an
         UpstreamError where it breaks off, or what the request's own body raised.
         """
-        if not self._pieces and not self.over:
-            await self._begun.more(self)
+        while not self._pieces and not self.over:
+            coming, self._coming = self._coming, None
+            await (coming or self._begun.more(self))
         if self._pieces:
             pieces, self._pieces, self._held = self._pieces, [], 0
             if not self.over:
@@ -113,20 +124,36 @@ class Reply:
             raise self.error
         return b""
 
-    async def hold(self, limit: int) -> bool:
+    async def hold(self, limit: int, patience: float | None = None) -> bool:
         """
-        Waits for the body's end, or for more than `limit` bytes. True at its end: then the connection is free
-        for another request while this reply waits to be relayed, if it ever is. Raises as read() does.
+        Waits for the body's end, or for more than `limit` bytes, or `patience` seconds. True at its end: then
+        the connection is free for another request while this reply waits to be relayed, if it ever is. Raises
+        as read() does.
         """
+        until = None if patience is None else time.monotonic() + patience
         try:
             while not self.over and self._held <= limit:
-                await self._begun.more(self)
+                if until is None:
+                    await self._begun.more(self)
+                elif not await self._comes(until - time.monotonic()):
+                    return False
         except asyncio.CancelledError:
             self.close()
             raise
         if self.error is not None:
             raise self.error
         return self.over
+
+    async def _comes(self, patience: float) -> bool:
+        """Whether another piece comes in time; read() waits for it later if it does not."""
+        if self._coming is None:
+            self._coming = asyncio.ensure_future(self._begun.more(self))
+        await asyncio.wait([self._coming], timeout=patience)
+        if not self._coming.done():
+            return False
+        coming, self._coming = self._coming, None
+        coming.result()
+        return True
 
     async def write(self, data: bytes) -> None:
         """Into the tunnel that a 101 opened; returns when the upstream keeps up. Raises an UpstreamError."""
@@ -140,6 +167,8 @@ class Reply:
         """
         Of no effect once the body has arrived or broken off. Into a tunnel, what was written still goes.
         """
+        if self._coming is not None:
+            self._coming.cancel()
         # A tunnel whose other side has ended is still open to ours.
         if self._source is not None and (not self.over or self.status == 101):
             self._source.abandon(self)

@@ -5,101 +5,105 @@ Pure.
 
 from __future__ import annotations
 
-import re
-from collections.abc import AsyncIterator, Callable
-from typing import Final, TypeVar
+from collections.abc import AsyncIterator
+from typing import Final
+
+from msgspec import Struct
 
 from gateway.errors import UnwritableRequest
 from gateway.http.chunked import LAST_CHUNK, chunk
 from gateway.http.grammar import CHUNKED, METHODS, SAFE_METHODS, match_token
 from gateway.http.headers import Fields, Headers, method_overrides, text
-from gateway.http.writer import FieldLines, Unwritable, field_lines
+from gateway.http.slots import Slot, SlottedText, Values
+from gateway.http.writer import Unwritable, field_lines
 
 SEPARATE_BODY: Final = 16_384  # bytes from which on a body is not copied behind the head
 
-Made = TypeVar("Made")
-
-_match_target = re.compile(rb"[\x21-\x7e]+").fullmatch
+_TARGET: Final = bytes(range(0x21, 0x7F))
 
 
-class OutgoingRequest:
+class OutgoingRequest(Struct, eq=False):
     """
-    `head` has the body with it, unless that is large (`large_body`) or a `stream`. `replayable`: it is safe
-    (RFC 9110 section 9.2.1) and whole, so that it may go out once more on another connection.
+    `head` has the body with it, unless that is large (`large_body`) or a `stream`, of so many bytes as
+    `length` says. `replayable`: it is safe (RFC 9110 section 9.2.1) and whole, so that it may go out once
+    more on another connection.
     """
 
-    __slots__ = (
-        "head",
-        "head_only",
-        "keep_alive",
-        "large_body",
-        "length",
-        "replayable",
-        "stream",
-        "upgrade",
-    )
+    head: bytes
+    keep_alive: bool
+    head_only: bool
+    upgrade: bool
+    replayable: bool = False
+    length: int = 0
+    large_body: bytes = b""
+    stream: AsyncIterator[bytes] | None = None
 
-    def __init__(
-        self,
-        method: bytes,
-        target: bytes,
-        headers: Headers,
-        extra_headers: Headers,
-        body: bytes | AsyncIterator[bytes] | None,
-        upgrade: bool,
-    ) -> None:
-        """
-        Raises UnwritableRequest: what a client can send was checked before, so this is a bug of the
-        gateway's.
-        """
-        if _match_target(target) is None or (method not in METHODS and not _may_be_sent(method)):
-            raise UnwritableRequest(f"not a request to send: {text(method)} {text(target)}")
-        self.head_only = method == b"HEAD"
-        self.upgrade = upgrade
-        lines, more = _lines(headers, extra_headers)
-        fields, length, closes = lines.text, lines.length, lines.closes
-        if more is not None:
-            if more.length is not None:
+
+def outgoing(
+    method: bytes,
+    target: bytes,
+    headers: Headers,
+    extra_headers: Headers,
+    body: bytes | AsyncIterator[bytes] | None,
+    upgrade: bool = False,
+    values: Values = (),
+) -> OutgoingRequest:
+    """
+    `values` are for the slots in `headers`. Raises UnwritableRequest: what a client can send was checked
+    before, so this is a bug of the gateway's.
+    """
+    if target.translate(None, _TARGET) or not target or not (method in METHODS or _may_be_sent(method)):
+        raise UnwritableRequest(f"not a request to send: {text(method)} {text(target)}")
+    try:
+        shared = headers.derived(_prepared) if isinstance(headers, Fields) else _prepared(headers)
+        fields, length, keep_alive = shared.text.filled(values), shared.length, shared.keep_alive
+        if extra_headers:
+            more = field_lines(extra_headers)
+            fields += more.text
+            if isinstance(more.length, int):
                 if length is not None:
                     raise UnwritableRequest("the request's framing is given twice")
                 length = more.length
-            fields += more.text
-            closes = closes or more.closes
-        self.keep_alive = not closes
-        self.large_body = b""
-        self.stream: AsyncIterator[bytes] | None = None
-        self.replayable = False
-        if body is None or isinstance(body, bytes):
-            self.replayable = method in SAFE_METHODS and not (
-                _remembered(headers, method_overrides) or method_overrides(extra_headers)
-            )
-            if body is None:
-                body = b""
-            elif length is None:
-                length = len(body)
-                fields += b"content-length: %d\r\n" % length
-            if length == CHUNKED:
-                body = chunk(body) + LAST_CHUNK
-            elif len(body) != (length or 0):
-                raise UnwritableRequest(f"Content-Length is {length}, the body has {len(body)} bytes")
-            if len(body) >= SEPARATE_BODY:
-                self.large_body, body = body, b""
-        else:
-            self.stream, body = body, b""
-        self.length = length or 0
-        self.head = b"%b %b HTTP/1.1\r\n%b\r\n%b" % (method, target, fields, body)
-
-
-def _lines(headers: Headers, extra_headers: Headers) -> tuple[FieldLines, FieldLines | None]:
-    try:
-        lines = _remembered(headers, field_lines)
-        return lines, field_lines(extra_headers) if extra_headers else None
+            keep_alive = keep_alive and not more.closes
     except Unwritable as error:
         raise UnwritableRequest(str(error)) from error
+    if isinstance(length, Slot):
+        length = int(values[length.number])
+    if isinstance(body, bytes):
+        if length is None:
+            length = len(body)
+            fields += b"content-length: %d\r\n" % length
+    elif body is None:
+        body = b""
+    else:
+        head = b"%b %b HTTP/1.1\r\n%b\r\n" % (method, target, fields)
+        return OutgoingRequest(head, keep_alive, method == b"HEAD", upgrade, length=length or 0, stream=body)
+    if length == CHUNKED:
+        body = chunk(body) + LAST_CHUNK
+    elif len(body) != (length or 0):
+        raise UnwritableRequest(f"Content-Length is {length}, the body has {len(body)} bytes")
+    replayable = method in SAFE_METHODS and shared.replayable and not method_overrides(extra_headers)
+    if len(body) >= SEPARATE_BODY:
+        head = b"%b %b HTTP/1.1\r\n%b\r\n" % (method, target, fields)
+        return OutgoingRequest(head, keep_alive, method == b"HEAD", upgrade, replayable, large_body=body)
+    head = b"%b %b HTTP/1.1\r\n%b\r\n%b" % (method, target, fields, body)
+    return OutgoingRequest(head, keep_alive, method == b"HEAD", upgrade, replayable)
 
 
-def _remembered(headers: Headers, make: Callable[[Headers], Made]) -> Made:
-    return headers.derived(make) if isinstance(headers, Fields) else make(headers)
+class _Prepared(Struct, frozen=True):
+    """What fields say of each request that has them."""
+
+    text: SlottedText
+    length: int | Slot | None
+    keep_alive: bool
+    replayable: bool
+
+
+def _prepared(headers: Headers) -> _Prepared:
+    lines = field_lines(headers)
+    return _Prepared(
+        SlottedText.of(lines.text), lines.length, not lines.closes, not method_overrides(headers)
+    )
 
 
 def _may_be_sent(method: bytes) -> bool:

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Protocol, TypeAlias
 
 from gateway.http.headers import Headers
+from gateway.http.slots import Values
 from gateway.upstream.reply import Reply
 
 Commit: TypeAlias = Callable[[], None]
@@ -34,6 +35,7 @@ class Transport(Protocol):
         *,
         extra_headers: Headers = (),
         upgrade: bool = False,
+        values: Values = (),
         before_send: BeforeSend | None = None,
         caller: Callable[[], str] = nobody,
     ) -> Reply:

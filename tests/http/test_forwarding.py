@@ -14,6 +14,7 @@ from gateway.http import forwarding, grammar
 from gateway.http import headers as h
 from gateway.http.forwarding import (
     Hop,
+    UpstreamRequestHeaders,
     forwards_left,
     lookup_request_headers,
     looped,
@@ -22,6 +23,7 @@ from gateway.http.forwarding import (
 )
 from gateway.http.grammar import HOP_BY_HOP, NEVER_NOMINATED, imitations
 from gateway.http.headers import Header, Headers
+from gateway.http.slots import filled, peer
 
 # On a busy machine an example may take its time.
 patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -44,8 +46,14 @@ OURS = {
 }
 
 
+def upstream(headers: Headers, hop: Hop, address: str, version: str) -> UpstreamRequestHeaders:
+    """As they are sent: with the peer's address in its slots."""
+    made = upstream_request_headers(headers, hop, hop.trusts(address), version)
+    return UpstreamRequestHeaders([*filled(made, peer(address))], made.dropped)
+
+
 def on(*headers: Header, hop: Hop = HOP, address: str = "192.0.2.7", version: str = "1.1") -> list[Header]:
-    return upstream_request_headers([HOST, *headers], hop, address, version)
+    return upstream([HOST, *headers], hop, address, version)
 
 
 def response_headers(headers: Headers, mine: Headers, request_id: str) -> list[Header]:
@@ -91,15 +99,11 @@ def test_a_field_that_connection_names_stays_on_this_hop(connection: list[bytes]
 
 
 def test_naming_host_takes_no_other_field_away() -> None:
-    result = upstream_request_headers(
-        [(b"connection", b"host"), HOST, (b"x-kept", b"1")], HOP, "192.0.2.7", "1.1"
-    )
+    result = upstream([(b"connection", b"host"), HOST, (b"x-kept", b"1")], HOP, "192.0.2.7", "1.1")
 
     assert named(result, b"host") == [b"upstream:9000"]
     assert named(result, b"x-kept") == [b"1"]
-    assert named(upstream_request_headers([(b"connection", b"host")], HOP, "", "1.1"), b"host") == [
-        b"upstream:9000"
-    ]
+    assert named(upstream([(b"connection", b"host")], HOP, "", "1.1"), b"host") == [b"upstream:9000"]
 
 
 def test_the_options_of_connection_are_no_names_of_fields() -> None:
@@ -132,7 +136,7 @@ def test_all_other_pairs_go_on_in_their_order_with_their_repeats(
     if close:
         mixed.insert(len(mixed) // 2, (b"connection", b"close"))
 
-    result = upstream_request_headers(mixed, TRUSTED, address, "1.1")
+    result = upstream(mixed, TRUSTED, address, "1.1")
 
     assert [pair for pair in result if pair[0] not in OURS] == kept
     assert sorted({name for name, _ in result} & OURS) == sorted(OURS)
@@ -165,7 +169,7 @@ def test_what_imitates_a_field_with_a_meaning_is_dropped_and_counted_and_nothing
     for name in imitating:
         mixed.insert(data.draw(st.integers(0, len(mixed))), (name, b"6.6.6.6"))
 
-    result = upstream_request_headers(mixed, KEYED, "192.0.2.7", "1.1")
+    result = upstream(mixed, KEYED, "192.0.2.7", "1.1")
 
     assert [pair for pair in result if pair[0] not in OURS] == kept
     assert result.dropped == len(imitating)
@@ -174,7 +178,7 @@ def test_what_imitates_a_field_with_a_meaning_is_dropped_and_counted_and_nothing
 
 @pytest.mark.parametrize("name", [b"x_trace", b"_host", b"host_", b"x_api_key", b"user_agent", b"x-api_key"])
 def test_another_name_with_an_underscore_goes_on(name: bytes) -> None:
-    result = upstream_request_headers([HOST, (name, b"1")], HOP, "192.0.2.7", "1.1")
+    result = upstream([HOST, (name, b"1")], HOP, "192.0.2.7", "1.1")
 
     assert named(result, name) == [b"1"]
     assert result.dropped == 0
@@ -213,7 +217,7 @@ def test_host_becomes_the_upstream_s_or_stays_the_client_s() -> None:
 
     assert on()[0] == (b"host", b"upstream:9000")
     assert on(hop=keeps)[0] == HOST
-    assert named(upstream_request_headers([], keeps, "", "1.0"), b"host") == [b""]
+    assert named(upstream([], keeps, "", "1.0"), b"host") == [b""]
 
 
 # --- Via, Forwarded, X-Forwarded-*, X-Request-Id
@@ -342,7 +346,7 @@ def test_an_ipv6_address_is_quoted_and_in_brackets(address: str, node: bytes) ->
     )
 )
 def test_no_host_can_break_out_of_its_quotes(host: bytes) -> None:
-    (forwarded,) = named(upstream_request_headers([(b"host", host)], HOP, "192.0.2.7", "1.1"), b"forwarded")
+    (forwarded,) = named(upstream([(b"host", host)], HOP, "192.0.2.7", "1.1"), b"forwarded")
 
     assert FORWARDED.fullmatch(forwarded)
 

@@ -4,6 +4,7 @@ What is a request and what is not, byte by byte; names carry the numbers of the 
 
 from __future__ import annotations
 
+import re
 from typing import Any, NamedTuple
 
 import h11
@@ -11,6 +12,7 @@ import httptools
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from gateway.errors import (
     BadRequest,
@@ -21,6 +23,7 @@ from gateway.errors import (
 )
 from gateway.http.chunked import InvalidChunk
 from gateway.http.grammar import CHUNKED
+from gateway.http.head_shapes import HeadShapes
 from gateway.http.request_parser import (
     HeadLimits,
     RequestHead,
@@ -28,6 +31,7 @@ from gateway.http.request_parser import (
     parse_head,
     refuse_hopeless,
 )
+from gateway.http.slots import filled
 from tests.support.chunks import read_chunked
 from tests.support.refused_heads import HOPELESS_HEADS, REFUSED_HEADS, SECRET, each_of, head, with_secret
 
@@ -492,24 +496,95 @@ LINES = [
     b"GET http://h/x HTTP/1.1", b"OPTIONS * HTTP/1.1", b"TRACE / HTTP/1.1", b"GET /x HTTP/1.7",
     b"BREW / HTTP/1.1", b"GET x HTTP/1.1", b"GET / HTTP/2.0", b"GET /%b HTTP/1.1" % (b"x" * 9000),
 ]  # fmt: skip
-BLOCKS = [
-    b"Host: h\r\n", b"", b"Host: h\r\nContent-Length: 3\r\n", b"Host: h\r\nTransfer-Encoding: chunked\r\n",
-    b"Host: h\r\nContent-Length: 3\r\nExpect: 100-continue\r\n", b"Host: h\r\nConnection: close\r\n",
-    b"Host: h\r\nConnection: upgrade\r\nUpgrade: websocket\r\n", b"Host: h\r\nHost: h\r\n", b"Host : h\r\n",
+FIELDS = [
+    b"Host: h", b"Content-Length: 3", b"content-length:  14 ", b"Content-Length: x", b"Content-Length:",
+    b"Transfer-Encoding: chunked", b"Expect: 100-continue", b"Connection: close", b"Connection: upgrade",
+    b"Upgrade: websocket", b"User-Agent: a", b"User-Agent:\tb b ", b"user-agent:", b"traceparent: \x01",
+    b"Traceparent: 00-1-2", b"X-Request-Id: 1", b"X-Request-Id: 2%b", b"Date: a\rb", b"Date : c", b"X: y",
+    b"Authorization: a", b"User-Agent", b"User-Agent: \xff", b"user-agent", b"Request-Id: 1", b"request-id:",
 ]  # fmt: skip
 
 
-@given(st.lists(st.tuples(st.sampled_from(LINES), st.sampled_from(BLOCKS)), min_size=2, max_size=6))
-def test_a_head_means_the_same_whatever_the_connection_said_before(heads: list[tuple[bytes, bytes]]) -> None:
-    last: RequestHead | None = None
-    for line, block in heads:
-        data = line + b"\r\n" + block + b"\r\n"
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(LINES), st.lists(st.sampled_from(FIELDS), max_size=5)),
+        min_size=2,
+        max_size=8,
+    )
+)
+def test_a_head_means_the_same_whatever_came_before(heads: list[tuple[bytes, list[bytes]]]) -> None:
+    shapes, last = HeadShapes(most=2), None
+    for line, fields in [one for one in heads for _ in range(3)]:
+        data = b"\r\n".join([line, b"Host: g", *fields, b"", b""])
         try:
             fresh = parse_head(data, HeadLimits())
         except RequestError as error:
-            with pytest.raises(type(error)):
-                parse_head(data, HeadLimits(), last)
+            with pytest.raises(type(error), match=re.escape(str(error))):
+                parse_head(data, HeadLimits(), shapes, last)
             continue
-        again = parse_head(data, HeadLimits(), last)
-        assert again == fresh
-        last = again
+        again = last = parse_head(data, HeadLimits(), shapes, last)
+        assert filled(again.headers, again.values) == fresh.headers
+        assert replace(again, headers=fresh.headers, values=(), block=None) == fresh
+
+
+def shaped(*fields: bytes, shapes: HeadShapes) -> RequestHead:
+    return parse_head(head(*fields, line=b"PATCH /p HTTP/1.1"), LIMITS, shapes)
+
+
+def test_heads_that_differ_in_what_differs_from_call_to_call_have_the_same_fields() -> None:
+    shapes = HeadShapes()
+    heads = [
+        shaped(
+            b"User-Agent: %d" % n, b"X: y", b"Content-Length: %d" % n, b"traceparent: %d" % n, shapes=shapes
+        )
+        for n in range(4)
+    ]
+    assert heads[0].values == ()
+    assert heads[1].headers is heads[2].headers is heads[3].headers
+    assert [one.length for one in heads] == [0, 1, 2, 3]
+    assert heads[3].values == (b"3", b"y", b"3", b"3")
+
+
+OTHERS = [b"Accept: z", b"accept: y", b"Accept : y", b"Accept:y", b"X-Api-Key: b", b"X"]
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_any_other_line_makes_another_shape(other: bytes) -> None:
+    shapes = HeadShapes()
+    for _ in range(3):
+        before = shaped(b"Accept: y", shapes=shapes)
+    for _ in range(3):
+        try:
+            after = shaped(other, shapes=shapes)
+        except RequestError:
+            continue
+        assert after.headers is not before.headers
+
+
+def test_no_value_is_kept_but_those_of_fixed_fields() -> None:
+    """S6: a credential is kept no longer than the connection on which it came."""
+    shapes = HeadShapes()
+    secret = [b"Authorization: secret", b"X-Api-Key: secret", b"Cookie: a=secret"]
+    for n in range(4):
+        shaped(*secret, b"Y: %d" % n, shapes=shapes)
+    assert len(shapes) == 1
+    kept = [line for key in shapes._shapes for line in key if isinstance(line, bytes)]
+    assert not any(b"secret" in line for line in [*kept, *shapes._lines])
+
+
+def test_a_shape_that_is_large_is_not_remembered() -> None:
+    shapes = HeadShapes()
+    for _ in range(3):
+        assert shaped(b"Accept: " + b"x" * 1024, shapes=shapes).values == ()
+        shaped(*[b"X-%d: y" % n for n in range(60)], shapes=shapes)
+    assert len(shapes) == 0
+
+
+def test_a_head_that_comes_once_is_not_remembered() -> None:
+    shapes = HeadShapes(most=2)
+    for n in range(100):
+        shaped(b"X-%d: y" % n, shapes=shapes)
+    assert len(shapes) == 0
+    for n in range(100):
+        shaped(b"X-%d: y" % n, shapes=shapes)
+    assert len(shapes) == 2

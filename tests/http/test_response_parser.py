@@ -43,6 +43,12 @@ class Recorder:
         assert self.kept is None
         self.kept = keep
 
+    def replied_whole(self, status: int, headers: list[Header], body: bytes, keep: bool) -> None:
+        self.replied(status, headers)
+        if body:
+            self.received(body)
+        self.ended(keep)
+
 
 def read(pieces: Sequence[bytes], *, head_only: bool = False) -> tuple[Any, ...]:
     """Head, body, whether the connection is kept (None: the reply is not over); or the class of the error."""

@@ -6,6 +6,8 @@ import asyncio
 
 import pytest
 
+from gateway.proxy import lifecycle
+from gateway.proxy.phases import HELD
 from tests.support.gateways import PARTICIPANT, gateway, proxied
 from tests.support.judging import Refusal, refusal, refused_by_the_gateway
 from tests.support.raw_upstream import Peer, RawUpstream, answering
@@ -24,13 +26,19 @@ CUT = {
 }
 
 
+EXPLICIT = (
+    b"PATCH %b HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 21\r\n\r\n"
+    b'{"state":"connected"}'
+) % PARTICIPANT.encode()
+
+
 @pytest.mark.parametrize("target", ["/x", PARTICIPANT], ids=["passed through", "matched"])
 @pytest.mark.parametrize("resets", [False, True], ids=["ends", "resets"])
 @pytest.mark.parametrize("cut", CUT.values(), ids=CUT.keys())
 async def test_a_reply_that_breaks_off_upstream_breaks_off_downstream(
     cut: bytes, resets: bool, target: str
 ) -> None:
-    """C3: neither completed, nor answered with a second status."""
+    """C3: neither completed, nor answered with a second status once the first was sent."""
     go = asyncio.Event()
 
     async def script(peer: Peer) -> None:
@@ -48,21 +56,85 @@ async def test_a_reply_that_breaks_off_upstream_breaks_off_downstream(
                 b"%b %b HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
                 % (method.encode(), target.encode(), len(body), body)
             )
+            if target != "/x" or cut == CUT["a bad chunk"]:
+                # A small reply to a matched call is waited for, and what broke off with its head is none.
+                go.set()
             head = await client.head()
-            go.set()
-            try:
-                rest = await client.rest()
-            except ConnectionError:
-                rest = b""
-            assert head.startswith(b"HTTP/1.1 200")
-            assert b"HTTP/1.1" not in rest
-            assert not rest.endswith(b"0\r\n\r\n")
-            if b"content-length" in head:
-                assert len(rest) < 10
+            if target != "/x" or not head.startswith(b"HTTP/1.1 200"):
+                assert head.startswith(b"HTTP/1.1 502")
+                assert b"retry-after" not in head
+            else:
+                go.set()
+                try:
+                    rest = await client.rest()
+                except ConnectionError:
+                    rest = b""
+                assert b"HTTP/1.1" not in rest
+                assert not rest.endswith(b"0\r\n\r\n")
+                if b"content-length" in head:
+                    assert len(rest) < 10
         if target != "/x":
             await until(lambda: running.counts("gateway_matched_calls_total"))
             assert running.lines("outcome")[0]["error"] in {"connection-terminated", "invalid-reply"}
         assert len(upstream.requests) == 1
+
+
+@pytest.mark.parametrize("size", [10, HELD + 2], ids=["slow", "large"])
+async def test_a_reply_that_is_slow_or_large_goes_on_as_it_comes(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reply to a matched call is waited for so long and so far, and no more."""
+    if size == 10:
+        monkeypatch.setattr(lifecycle, "HOLD_PATIENCE", 0.05)
+    end = asyncio.Event()
+
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(b"HTTP/1.1 202 OK\r\nContent-Length: %d\r\n\r\n" % size + b"x" * (size - 1))
+        await end.wait()
+        await peer.send(b"y")
+
+    async with (
+        RawUpstream(script) as upstream,
+        gateway(upstream.url) as running,
+        connect(running.port) as client,
+    ):
+        await client.send(EXPLICIT)
+        assert (await client.head()).startswith(b"HTTP/1.1 202")
+        assert await client.exactly(size - 1) == b"x" * (size - 1)
+        end.set()
+        assert await client.exactly(1) == b"y"
+
+
+async def test_an_event_stream_is_not_waited_for() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: 1\n\n")
+        await peer.gone()
+
+    async with (
+        RawUpstream(script) as upstream,
+        gateway(upstream.url) as running,
+        connect(running.port) as client,
+    ):
+        await client.send(EXPLICIT)
+        async with asyncio.timeout(lifecycle.HOLD_PATIENCE / 2):
+            assert (await client.head()).startswith(b"HTTP/1.1 200")
+
+
+async def test_a_client_that_leaves_while_its_reply_is_waited_for_ends_it() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(b"HTTP/1.1 202 OK\r\nContent-Length: 10\r\n\r\nx")
+        await peer.gone()
+
+    async with RawUpstream(script) as upstream, gateway(upstream.url) as running:
+        async with connect(running.port) as client:
+            await client.send(EXPLICIT)
+            await until(lambda: upstream.requests)
+            await asyncio.sleep(0.02)
+        await until(lambda: running.lines("outcome"))
+        assert running.lines("outcome")[0]["error"] == "client-gone"
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ def current() -> asyncio.Task[None]:
 
 
 async def call(deadline: Deadline, event: asyncio.Event) -> str:
-    deadline.begin()
+    deadline.begin(current())
     try:
         await event.wait()
     except asyncio.CancelledError:
@@ -43,7 +43,7 @@ async def test_the_end_of_the_time_is_no_more_than_that() -> None:
     deadline = Deadline(0.01)
 
     async def both() -> None:
-        deadline.begin()
+        deadline.begin(current())
         try:
             await asyncio.Event().wait()
         finally:

@@ -7,7 +7,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from gateway.http.headers import Fields
 from gateway.proxy.buffered import BufferBudget
+from gateway.proxy.call_head import CallHead
 from gateway.proxy.client import Client
 from gateway.proxy.passthrough import MAX_READ_AHEAD, READ_AHEAD_PATIENCE
 from gateway.server.limits import by_address
@@ -254,12 +256,15 @@ async def test_a_reply_holds_a_connection_until_the_upstream_has_sent_it_all() -
         await peer.send(b"b")
 
     class Relaying:
+        direct = True
         cycle: RequestCycle
 
         async def serve(self, cycle: RequestCycle) -> None:
             self.cycle = cycle
             with await pool.send(b"GET", b"/", [HOST]) as reply:
-                await Client(cycle, BufferBudget(0, 0), by_address).relay(200, reply.headers, [], reply)
+                head = CallHead({}, Fields(), 0, False, None, [], True)
+                client = Client(cycle, head, BufferBudget(0, 0), by_address)
+                await client.relay(200, reply.headers, [], reply)
 
     app = Relaying()
     async with (

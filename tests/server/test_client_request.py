@@ -27,6 +27,8 @@ OK: list[Header] = [(b"content-length", b"2")]
 class Direct:
     """An application that the server hands its request cycles."""
 
+    direct = True
+
     def __init__(self, serve: Serve) -> None:
         self._serve = serve
 

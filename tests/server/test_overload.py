@@ -261,6 +261,7 @@ async def test_a_call_whose_client_has_gone_is_in_flight_until_it_is_over() -> N
     first.abort()
     await asyncio.sleep(0.001)
     second.send(GET)
+    await asyncio.sleep(0)
     assert second.got.startswith(b"HTTP/1.1 503")
     held.go.set()
     await asyncio.sleep(0.001)
@@ -277,6 +278,7 @@ async def test_who_was_refused_is_not_read_for_a_while_and_then_served() -> None
     first.send(GET)
     await held.begun.wait()
     second.send(GET)
+    await asyncio.sleep(0)
     refused = len(second.got)
     assert second.got.startswith(b"HTTP/1.1 503")
     second.send(GET)
@@ -294,7 +296,7 @@ async def test_who_was_refused_is_not_read_for_a_while_and_then_served() -> None
 @in_virtual_time
 async def test_who_has_taken_all_places_in_flight_leaves_some_for_those_who_have_few() -> None:
     held = Held()
-    stats = ServerStats(caller_of=lambda _headers, _address, target: target.decode())
+    stats = ServerStats(caller_of=lambda _headers, _values, _address, target: target.decode())
     limits = ServerLimits(max_in_flight=20)
 
     def begin(caller: bytes, count: int) -> list[VirtualClient]:
@@ -450,6 +452,7 @@ async def test_past_half_of_the_places_in_flight_stalled_replies_make_room_for_w
     assert not any(client.aborted for client in clients)
     newcomer = VirtualClient(flooded, limits, stats)
     newcomer.send(GET)
+    await asyncio.sleep(0)
     assert newcomer.got.startswith(b"HTTP/1.1 503")
     await asyncio.sleep(1)
     assert [client.aborted for client in clients] == [True, True, False, False]

@@ -311,6 +311,8 @@ async def test_a_reply_behind_one_that_is_not_read_waits_for_it() -> None:
     at_once: list[bool] = []
 
     class App:
+        direct = True
+
         async def serve(self, cycle: RequestCycle) -> None:
             body = b"x" * 100_000
             fields = [(b"content-length", b"100000")]
@@ -334,6 +336,8 @@ async def test_a_reply_behind_one_that_is_not_read_waits_for_it() -> None:
 @in_virtual_time
 async def test_a_tunnel_behind_a_reply_that_is_not_read_is_not_cut_off_for_it() -> None:
     class App:
+        direct = True
+
         async def serve(self, cycle: RequestCycle) -> None:
             if cycle.upgrade is None:
                 cycle.respond(200, [], b"x" * 100_000)

@@ -17,6 +17,7 @@ from msgspec import structs
 from gateway.app import PARTS, Parts
 from gateway.errors import ReadTimeout
 from gateway.http.headers import Headers
+from gateway.http.slots import Values
 from gateway.rules import FillTarget
 from gateway.state.credentials import CredentialFingerprints
 from gateway.state.locks import MemoryLock, MemoryLocks
@@ -225,6 +226,7 @@ class Retrying:
         *,
         extra_headers: Headers = (),
         upgrade: bool = False,
+        values: Values = (),
         before_send: BeforeSend | None = None,
         caller: Callable[[], str] = nobody,
     ) -> Reply:

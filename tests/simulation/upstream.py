@@ -21,6 +21,7 @@ from typing import Any
 from gateway.errors import ConnectionRefused, ConnectionTerminated, InvalidReply, ReadTimeout
 from gateway.http import headers as h
 from gateway.http.headers import Fields, Header, Headers
+from gateway.http.slots import Values
 from gateway.upstream.reply import Reply
 from gateway.upstream.transport import BeforeSend, nobody
 from tests.simulation.loop import Loop
@@ -163,6 +164,7 @@ class SimulatedUpstream:
         *,
         extra_headers: Headers = (),
         upgrade: bool = False,
+        values: Values = (),
         before_send: BeforeSend | None = None,
         caller: Callable[[], str] = nobody,
     ) -> Reply:

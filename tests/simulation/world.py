@@ -275,13 +275,14 @@ class Client:
         self.target = request.target.encode()
         self.version = "1.1"
         self.headers = Fields(self._fields())
+        self.values: tuple[bytes, ...] = ()
         self.address = "192.0.2.1"
         self.upgrade: bytes | None = None
         self.body = SimulatedBody(self.told, loop)
         self.cancel_on_disconnect = False
         self.holds_connection: Callable[[], bool] = may_hold_one
         self.gone = False
-        self._task: asyncio.Task[Any] | None = None
+        self.task: asyncio.Task[Any] | None = None
         if request.leaves is not None:
             loop.call_later(request.leaves, self._leave)
 
@@ -289,7 +290,7 @@ class Client:
         told = self.told
         try:
             async with asyncio.timeout(PATIENCE):
-                self._task = asyncio.current_task()
+                self.task = asyncio.current_task()
                 await gateway.serve(self)
         except (OSError, GatewayError, asyncio.CancelledError) as error:
             # What the server expects: of a client that left, and of a reply that broke off (C3).
@@ -302,8 +303,8 @@ class Client:
         self.gone = True
         self.told.left = self._loop.clock()
         self.body.broken.set()
-        if self.cancel_on_disconnect and self._task is not None:
-            self._task.cancel()
+        if self.cancel_on_disconnect and self.task is not None:
+            self.task.cancel()
 
     def _fields(self) -> list[Header]:
         request = self.told.request

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from gateway import app
 from gateway.app import Parts
 from gateway.http.forwarding import lookup_request_headers
-from gateway.http.headers import Header
+from gateway.http.headers import Fields, Header
+from gateway.http.slots import FIXED, PEER, SLOTS, peer
 from gateway.state.credentials import IGNORED, CredentialFingerprints
 from tests.support.gateways import settings as settings_of
 
@@ -180,3 +181,33 @@ def test_a_caller_has_one_share_however_it_varies_what_authorises_nobody() -> No
     assert caller(key) == caller((b"accept", b"*/*"), key)
     assert len({caller(token), caller((b"authorization", b"Bearer b")), caller(key), caller()}) == 4
     assert caller() == caller((b"x-any", b"1")) != caller(address="192.0.2.2")
+
+
+async def test_a_field_that_counts_and_has_a_slot_counts_with_what_is_put_in() -> None:
+    """S6: else whoever comes from another address would have the same fingerprint."""
+    fields = Fields([(b"host", b"h"), (b"x-forwarded-for", PEER)])
+    by_address = CredentialFingerprints("http://u", ["X-Forwarded-For"], key=b"k" * 32)
+    others = CredentialFingerprints("http://u", key=b"k" * 32)
+    one, two = peer("192.0.2.1"), peer("192.0.2.2")
+    assert by_address.of_call(fields, b"", b"", one) != by_address.of_call(fields, b"", b"", two)
+    assert by_address.of_call(fields, b"", b"", one) == by_address.of_call(fields, b"", b"", one)
+    assert others.of_call(fields, b"", b"", one) == others.of_call(fields, b"", b"", two)
+
+
+NAMES = st.sampled_from([b"authorization", b"cookie", b"x", b"date", b"user-agent", b"accept", b"host"])
+
+
+@given(st.lists(st.tuples(NAMES, st.binary(max_size=3)), max_size=4))
+def test_fields_with_slots_have_the_fingerprint_and_the_caller_of_the_fields_themselves(
+    pairs: list[tuple[bytes, bytes]],
+) -> None:
+    """S6: two callers have one set of fields with slots, and never one fingerprint."""
+    made = CredentialFingerprints("http://u", key=b"k" * 32)
+    slots, values = iter(SLOTS), tuple(value for name, value in pairs if name not in FIXED)
+    slotted = Fields([(name, next(slots) if name not in FIXED else value) for name, value in pairs])
+    for _ in range(2):
+        assert made.of_call(slotted, b"", b"", (*values, *peer("::1"))) == made.of(pairs)
+        assert made.caller_of(slotted, (*values, *peer("::1")), "::1", b"/") == made.caller(pairs, "::1")
+    other = tuple(value + b"!" for value in values)
+    counted = any(name not in FIXED | IGNORED for name, _ in pairs)
+    assert (made.of_call(slotted, b"", b"", (*other, *peer("::1"))) == made.of(pairs)) is (not counted)

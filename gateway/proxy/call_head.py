@@ -1,0 +1,47 @@
+"""
+What the header fields of a call say, made once for all calls that have them.
+"""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from gateway.http import forwarding
+from gateway.http.forwarding import Hop
+from gateway.http.headers import Fields, by_name, method_overrides
+from gateway.state.credentials import CredentialFingerprints
+
+FRAMING = frozenset({b"content-length", b"transfer-encoding"})
+
+
+class CallHead(Struct, frozen=True):
+    """
+    `fields` is name to value, of a repeated field the last line's, with the slots. `upstream` goes on to the
+    upstream, without what was `dropped`: so many fields that imitate others. `nominated` is a field that
+    Connection may not name; `looped`: the call has been here before; `bodiless`:
+    it has no body.
+    """
+
+    fields: dict[bytes, bytes]
+    upstream: Fields
+    dropped: int
+    looped: bool
+    nominated: bytes | None
+    overrides: list[str]
+    bodiless: bool
+
+    @classmethod
+    def of(
+        cls, headers: Fields, hop: Hop, credentials: CredentialFingerprints, trusted: bool, version: str
+    ) -> CallHead:
+        fields = by_name(headers)
+        upstream = forwarding.upstream_request_headers(headers, hop, trusted, version)
+        return cls(
+            fields,
+            upstream,
+            upstream.dropped,
+            forwarding.looped(headers, hop),
+            credentials.nominated(headers),
+            method_overrides(headers),
+            FRAMING.isdisjoint(fields),
+        )
