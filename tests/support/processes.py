@@ -81,7 +81,7 @@ async def process(
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
         cwd=folder,
-        preexec_fn=partial(_limit, limits) if limits else None,
+        preexec_fn=partial(_prepare, limits),
         env={**os.environ, "COLUMNS": "200", "NO_COLOR": "1", **environment},
     )
     running = Process(started)
@@ -93,7 +93,9 @@ async def process(
         await running.exit()
 
 
-def _limit(limits: dict[int, int]) -> None:
+def _prepare(limits: dict[int, int]) -> None:
+    # Whoever runs the tests in the background of a script has SIGINT ignored, and so would this process.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     for name, most in limits.items():
         resource.setrlimit(name, (most, most))
 
