@@ -255,9 +255,9 @@ def looked_up_with(headers: Headers, unwanted: Container[bytes] = NOT_LOOKED_UP_
     ]
 
 
-def lookup_request_headers(headers: Headers) -> list[Header]:
+def lookup_request_headers(headers: Headers) -> Fields:
     """From fields that go upstream with the call: its caller and its trace, as a GET for plain JSON."""
-    return [*looked_up_with(headers), *_LOOKED_UP_WITH]
+    return Fields([*looked_up_with(headers), *_LOOKED_UP_WITH])
 
 
 def carried_query(target: bytes, names: Container[str]) -> bytes | None:

@@ -26,8 +26,8 @@ from gateway.errors import GatewayError, LookupFailed, ReadTimeout, StoreUnavail
 from gateway.http import headers as h
 from gateway.http.content_coding import Damaged, inflate
 from gateway.http.forwarding import lookup_request_headers, varies_beyond
-from gateway.http.headers import Header, Headers
-from gateway.http.slots import Values, filled
+from gateway.http.headers import Fields, Headers
+from gateway.http.slots import Values
 from gateway.repairs import select
 from gateway.repairs.call import Change
 from gateway.repairs.findings import Unfilled
@@ -71,7 +71,7 @@ class LookupRequest(Struct, frozen=True):
     target: FillTarget
     key: Key
     caller: str
-    headers: Headers
+    headers: Fields
     extra_headers: Headers
     since: float
     values: Values = ()
@@ -457,8 +457,7 @@ class Lookups:
     def _start(self, request: LookupRequest, view: View) -> _InFlight:
         """The GET runs in a task of its own: a caller that leaves, or the first, must not end it (S8)."""
         key = request.key
-        headers = lookup_request_headers([*filled(request.headers, request.values), *request.extra_headers])
-        task = asyncio.create_task(self._get(request, headers, view))
+        task = asyncio.create_task(self._get(request, view))
         self._tasks.add(task)
         in_flight = self._in_flight[key] = _InFlight(task, view.generation, view.time)
 
@@ -472,14 +471,12 @@ class Lookups:
         task.add_done_callback(ended)
         return in_flight
 
-    async def _get(self, request: LookupRequest, headers: list[Header], view: View) -> _Found:
+    async def _get(self, request: LookupRequest, view: View) -> _Found:
         self._counts["gateway_lookups_total", "sent"] += 1
-        fill, kept = request.target.fill, view.reading
-        if kept is not None and kept.etag is not None:
-            headers = [*headers, (b"if-none-match", kept.etag)]
+        fill = request.target.fill
         try:
             async with asyncio.timeout(fill.lookup_timeout):
-                reading = await self._read(request, headers, view)
+                reading = await self._read(request, view)
         except TimeoutError as error:
             limit = f"{fill.lookup_timeout:g} s"
             raise ReadTimeout(f"the look-up took longer than lookup_timeout ({limit})") from error
@@ -488,9 +485,20 @@ class Lookups:
             await self._put(request.key, reading)
         return found
 
-    async def _read(self, request: LookupRequest, headers: list[Header], view: View) -> Reading:
+    async def _read(self, request: LookupRequest, view: View) -> Reading:
         key, kept = request.key, view.reading
-        with await self._upstream.send(b"GET", key.target, headers, caller=lambda: request.caller) as reply:
+        headers = request.headers.derived(lookup_request_headers)
+        extra_headers = request.extra_headers
+        if kept is not None and kept.etag is not None:
+            extra_headers = [*extra_headers, (b"if-none-match", kept.etag)]
+        with await self._upstream.send(
+            b"GET",
+            key.target,
+            headers,
+            extra_headers=extra_headers,
+            values=request.values,
+            caller=lambda: request.caller,
+        ) as reply:
             age = age_of(reply.headers)
             shared = not varies_beyond(reply.headers, headers, self._ignored)
             if reply.status == 304 and kept is not None and kept.etag is not None:

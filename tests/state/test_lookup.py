@@ -137,7 +137,7 @@ class Bench:
             FillTarget.of(Fill(**(settings | fill)), raw, parameters),
             Key("c1", TARGET, caller),
             caller,
-            [(b"authorization", caller.encode()), (b"if-none-match", b'"of the client"')],
+            Fields([(b"authorization", caller.encode()), (b"if-none-match", b'"of the client"')]),
             [(b"x-request-id", b"i1")],
             self.now,
         )
