@@ -562,6 +562,7 @@ class ClientConnection(asyncio.Protocol):
         if self._lost:
             return
         self.stats.aborted[cause] += 1
+        self.flow.flush()
         self.stats.log.aborted(cause, self._client())
         self._state = _CLOSING
         sock = self._transport.get_extra_info("socket")

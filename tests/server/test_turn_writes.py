@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any
 
+from gateway.errors import GatewayError
 from gateway.http.headers import Header
 from gateway.server.limits import ServerLimits, ServerStats
 from gateway.server.request_cycle import SMALL, RequestCycle
@@ -122,3 +123,26 @@ async def test_one_that_cannot_be_written_does_not_keep_the_others() -> None:
         await asyncio.sleep(0)
     loop.set_exception_handler(None)
     assert last.flushed
+
+
+class BreakingOff:
+    """An application whose reply breaks off in the step in which it began."""
+
+    direct = True
+
+    def serve(self, cycle: RequestCycle) -> Coroutine[Any, Any, None]:
+        async def served() -> None:
+            await cycle.start(200, [(b"content-length", b"2")])
+            await cycle.write(b"x", True)
+            raise GatewayError("it broke off")
+
+        return served()
+
+
+@in_virtual_time
+async def test_what_was_written_before_a_reply_broke_off_is_sent() -> None:
+    client = VirtualClient(BreakingOff())
+    served(client, GET)
+    await asyncio.sleep(0.001)
+    assert client.aborted
+    assert client.got.endswith(b"\r\n\r\nx")
