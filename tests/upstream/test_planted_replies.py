@@ -104,9 +104,9 @@ async def test_no_planted_reply_that_was_there_before_a_request_left_is_its_answ
 
     assert len(took) == 450
     reached = {target: body for target, body in took.items() if body != b"ok"}
-    early = [t for t, body in reached.items() if upstream.planted[body] < pool.started[t]]
-    # On a busy machine the kernel delivers some of what was sent a moment later: no poll can see that.
-    assert len(early) * 20 < len(took), "planted before it left, and yet taken for the answer"
+    # One that is not noted yet, its thread being late, will be noted after all that was polled.
+    early = [t for t, body in reached.items() if upstream.planted.get(body, inf) < pool.started[t]]
+    assert early == [], "planted before it left, and yet taken for the answer"
     # What no proxy can tell from an answer: for the threat model.
     print(
         f"{len(reached)} of {len(upstream.planted)} planted replies, all planted after the request had left"
