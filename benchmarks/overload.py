@@ -3,6 +3,8 @@ A storm: clients that call again as soon as they are answered, refused or not. W
 
     .venv/bin/python -m benchmarks.overload --clients 50,200,900,3000 --seconds 8
 
+`--nginx`: the same storm against nginx that passes on and does nothing else, to tell what the machine takes.
+
 Each number of clients against a gateway of its own with default limits: GETs that are passed through, one at
 a time on each kept connection (`--reconnect`: a new connection for each call). Beside them somebody asks
 `/readyz` ten times a second on the admin side. When the storm is over, one client makes a call on a new
@@ -14,12 +16,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import socket
 import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -32,6 +36,7 @@ CALL = b"GET /api/v2/users/me HTTP/1.1\r\nHost: gateway.test\r\n\r\n"
 READY = b"GET /readyz HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
 PROBES = 10  # a second
 PATIENCE = 10.0  # seconds for one look at /readyz
+NGINX_FILES = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
 
 
 class Storm:
@@ -114,6 +119,12 @@ async def come_back(port: int, number: int, storm: Storm) -> None:
         await caller.gone
 
 
+class Stormed(NamedTuple):
+    port: int
+    admin: int  # that answers /readyz
+    pid: int
+
+
 class Seen(NamedTuple):
     good: float  # a second
     efficiency: float  # good ones for each second of a processor that the gateway had
@@ -126,8 +137,8 @@ class Seen(NamedTuple):
     first: float  # ms until a new client had its first good reply after the storm
 
 
-async def storm_of(clients: int, seconds: float, gateway: rig.Gateway, reconnect: bool) -> Seen:
-    port, admin = gateway.port, gateway.admin
+async def storm_of(clients: int, seconds: float, stormed: Stormed, reconnect: bool) -> Seen:
+    port, admin, pid = stormed
     storm = Storm(reconnect)
     argv = (sys.executable, "-m", "benchmarks.overload", "--probe", str(admin), "--seconds", str(seconds))
     callers = [asyncio.create_task(come_back(port, number, storm)) for number in range(clients)]
@@ -135,10 +146,10 @@ async def storm_of(clients: int, seconds: float, gateway: rig.Gateway, reconnect
     probe = await asyncio.create_subprocess_exec(*argv, stdout=subprocess.PIPE)
     storm.statuses.clear()
     storm.seconds.clear()
-    began, had, load = time.perf_counter(), rig.processor_time(gateway.process.pid), time.process_time()
+    began, had, load = time.perf_counter(), rig.processor_time(pid), time.process_time()
     await asyncio.sleep(seconds)
     took, load = time.perf_counter() - began, time.process_time() - load
-    had = rig.processor_time(gateway.process.pid) - had
+    had = rig.processor_time(pid) - had
     storm.over = True
     statuses, latencies = Counter(storm.statuses), list(storm.seconds)
     first = await first_good(port)
@@ -193,13 +204,38 @@ def probed(admin: int, seconds: float) -> list[float]:
     return found
 
 
-def stormed(clients: int, seconds: float, reconnect: bool, pause: str, work: Path) -> Seen:
+@contextlib.contextmanager
+def nginx(work: Path, upstream: int) -> Iterator[Stormed]:
+    """With one worker, as many connections to the upstream as are wanted, and no limit of its own."""
+    (port,) = rig.free_ports(1)
+    places = "".join(f"{name}_temp_path {work};" for name in NGINX_FILES)
+    config = work / "nginx.conf"
+    config.write_text(
+        f"daemon off; master_process off; pid {work}/nginx.pid; error_log {work}/nginx.err;"
+        f"events {{ worker_connections 40000; }}"
+        f"http {{ access_log off; keepalive_requests 100000000; {places}"
+        f"upstream api {{ server 127.0.0.1:{upstream}; keepalive 256; keepalive_requests 100000000; }}"
+        f"server {{ listen 127.0.0.1:{port} backlog=8192; proxy_http_version 1.1;"
+        f'proxy_set_header Connection ""; location / {{ proxy_pass http://api; }} }} }}'
+    )
+    argv = ("nginx", "-p", str(work), "-c", str(config))
+    with rig.process(work / "nginx.log", port, *argv, first_core=True) as process:
+        yield Stormed(port, port, process.pid)
+
+
+@contextlib.contextmanager
+def gateway(work: Path, upstream: int, pause: str) -> Iterator[Stormed]:
+    with rig.gateway(work, upstream, limits={"overload_pause": pause}) as running:
+        yield Stormed(running.port, running.admin, running.process.pid)
+
+
+def stormed(clients: int, seconds: float, work: Path, chosen: argparse.Namespace) -> Seen:
     with (
         rig.upstream(work) as upstream,
-        rig.gateway(work, upstream, limits={"overload_pause": pause}) as gateway,
+        nginx(work, upstream) if chosen.nginx else gateway(work, upstream, chosen.pause) as running,
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
     ):
-        return runner.run(storm_of(clients, seconds, gateway, reconnect))
+        return runner.run(storm_of(clients, seconds, running, chosen.reconnect))
 
 
 def main() -> None:
@@ -207,6 +243,7 @@ def main() -> None:
     parser.add_argument("--clients", default="50,200,900,3000")
     parser.add_argument("--seconds", type=float, default=8.0)
     parser.add_argument("--reconnect", action="store_true")
+    parser.add_argument("--nginx", action="store_true", help="storm nginx instead of the gateway")
     parser.add_argument("--pause", default="500ms", help="limits.overload_pause; 0s: none")
     parser.add_argument("--probe", type=int, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
@@ -219,7 +256,7 @@ def main() -> None:
     print(" | ".join([*heads, "/readyz p50 ms", "max ms", "first good ms"]))
     with rig.folder() as work:
         for clients in map(int, chosen.clients.split(",")):
-            one = stormed(clients, chosen.seconds, chosen.reconnect, chosen.pause, work)
+            one = stormed(clients, chosen.seconds, work, chosen)
             good = f"{one.good:6.0f} | {one.efficiency:10.0f} | {one.load:6.0f}"
             figures = f"{one.refused:9.0f} | {one.other:5} | {one.p99:6.0f}"
             ready = f"{one.ready_p50:14.1f} | {one.ready_max:6.0f}"
