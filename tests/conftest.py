@@ -1,4 +1,4 @@
-"""What holds for all tests: names that are the same in every process, how many of these, and no garbage."""
+"""What holds for all tests: the same names in every process, how many of these, no garbage, both ways."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import gc
 import os
 
 import pytest
+
+from tests.support import gateways
 
 LONGEST_NAME = 60
 
@@ -28,3 +30,9 @@ def pytest_collection_finish() -> None:
 def pytest_xdist_auto_num_workers() -> int:
     """One more than there are processors: a third of the suite's time is waiting."""
     return (os.cpu_count() or 1) + 1
+
+
+@pytest.fixture(params=[True, False], ids=["at once", "in a task"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test of a module that uses it is run both ways: there is one lifecycle."""
+    monkeypatch.setattr(gateways, "direct", request.param)

@@ -18,6 +18,8 @@ from tests.support.mocking import mock, mocked
 from tests.support.serving import connect
 from tests.support.waiting import until
 
+pytestmark = pytest.mark.usefixtures("way")
+
 
 async def test_a_rewrite_and_its_outcome_are_recorded_as_the_contract_has_them() -> None:
     wall = datetime(2026, 11, 22, 12, 0, 0, 250_000, UTC).timestamp()

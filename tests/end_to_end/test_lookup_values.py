@@ -19,6 +19,8 @@ from tests.support.mocking import mocked, one_conversation
 from tests.support.raw_upstream import RawUpstream
 from tests.support.serving import connect
 
+pytestmark = pytest.mark.usefixtures("way")
+
 
 @pytest.mark.parametrize(
     ("states", "reason"),

@@ -9,6 +9,8 @@ import pytest
 from tests.support.gateways import BODY, CONVERSATION, FILLED, PARTICIPANT, TOKEN
 from tests.support.mocking import mocked
 
+pytestmark = pytest.mark.usefixtures("way")
+
 
 @pytest.mark.parametrize(
     ("kind", "body", "extra"),

@@ -14,6 +14,8 @@ from tests.support.raw_upstream import Peer, RawUpstream, answering
 from tests.support.serving import connect
 from tests.support.waiting import until
 
+pytestmark = pytest.mark.usefixtures("way")
+
 CUT = {
     "a length, nothing of it": b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n",
     "a length, some of it": b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc",

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import gc
 
+import pytest
+
 from gateway.proxy.client import Client
 from tests.support.calls import PATCH_HEAD
 from tests.support.gateways import proxied
 from tests.support.serving import connect
 from tests.support.waiting import until
+
+pytestmark = pytest.mark.usefixtures("way")
 
 
 def held() -> int:

@@ -16,6 +16,8 @@ from tests.support.gateways import BODY, FILLED, PARTICIPANT, TOKEN, gateway
 from tests.support.judging import refused_by_the_gateway, told
 from tests.support.mocking import RunningMock, mock, mocked, one_conversation
 
+pytestmark = pytest.mark.usefixtures("way")
+
 CONFORMING = b'{"state":"connected","attributes":{}}'
 JSON = TOKEN | {"Content-Type": "application/json"}
 ON_REJECT = {"mode": "on_reject"}

@@ -12,6 +12,8 @@ from tests.support.mocking import mocked
 from tests.support.raw_upstream import OK, RawUpstream, answering
 from tests.support.serving import connect
 
+pytestmark = pytest.mark.usefixtures("way")
+
 
 @pytest.mark.parametrize(
     "method",

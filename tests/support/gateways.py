@@ -13,6 +13,7 @@ import httpx
 
 from gateway import app
 from gateway.config import Settings
+from gateway.proxy.lifecycle import Lifecycle
 from gateway.upstream.pool import Pool
 from tests.support.audit_lines import audit_lines
 from tests.support.clients import bare_client
@@ -26,6 +27,9 @@ PARTICIPANT = f"{CONVERSATION}/participants/p1"
 BODY = b'{"attributes": {"supervisorNote": "test"}}'
 FILLED = b'{"state":"connected","attributes": {"supervisorNote": "test"}}'
 TOKEN = {"Authorization": "Bearer one"}
+# Whether calls are served at once, from the step in which their bytes come (direct_task.py), or in tasks of
+# asyncio's own, as with httpx's transport. The fixture `way` tries both.
+direct = True
 
 
 def document(
@@ -131,6 +135,8 @@ async def gateway(upstream: str, /, audit: str | None = None, **changes: Any) ->
         path = audit or f"{folder}/rewrites.jsonl"
         chosen = settings(upstream, path, **changes)
         built = app.build(chosen, **seams)
+        if isinstance(built.app, Lifecycle):
+            built.app.direct = built.app.direct and direct
         limits = app.downstream_limits(chosen, **({"rate_window": window} if window else {}))
         try:
             async with serve(built.app, limits, built.stats) as port:
