@@ -15,7 +15,7 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, NamedTuple, cast
@@ -28,6 +28,7 @@ from uvicorn.server import ServerState
 from gateway.admin import health
 from gateway.admin.hosts import guarded
 from gateway.admin.metrics import Counts, Gauge, MetricKey, Metrics
+from gateway.audit.finished_call import Observer
 from gateway.audit.writer import AuditLog
 from gateway.config import CorsSettings, CredentialSettings, Settings, UpstreamSettings
 from gateway.errors import GatewayError
@@ -133,6 +134,7 @@ def build(
     wall: Callable[[], float] = time.time,
     parts: Parts = PARTS,
     credential_key: bytes | None = None,
+    observers: Sequence[Observer] = (),
 ) -> Gateway:
     """
     `clock` gives seconds that never jump, `wall` Unix seconds. The gateway closes the `store`. Gateways with
@@ -180,7 +182,18 @@ def build(
     spools = parts.spools(max_body=limits.max_body, max_write=limits.max_write, timeout=limits.upload_timeout)
     refused = stats.log.refused
     lifecycle = _lifecycle(
-        settings, lookups, locks, transport, credentials, audit, clock, counts, refused, budget, spools
+        settings,
+        lookups,
+        locks,
+        transport,
+        credentials,
+        audit,
+        clock,
+        counts,
+        refused,
+        budget,
+        spools,
+        observers,
     )
     metrics = Metrics(
         counts, {"gateway_refusals_total": stats.refused, "gateway_aborts_total": stats.aborted}
@@ -240,6 +253,7 @@ def _lifecycle(
     log_refusal: Callable[[GatewayError, str], None],
     budget: BufferBudget,
     spools: Spools,
+    observers: Sequence[Observer],
 ) -> Lifecycle:
     limits, to = settings.limits, settings.upstream
     hop = Hop(
@@ -286,6 +300,7 @@ def _lifecycle(
         max_body=limits.max_body,
         deadline=limits.deadline,
         direct=isinstance(transport, Pool),  # httpx wants asyncio's own tasks
+        observers=observers,
     )
 
 

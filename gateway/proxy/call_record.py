@@ -10,6 +10,7 @@ from typing import Any
 
 from msgspec import UNSET, Struct, UnsetType
 
+from gateway.audit.finished_call import FinishedCall
 from gateway.audit.writer import AuditLog, Batch, Line
 from gateway.http import headers as h
 from gateway.http.headers import Header
@@ -75,6 +76,8 @@ class CallRecord(Struct, eq=False):
     error: str | None = None
     attempt: int = 0
     conflict: bool = False
+    needs: tuple[str, ...] = ()
+    would_change: tuple[dict[str, Any], ...] = ()
 
     def _decision(self, event: str, **more: Any) -> Decision:
         client, rule = self.client, self.rule
@@ -128,6 +131,8 @@ class CallRecord(Struct, eq=False):
     def record_skip(self, audit: AuditLog, reason: str, **details: Any) -> None:
         """The call goes out as it came."""
         self.skipped = reason
+        self.needs = tuple(details.get("needs", ()))
+        self.would_change = tuple(details.get("changes", ()))
         audit.append_best_effort(self._decision("skip", reason=reason, **details))
 
     def record_reject(self, audit: AuditLog, reason: str) -> None:
@@ -150,6 +155,31 @@ class CallRecord(Struct, eq=False):
                 round((now - self.begun) * 1000, 2),
                 self.conflict,
             )
+        )
+
+    def finished(self, now: float) -> FinishedCall:
+        client, rule = self.client, self.rule
+        agent = client.field(b"user-agent")
+        return FinishedCall(
+            client.id,
+            rule.name,
+            rule.mode,
+            client.method,
+            client.path.decode("ascii", "backslashreplace"),
+            client.address,
+            None if agent is None else h.text(agent),
+            self.credential,
+            tuple(map(_record, self.changes)),
+            self.would_change,
+            self.needs,
+            self.skipped,
+            self.error,
+            self.status,
+            self.lookup,
+            self.upstream,
+            now - self.begun,
+            self.attempt,
+            self.conflict,
         )
 
     def headers(self) -> list[Header]:

@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+from gateway.audit.finished_call import Observer
 from gateway.audit.writer import AuditLog
 from gateway.errors import BadRequest, DeadlineExceeded, GatewayError, LoopDetected
 from gateway.http import forwarding
@@ -66,10 +67,12 @@ class Lifecycle:
         max_body: int,
         deadline: float,
         direct: bool,
+        observers: Sequence[Observer] = (),
     ) -> None:
         """
-        `log_refusal` is told the client's address too. `max_body` in bytes; `deadline` in seconds from a
-        call's arrival to the head of its reply. `direct`: see server/connection.py.
+        `log_refusal` is told the client's address too; `observers` of each matched call when it is over.
+        `max_body` in bytes; `deadline` in seconds from a call's arrival to the head of its reply. `direct` as
+        in server/connection.py.
         """
         self.direct = direct
         self._rules = rules
@@ -84,6 +87,7 @@ class Lifecycle:
         self._budget = budget
         self._max_body = max_body
         self._deadline = Deadline(deadline)
+        self._observers = observers
         self._evidence = EvidenceLog(clock)
 
         def head(headers: Fields, trusted: bool, version: str) -> CallHead:
@@ -154,7 +158,12 @@ class Lifecycle:
             raise
         finally:
             self._counts["gateway_matched_calls_total",] += 1
-            record.record_outcome(self._audit, self._clock())
+            now = self._clock()
+            record.record_outcome(self._audit, now)
+            if self._observers:
+                finished = record.finished(now)
+                for observe in self._observers:
+                    observe(finished)
 
     def _diagnosed(
         self,

@@ -1,0 +1,44 @@
+"""
+A matched call as it ended, for whoever watches: the console, metrics, the callers' table, the page.
+
+What is here may be shown: names, sizes and filled values, no other value of a body and no credential (L3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+from msgspec import Struct
+
+
+class FinishedCall(Struct, frozen=True):
+    """
+    `changes` were sent; `would_change` are those that `shadow` only worked out, `needs` what `observe` found
+    to be needed. `skipped` is why nothing, or not all, was repaired; `error` how a call ended that the
+    gateway refused or its client left. `status` is that of the reply, None without one. Times in seconds.
+    """
+
+    id: str
+    rule: str
+    mode: str
+    method: str
+    path: str
+    address: str
+    user_agent: str | None
+    credential: str
+    changes: tuple[dict[str, Any], ...]
+    would_change: tuple[dict[str, Any], ...]
+    needs: tuple[str, ...]
+    skipped: str | None
+    error: str | None
+    status: int | None
+    lookup: float
+    upstream: float
+    total: float
+    attempts: int
+    conflict: bool
+
+
+# It is called from the data path: it takes little time, and raises nothing.
+Observer: TypeAlias = Callable[[FinishedCall], None]
