@@ -1,5 +1,5 @@
-# By its digest: docker build --build-arg BASE=python:3.12-slim@sha256:... (why none stands here: docs/operations.md).
-ARG BASE=python:3.12-slim
+# By its digest: docker build --build-arg BASE=python:3.11-slim@sha256:... (why none stands here: docs/operations.md).
+ARG BASE=python:3.11-slim
 
 FROM ${BASE} AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore

@@ -97,7 +97,7 @@ def test_the_image_installs_nothing_without_a_hash_but_the_gateway_itself() -> N
 
 def test_both_stages_of_the_image_have_the_one_base_that_can_be_given() -> None:
     assert re.findall(r"^(?:ARG|FROM) .*", DOCKERFILE, re.M) == [
-        "ARG BASE=python:3.12-slim",
+        "ARG BASE=python:3.11-slim",
         "FROM ${BASE} AS build",
         "FROM ${BASE}",
     ]
