@@ -18,6 +18,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 from urllib.parse import urlsplit
 
@@ -25,11 +26,11 @@ import uvicorn
 from starlette.applications import Starlette
 from uvicorn.server import ServerState
 
-from gateway.admin import health
+from gateway.admin import changes, health
 from gateway.admin.hosts import guarded
 from gateway.admin.metrics import Counts, Gauge, MetricKey, Metrics
 from gateway.audit.finished_call import Observer
-from gateway.audit.writer import AuditLog
+from gateway.audit.writer import AuditLog, Line
 from gateway.config import CorsSettings, CredentialSettings, Settings, UpstreamSettings
 from gateway.errors import GatewayError
 from gateway.http.forwarding import Hop
@@ -41,6 +42,7 @@ from gateway.proxy.passthrough import Passthrough, UploadSlots
 from gateway.proxy.phases import Phases
 from gateway.proxy.spool import Spools
 from gateway.proxy.tunnel import TunnelSlots
+from gateway.reloads import Reloads, watched
 from gateway.rules import Rules
 from gateway.server import asgi, backlog, connection, descriptors, memory
 from gateway.server.cors import with_cors
@@ -86,6 +88,7 @@ class Gateway:
     """All that runs. `draining` is set when the process is about to stop."""
 
     app: connection.App
+    lifecycle: Lifecycle
     admin: Starlette
     lookups: Lookups
     store: Store
@@ -97,6 +100,19 @@ class Gateway:
     stats: ServerStats
     metrics: Metrics
     draining: asyncio.Event
+
+    async def follow(self, settings: Settings, writes_differ: bool) -> None:
+        """
+        Calls that come from now on go by the rules of these settings. Where other calls count as writes, what
+        was read before is not used: one of them may have passed by unnoticed (S3).
+        """
+        self.lifecycle.follow(Rules(settings.rules, settings.limits.max_body))
+        if writes_differ:
+            await self.lookups.invalidate_after(None)
+
+    def record(self, line: Line) -> None:
+        """What an operator did, on the audit log."""
+        self.audit.append_best_effort(line)
 
     async def close(self) -> None:
         await self.lookups.close()
@@ -207,6 +223,7 @@ def build(
         "draining": lambda: "the process is about to stop" if draining.is_set() else None,
     }
     return Gateway(
+        lifecycle=lifecycle,
         app=lifecycle if settings.cors is None else answering_cors(lifecycle, settings.cors),
         admin=health.build(checks, metrics),
         lookups=lookups,
@@ -265,7 +282,6 @@ def _lifecycle(
     )
     rules = Rules(settings.rules, limits.max_body)
     passthrough = Passthrough(
-        rules=rules,
         lookups=lookups,
         locks=locks,
         upstream=transport,
@@ -483,8 +499,12 @@ async def running(
             await gateway.close()
 
 
-async def run(settings: Settings) -> None:
-    """Until SIGTERM or SIGINT; a second one ends the process at once. SIGHUP reopens the audit log."""
+async def run(settings: Settings, load: Callable[[], Settings], watch: Path | None = None) -> None:
+    """
+    Until SIGTERM or SIGINT; a second one ends the process at once. SIGHUP reopens the audit log, and has
+    `load` read the configuration again; `watch` is a file whose changes do.
+    """
+    configured = settings
     settings, shares, too_few = fitted(settings, descriptors.raised())
     gateway = build(settings)
     # What is there by now stays: it is not to be looked through again, a few ms each time, among the calls.
@@ -502,7 +522,19 @@ async def run(settings: Settings) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop, number)
-    loop.add_signal_handler(signal.SIGHUP, gateway.audit.reopen)
+    reloads = Reloads(configured, load, gateway.follow, gateway.record, gateway.counts)
+    gateway.admin.router.routes += changes.routes(reloads.reload, reloads.set_mode)
+    tasks: set[asyncio.Task[Any]] = set()
+
+    def hang_up() -> None:
+        gateway.audit.reopen()
+        task = loop.create_task(reloads.reload("SIGHUP"))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    loop.add_signal_handler(signal.SIGHUP, hang_up)
+    if watch is not None:
+        tasks.add(loop.create_task(watched(watch, reloads)))
     for warning in settings.warnings():
         log.warning("%s", warning)
     problem = await gateway.audit.begin()
@@ -521,4 +553,6 @@ async def run(settings: Settings) -> None:
             if problem is not None:
                 log.warning("%s", problem)
         await stopped.wait()
+        for task in tasks:
+            task.cancel()
         log.info("stopping: finishing what is in flight")

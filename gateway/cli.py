@@ -1,5 +1,5 @@
 """
-The command line: run, check, explain, mock, demo.
+The command line: run, reload, mode, check, explain, mock, demo.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import typer
 import uvloop
 
 from gateway import __version__, app, config
+from gateway.admin import client
 from gateway.explain import Explanation, explain
 from gateway.http.headers import Header, text
 from gateway.mock import demo
@@ -61,17 +62,48 @@ def top(
 
 
 @cli.command()
-def run(path: ConfigPath = DEFAULT) -> None:
-    """Run the gateway until SIGTERM."""
+def run(
+    path: ConfigPath = DEFAULT,
+    watch: Annotated[bool, typer.Option("--watch", help="Reload whenever the file changes.")] = False,
+) -> None:
+    """Run the gateway until SIGTERM. SIGHUP reads the configuration again."""
     settings = loaded(path)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     # httpcore tells of each step of each connection below WARNING.
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(app.run(settings))
+            runner.run(app.run(settings, lambda: config.load(path), path if watch else None))
     except (app.CannotListen, OSError) as error:
         raise fail(f"gateway: {error}") from None
+
+
+@cli.command(name="reload")
+def reload_(path: ConfigPath = DEFAULT) -> None:
+    """Have the running gateway read its configuration again."""
+    asked(path, "/api/reload", {})
+
+
+@cli.command(name="mode")
+def mode_(
+    rule: Annotated[str, typer.Argument(help="The rule's name.")],
+    mode: Annotated[str, typer.Argument(help="observe, shadow, enforce or on_reject.")],
+    path: ConfigPath = DEFAULT,
+) -> None:
+    """Give a rule of the running gateway another mode, until its next reload or restart."""
+    asked(path, "/api/mode", {"rule": rule, "mode": mode})
+
+
+def asked(path: Path, where: str, body: dict[str, str]) -> None:
+    admin = loaded(path).admin
+    try:
+        answer = client.post(admin.host, admin.port, where, body)
+    except client.NoAnswer as error:
+        raise fail(f"gateway: {error}") from None
+    for line in answer.get("said") or ["nothing differs"]:
+        typer.echo(line, err=not answer["ok"])
+    if not answer["ok"]:
+        raise typer.Exit(1)
 
 
 @cli.command()

@@ -133,8 +133,8 @@ def within_any(name: str, wanted: set[str]) -> bool:
 
 
 def test_only_the_wiring_sees_the_settings() -> None:
-    """Parts receive values, never the configuration."""
-    assert importers("config") == {"app", "cli"}
+    """Parts receive values, never the configuration; but for the one that reads it again."""
+    assert importers("config") == {"app", "cli", "reloads"}
 
 
 def test_only_the_wiring_knows_where_the_shared_state_is_kept() -> None:

@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 
 from gateway import errors
 from gateway.audit import writer
+from gateway.audit.mode_changes import ModeChanged
 from gateway.audit.writer import Line
 from gateway.config import Settings
 from gateway.errors import GatewayError
@@ -213,16 +214,18 @@ def test_every_reason_that_the_audit_log_can_give_is_explained() -> None:
 def test_every_event_and_field_of_the_audit_log_is_explained() -> None:
     line, gap = set(Line.__struct_fields__), set(writer._Gap.__struct_fields__)
     decision, outcome = set(Decision.__struct_fields__) - line, set(Outcome.__struct_fields__) - line
+    mode = set(ModeChanged.__struct_fields__) - line
     events, fields = tables(section("docs/operations.md", "## The audit log"))[:2]
     said = {quoted(row[0])[0]: set(quoted(row[2])) for row in events}
     explained = [field for row in fields for field in quoted(row[0])]
 
-    assert said.keys() == {"rewrite", "skip", "reject", "unsent", "outcome", "gap"}
+    assert said.keys() == {"rewrite", "skip", "reject", "unsent", "outcome", "mode", "gap"}
     assert said["rewrite"] | said["skip"] | said["reject"] == decision | {"observe", "shadow"}
     assert said["outcome"] == outcome
     assert said["unsent"] == {"attempt"}
+    assert said["mode"] == mode
     assert said["gap"] == (gap - line) | {"id"}
-    assert sorted(explained) == sorted(decision | outcome | gap | line)
+    assert sorted(explained) == sorted(decision | outcome | mode | gap | line)
 
 
 # --- README.md

@@ -49,6 +49,12 @@ METRICS: tuple[Metric, ...] = (
     Metric("gateway_lookup_pauses_total", "counter", "Times that a 429 paused a caller's look-ups."),
     Metric("gateway_refusals_total", "counter", "Requests that the gateway answered itself.", {"cause": ()}),
     Metric("gateway_aborts_total", "counter", "Client connections cut off.", {"cause": ABORTS}),
+    Metric(
+        "gateway_reloads_total",
+        "counter",
+        "Times that the configuration was read again.",
+        {"result": ("ok", "failed")},
+    ),
     Metric("gateway_clients_gone_total", "counter", "Clients that left before their call was forwarded."),
     Metric(
         "gateway_fields_dropped_total",

@@ -96,7 +96,12 @@ class Lifecycle:
         self._head = head
         self._trusts = hop.trusts if hop.trusted else _nobody
 
+    def follow(self, rules: Rules) -> None:
+        """From now on: calls in flight end under the rules that they began with."""
+        self._rules = rules
+
     async def serve(self, request: ClientRequest) -> None:
+        rules = self._rules
         head = request.headers.derived(self._head, self._trusts(request.address), request.version)
         client = Client(request, head, self._budget, self._credentials.caller_of)
         try:
@@ -104,11 +109,11 @@ class Lifecycle:
                 self._counts["gateway_fields_dropped_total",] += head.dropped
             if head.looped:
                 raise LoopDetected("its Via field names this gateway")
-            route = self._rules.match(client.method, client.path)  # match
+            route = rules.match(client.method, client.path)  # match
             if route is None:
-                await self._passthrough.carry(client)
+                await self._passthrough.carry(client, rules)
             else:
-                await self._serve_matched(client, route)
+                await self._serve_matched(client, route, rules)
         except GatewayError as error:
             self._count(error, client)
             self._evidence.tell(error, client.id)
@@ -120,7 +125,7 @@ class Lifecycle:
         finally:
             client.release()
 
-    async def _serve_matched(self, client: Client, route: RouteMatch) -> None:
+    async def _serve_matched(self, client: Client, route: RouteMatch, rules: Rules) -> None:
         query = self._credentials.carried_query(client.target) if client.path != client.target else b""
         record = CallRecord(client, route.rule, client.caller(), self._clock())
         self._deadline.begin(client.task)
@@ -134,7 +139,7 @@ class Lifecycle:
                 body = client.read_now(self._max_body)  # read
                 if body is None:
                     body = await client.read(self._max_body)
-                matched = self._diagnosed(client, route, record, body, query)  # diagnose
+                matched = self._diagnosed(client, route, rules, record, body, query)  # diagnose
                 if matched.found.nothing_to_repair:
                     reply = await self._phases.untouched(matched, matched.found.reason)
                 else:
@@ -169,6 +174,7 @@ class Lifecycle:
         self,
         client: Client,
         route: RouteMatch,
+        rules: Rules,
         record: CallRecord,
         body: bytes,
         query: bytes | None,
@@ -178,17 +184,19 @@ class Lifecycle:
         found = diagnose(call, route.rule.repairs)
         if query is None and found.missing:
             found = left_as_it_is(found, call, "credential-in-query")
-        conversation, changing = self._concerns(client, route, found)
+        conversation, changing = self._concerns(client, route, rules, found)
         query, fingerprint = query or b"", ""
         if found.missing:
             fingerprint = self._credentials.of_call(headers, query, client.certificate, client.values)
         return MatchedCall(client, route, call, found, conversation, changing, record, fingerprint, query)
 
-    def _concerns(self, client: Client, route: RouteMatch, found: Diagnosis) -> tuple[str | None, bool]:
+    def _concerns(
+        self, client: Client, route: RouteMatch, rules: Rules, found: Diagnosis
+    ) -> tuple[str | None, bool]:
         """Which conversation a call is about, and whether it may change the state there (S4)."""
         if route.rule.fills:
             return route.conversation, found.may_change_state or found.names(route.rule.watched)
-        write = self._rules.writes(client.path, client.method, *client.head.overrides)
+        write = rules.writes(client.path, client.method, *client.head.overrides)
         if write is None:
             return None, False
         return write.value.conversation(write.parameters), True

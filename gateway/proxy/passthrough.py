@@ -84,7 +84,6 @@ class Passthrough:
     `tunnel_idle` in seconds.
     """
 
-    rules: Rules
     lookups: Lookups
     locks: Locks
     upstream: Transport
@@ -95,7 +94,7 @@ class Passthrough:
     max_body: int
     tunnel_idle: float
 
-    async def carry(self, client: Client) -> None:
+    async def carry(self, client: Client, rules: Rules) -> None:
         headers, method_overrides = client.head.upstream, client.head.overrides
         if client.method in {"OPTIONS", "TRACE"}:
             left = forwarding.forwards_left(headers)
@@ -104,7 +103,7 @@ class Passthrough:
                 return
             if left is not None:
                 headers = h.replaced(headers, b"max-forwards", b"%d" % (left - 1))
-        write = self.rules.writes(client.path, client.method, *method_overrides)
+        write = rules.writes(client.path, client.method, *method_overrides)
         client.cancel_on_disconnect()
         spool = None
         try:
@@ -118,21 +117,26 @@ class Passthrough:
             else:
                 here = await client.read_ahead(MAX_READ_AHEAD, READ_AHEAD_PATIENCE)
             if here:
-                await self._forward(client, write, headers, bool(method_overrides))
+                await self._forward(client, rules, write, headers, bool(method_overrides))
                 return
             async with self.uploads.slot(client.caller()):
-                await self._forward(client, write, headers, bool(method_overrides))
+                await self._forward(client, rules, write, headers, bool(method_overrides))
         finally:
             if spool is not None:
                 spool.close()
 
     async def _forward(
-        self, client: Client, write: PathMatch[Write] | None, headers: Fields, overridden: bool
+        self,
+        client: Client,
+        rules: Rules,
+        write: PathMatch[Write] | None,
+        headers: Fields,
+        overridden: bool,
     ) -> None:
         if write is not None:
             await self._write(client, write, headers)
             return
-        read = None if overridden else self.rules.reads(client.method, client.path)
+        read = None if overridden else rules.reads(client.method, client.path)
         if read is not None:
             key = self._looked_up_as(client, read, headers)
             if key is not None:

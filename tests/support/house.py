@@ -33,13 +33,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "audit": set(),
     "proxy": {"rules", "repairs", "paths", "http", "upstream", "state", "audit"},
     "admin": {"audit", "state"},
+    "admin/client": set(),
+    "reloads": {"config", "rules", "audit"},
     "mock": {"http"},
     "mock/demo": {"mock", "http"},
     "app": {
         "config", "rules", "repairs", "paths", "units", "http", "server", "upstream", "state", "audit",
-        "proxy", "admin",
+        "proxy", "admin", "reloads",
     },
-    "cli": {"app", "config", "explain", "mock", "mock/demo", "rules", "http"},
+    "cli": {"app", "config", "explain", "mock", "mock/demo", "rules", "http", "admin/client"},
     "__main__": {"cli"},
 }  # fmt: skip
 

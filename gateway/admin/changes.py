@@ -1,0 +1,68 @@
+"""
+What an operator changes on the admin side, by POST: the configuration is read again, a rule has another mode.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+from urllib.parse import urlsplit
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+MAX_BODY = 4096
+FOREIGN = "Another site's page asked for this; it is refused.\n"
+
+
+class Answer(Protocol):
+    @property
+    def ok(self) -> bool: ...
+
+    @property
+    def said(self) -> list[str]: ...
+
+
+def routes(
+    reload: Callable[[str], Awaitable[Answer]], set_mode: Callable[[str, str, str], Awaitable[Answer]]
+) -> list[Route]:
+    async def reloaded(request: Request) -> Response:
+        if _foreign(request):
+            return PlainTextResponse(FOREIGN, 403)
+        return _told(await reload(_by(request)))
+
+    async def mode(request: Request) -> Response:
+        if _foreign(request):
+            return PlainTextResponse(FOREIGN, 403)
+        try:
+            # Bodies of this size have come with their head, or are not a person's.
+            body = b"".join([piece async for piece in request.stream()])
+            asked = json.loads(body) if len(body) <= MAX_BODY else None
+        except (ValueError, RecursionError):
+            asked = None
+        rule, wanted = (asked.get("rule"), asked.get("mode")) if isinstance(asked, dict) else (None, None)
+        if not isinstance(rule, str) or not isinstance(wanted, str):
+            said = ['expected {"rule": "…", "mode": "…"}']
+            return JSONResponse({"ok": False, "said": said}, 400)
+        return _told(await set_mode(rule, wanted, _by(request)))
+
+    return [
+        Route("/api/reload", reloaded, methods=["POST"]),
+        Route("/api/mode", mode, methods=["POST"]),
+    ]
+
+
+def _told(answer: Answer) -> Response:
+    return JSONResponse({"ok": answer.ok, "said": answer.said}, 200 if answer.ok else 409)
+
+
+def _foreign(request: Request) -> bool:
+    """A browser says which site's page asks (RFC 6454 section 7.3); who is none says nothing."""
+    origin = request.headers.get("origin")
+    return origin is not None and urlsplit(origin).netloc != request.headers.get("host", "")
+
+
+def _by(request: Request) -> str:
+    return f"admin, {request.client.host}" if request.client else "admin"

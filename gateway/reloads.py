@@ -1,0 +1,160 @@
+"""
+The configuration, read again while the gateway runs: all of it or nothing.
+
+Rules and their modes change at once, for the calls that come from then on; those in flight end under the
+rules that they began with. What else differs is named, and waits for a restart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, get_args
+
+from gateway.audit.mode_changes import ModeChanged
+from gateway.config import ConfigError, Settings
+from gateway.rules import Mode, RuleSettings
+
+MODES: Final[tuple[str, ...]] = get_args(Mode)
+WATCHED: Final = 1.0  # seconds between two looks at the file
+
+log = logging.getLogger("gateway")
+
+
+@dataclass(frozen=True, slots=True)
+class Reloaded:
+    """What came of it. `said` tells an operator, line by line; where it is not `ok`, nothing was changed."""
+
+    ok: bool
+    said: list[str] = field(default_factory=list)
+
+
+class Reloads:
+    """
+    `load` reads the configuration again, and raises ConfigError. `follow` has the calls to come go by these
+    settings' rules; it is told whether what counts as a write differs. `record` writes down each mode that
+    changed.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        load: Callable[[], Settings],
+        follow: Callable[[Settings, bool], Awaitable[None]],
+        record: Callable[[ModeChanged], None],
+        counts: Counter[tuple[str, ...]],
+    ) -> None:
+        self.settings = settings
+        self.problem: str | None = None  # of the last reload, where that failed
+        self._load = load
+        self._follow = follow
+        self._record = record
+        self._counts = counts
+        self._turn = asyncio.Lock()
+
+    async def reload(self, by: str) -> Reloaded:
+        """`by`: who asked for it, for the log."""
+        async with self._turn:
+            try:
+                settings = await asyncio.to_thread(self._load)
+            except ConfigError as error:
+                self._counts["gateway_reloads_total", "failed"] += 1
+                self.problem = str(error)
+                log.error("reload (%s) refused, nothing is changed: %s", by, error)
+                return Reloaded(False, str(error).splitlines())
+            self._counts["gateway_reloads_total", "ok"] += 1
+            self.problem = None
+            # What waits for a restart is told at each reload until it has come.
+            waiting = differing(self.settings, settings)
+            said = await self._change(settings.rules, by)
+            said += [f"{name} differs: it takes a restart" for name in waiting]
+            for line in said or ["nothing differs"]:
+                log.info("reload (%s): %s", by, line)
+            return Reloaded(True, said)
+
+    async def set_mode(self, name: str, mode: str, by: str) -> Reloaded:
+        """Until the next reload or restart, which go by the file again."""
+        async with self._turn:
+            if mode not in MODES:
+                return Reloaded(False, [f"mode: expected one of {', '.join(MODES)}, got {mode[:64]!r}"])
+            if not any(rule.name == name for rule in self.settings.rules):
+                known = ", ".join(rule.name for rule in self.settings.rules) or "none"
+                return Reloaded(False, [f"there is no rule {name[:64]!r}; there are: {known}"])
+            rules = tuple(
+                rule.model_copy(update={"mode": mode}) if rule.name == name else rule
+                for rule in self.settings.rules
+            )
+            said = await self._change(rules, by)
+            for line in said:
+                log.warning("mode (%s): %s, until the next reload or restart", by, line)
+            return Reloaded(True, said or [f"{name} is in mode {mode} already"])
+
+    async def _change(self, rules: tuple[RuleSettings, ...], by: str) -> list[str]:
+        was, self.settings = self.settings, self.settings.model_copy(update={"rules": rules})
+        if was.rules == rules:
+            return []
+        before = {rule.name: rule for rule in was.rules}
+        after = {rule.name: rule for rule in rules}
+        for name, rule in after.items():
+            if name in before and before[name].mode != rule.mode:
+                self._record(ModeChanged.of(name, before[name].mode, rule.mode, by))
+        await self._follow(self.settings, _writes(was) != _writes(self.settings))
+        said = [_said(before.get(name), after.get(name)) for name in before | after]
+        return [line for line in said if line is not None] or ["the rules have another order"]
+
+
+def _said(before: RuleSettings | None, after: RuleSettings | None) -> str | None:
+    if after is None:
+        assert before is not None
+        return f"rule {before.name} is gone"
+    if before is None:
+        return f"rule {after.name} is new, in mode {after.mode}"
+    if before == after:
+        return None
+    changed = [] if before.mode == after.mode else [f"mode {before.mode} is now {after.mode}"]
+    if before.model_copy(update={"mode": after.mode}) != after:
+        changed.append("it says something else")
+    return f"rule {after.name}: {' and '.join(changed)}"
+
+
+def _writes(settings: Settings) -> frozenset[str]:
+    return frozenset(text for rule in settings.rules for text in rule.written_by)
+
+
+def differing(before: Settings, after: Settings) -> list[str]:
+    """The settings beside the rules that differ, as `listen.port`."""
+    return list(_differing("", before.model_dump(exclude={"rules"}), after.model_dump(exclude={"rules"})))
+
+
+def _differing(place: str, before: Any, after: Any) -> list[str]:
+    if not (isinstance(before, dict) and isinstance(after, dict)):
+        return [] if before == after else [place]
+    found: list[str] = []
+    for name in before | after:
+        inner = f"{place}.{name}" if place else str(name)
+        found += _differing(inner, before.get(name), after.get(name))
+    return found
+
+
+async def watched(path: Path, reloads: Reloads, every: float = WATCHED) -> None:
+    """Reloads whenever the file is another: also where a link in its place was exchanged."""
+    known = _identity(path)
+    while True:
+        await asyncio.sleep(every)
+        found = _identity(path)
+        if found is not None and found != known:
+            known = found
+            await reloads.reload("the file changed")
+
+
+def _identity(path: Path) -> tuple[int, int, int, int] | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None  # between two files: what comes then counts
+    return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size

@@ -1,0 +1,227 @@
+"""The configuration read again: all of it or nothing; no call fails, those in flight end as they began."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+from starlette.applications import Starlette
+from typer.testing import CliRunner
+
+from gateway.admin.changes import routes
+from gateway.cli import cli
+from gateway.config import ConfigError, Settings
+from gateway.mock.server import Fault
+from gateway.reloads import Reloaded, Reloads, differing, watched
+from tests.support.gateways import BODY, CONVERSATION, PARTICIPANT, TOKEN, Running, gateway, settings
+from tests.support.mocking import mock
+from tests.support.processes import gateway_process
+from tests.support.waiting import until
+
+OTHER = f"{CONVERSATION.replace('/web/', '/fax/')}/participants/p1"
+
+
+def reloads(running: Running, first: Settings, load: Callable[[], Settings]) -> Reloads:
+    built = running.gateway
+    return Reloads(first, load, built.follow, built.record, built.counts)
+
+
+def refused() -> Settings:
+    raise ConfigError(["config.yaml: rules[0].mode: no such mode"])
+
+
+async def patched(client: httpx.AsyncClient, **headers: str) -> str:
+    reply = await client.patch(PARTICIPANT, content=BODY, headers={**TOKEN, **headers})
+    return str(reply.headers.get("gateway-rewrite"))
+
+
+async def test_the_next_call_goes_by_the_new_rules_and_one_in_flight_ends_by_the_old(tmp_path: Path) -> None:
+    async with mock() as upstream, gateway(upstream.url) as running, running.client() as client:
+        first = settings(upstream.url, str(running.audit))
+        later = settings(upstream.url, str(running.audit), rule={"mode": "observe"})
+        again = reloads(running, first, lambda: later)
+        held = asyncio.Event()
+        upstream.faults.append(Fault(method="GET", hold=held))
+        in_flight = asyncio.create_task(patched(client))
+        await upstream.ledger.arrived(1)
+        assert await again.reload("a test") == Reloaded(
+            True, ["rule web-participant-state: mode enforce is now observe"]
+        )
+        assert "skipped=observe" in await patched(client)
+        held.set()
+        assert "filled=state" in await in_flight
+        modes = [(line["event"], line["mode"]) for line in running.lines() if "mode" in line]
+    assert modes == [("mode", "observe"), ("skip", "observe"), ("rewrite", "enforce")]
+
+
+async def test_a_bad_file_changes_nothing_and_says_what_is_wrong(caplog: pytest.LogCaptureFixture) -> None:
+    async with mock() as upstream, gateway(upstream.url) as running, running.client() as client:
+        again = reloads(running, settings(upstream.url, str(running.audit)), refused)
+        told = await again.reload("a test")
+        assert told == Reloaded(False, ["config.yaml: rules[0].mode: no such mode"])
+        assert again.problem is not None
+        assert "filled=state" in await patched(client)
+        assert running.counts("gateway_reloads_total", "failed") == 1
+    assert "reload (a test) refused, nothing is changed" in caplog.text
+
+
+async def test_under_load_no_call_fails_whatever_the_files_say() -> None:
+    """Good files and bad ones by turns; each good one has another mode."""
+    async with mock() as upstream, gateway(upstream.url) as running:
+        files = {
+            mode: settings(upstream.url, str(running.audit), rule={"mode": mode})
+            for mode in ("enforce", "on_reject")
+        }
+        now = iter(range(60))
+
+        def load() -> Settings:
+            number = next(now)
+            return refused() if number % 2 else files["enforce" if number % 4 else "on_reject"]
+
+        again = reloads(running, files["enforce"], load)
+        over = False
+        statuses: list[int] = []
+
+        async def call() -> None:
+            async with running.client() as client:
+                while not over:
+                    reply = await client.patch(PARTICIPANT, content=BODY, headers=TOKEN)
+                    statuses.append(reply.status_code)
+
+        callers = [asyncio.create_task(call()) for _ in range(8)]
+        done = [(await again.reload("a test")).ok for _ in range(60)]
+        await until(lambda: len(statuses) > 200)
+        over = True
+        await asyncio.gather(*callers)
+    assert done == [True, False] * 30
+    assert set(statuses) == {202}
+
+
+@pytest.mark.parametrize("differ", [True, False], ids=["writes differ", "the same writes"])
+async def test_readings_survive_unless_other_calls_count_as_writes(differ: bool) -> None:
+    async with mock() as upstream, gateway(upstream.url) as running, running.client() as client:
+        first = settings(upstream.url, str(running.audit))
+        writes = {"writes": [f"{CONVERSATION.replace('c1', '{conversationId}')}/**", "/other/**"]}
+        later = settings(upstream.url, str(running.audit), rule=writes if differ else {"mode": "on_reject"})
+        await patched(client)
+        await reloads(running, first, lambda: later).reload("a test")
+        assert "filled=state" in await patched(client)
+        assert running.asked == (2 if differ else 1)
+
+
+async def test_what_takes_a_restart_is_named_each_time() -> None:
+    async with mock() as upstream, gateway(upstream.url) as running:
+        first = settings(upstream.url, str(running.audit))
+        later = settings(upstream.url, str(running.audit), listen={"port": 1}, limits={"max_body": 5})
+        again = reloads(running, first, lambda: later)
+        told = [await again.reload("a test") for _ in range(2)]
+    said = ["listen.port differs: it takes a restart", "limits.max_body differs: it takes a restart"]
+    assert told == [Reloaded(True, said)] * 2
+    assert differing(first, first) == []
+
+
+async def test_a_mode_holds_until_the_next_reload() -> None:
+    async with mock() as upstream, gateway(upstream.url) as running, running.client() as client:
+        first = settings(upstream.url, str(running.audit))
+        again = reloads(running, first, lambda: first)
+        assert (await again.set_mode("web-participant-state", "observe", "me")).ok
+        assert "skipped=observe" in await patched(client)
+        assert (await again.reload("a test")).said == [
+            "rule web-participant-state: mode observe is now enforce"
+        ]
+        assert "filled=state" in await patched(client)
+        for name, mode in (("nobody", "observe"), ("web-participant-state", "on")):
+            assert not (await again.set_mode(name, mode, "me")).ok
+        lines = [(line["before"], line["mode"], line["by"]) for line in running.lines("mode")]
+    assert lines == [("enforce", "observe", "me"), ("observe", "enforce", "a test")]
+
+
+async def test_a_watched_file_is_read_when_it_is_another(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("one")
+    asked: list[str] = []
+
+    class Asked:
+        async def reload(self, by: str) -> None:
+            asked.append(by)
+
+    task = asyncio.create_task(watched(file, Asked(), every=0.01))  # type: ignore[arg-type]
+    await asyncio.sleep(0.05)
+    assert asked == []
+    file.unlink()
+    await asyncio.sleep(0.05)
+    file.write_text("another")
+    await until(lambda: asked)
+    task.cancel()
+    assert asked == ["the file changed"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "body", "status"),
+    [
+        ("GET", "/api/reload", {}, b"", 405),
+        ("GET", "/api/mode", {}, b"", 405),
+        ("POST", "/api/reload", {"origin": "http://evil"}, b"", 403),
+        ("POST", "/api/reload", {"origin": "null"}, b"", 403),
+        ("POST", "/api/mode", {"origin": "http://evil"}, b'{"rule":"r","mode":"m"}', 403),
+        ("POST", "/api/mode", {}, b"", 400),
+        ("POST", "/api/mode", {}, b"[" * 4000, 400),
+        ("POST", "/api/mode", {}, b'{"rule":"r","mode":"m"}' + b" " * 5000, 400),
+        ("POST", "/api/mode", {}, b'{"rule":1,"mode":"m"}', 400),
+        ("POST", "/api/mode", {"origin": "http://admin"}, b'{"rule":"r","mode":"m"}', 200),
+        ("POST", "/api/reload", {}, b"", 409),
+    ],
+)
+async def test_changes_are_asked_for_by_post_and_by_no_other_site_s_page(
+    method: str, path: str, headers: dict[str, str], body: bytes, status: int
+) -> None:
+    changed: list[str] = []
+
+    def answers(ok: bool) -> Callable[..., Awaitable[Reloaded]]:
+        async def answer(*asked: str) -> Reloaded:
+            changed.append(asked[-1])
+            return Reloaded(ok, ["said"])
+
+        return answer
+
+    app = Starlette(routes=routes(answers(False), answers(True)))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://admin") as client:
+        reply = await client.request(method, path, headers=headers, content=body)
+    assert reply.status_code == status
+    assert bool(changed) == (status in (200, 409))
+
+
+async def test_the_command_line_asks_the_running_gateway(tmp_path: Path) -> None:
+    async with mock() as upstream, gateway_process(tmp_path, upstream.url) as running:
+        file, reachable = tmp_path / "config.yaml", tmp_path / "reachable.yaml"
+        document: dict[str, Any] = yaml.safe_load(file.read_text())
+        reachable.write_text(yaml.safe_dump(document | {"admin": {"port": running.admin_port}}))
+
+        async def command(*arguments: str) -> tuple[int, str]:
+            asked = [*arguments, "--config", str(reachable)]
+            result = await asyncio.to_thread(CliRunner().invoke, cli, asked)
+            return result.exit_code, result.output
+
+        assert await command("mode", "web-participant-state", "observe") == (
+            0,
+            "rule web-participant-state: mode enforce is now observe\n",
+        )
+        assert (await command("mode", "web-participant-state", "on"))[0] == 1
+        assert (await command("reload")) == (0, "rule web-participant-state: mode observe is now enforce\n")
+        document["rules"][0]["mode"] = "shadow"
+        file.write_text(yaml.safe_dump(document))
+        running.process.signal(signal.SIGHUP)
+        await until(lambda: "mode enforce is now shadow" in running.process.said)
+        file.write_text("rules: [")
+        running.process.signal(signal.SIGHUP)
+        await until(lambda: "refused, nothing is changed" in running.process.said)
+        reachable.write_text(yaml.safe_dump(document | {"admin": {"port": 1}}))
+        code, said = await command("reload")
+        assert code == 1
+        assert "no gateway answers on 127.0.0.1:1 (admin.host, admin.port)" in said
