@@ -330,6 +330,27 @@ def _places(error: Any) -> list[_Place]:
     return [_Place(path, " ".join(message.split()))]
 
 
+# What the environment says where the file says nothing: so the image works with a file of one's own.
+FROM_ENVIRONMENT: Mapping[str, tuple[str, str]] = {
+    "GATEWAY_HOST": ("listen", "host"),
+    "GATEWAY_PORT": ("listen", "port"),
+    "GATEWAY_ADMIN_HOST": ("admin", "host"),
+    "GATEWAY_ADMIN_PORT": ("admin", "port"),
+    "GATEWAY_UPSTREAM": ("upstream", "url"),
+    "GATEWAY_AUDIT": ("audit", "path"),
+    "GATEWAY_KEY": ("credentials", "key"),
+}
+
+
+def _completed(document: dict[Any, Any], environment: Mapping[str, str]) -> dict[Any, Any]:
+    completed = dict(document)
+    for name, (section, key) in FROM_ENVIRONMENT.items():
+        given = completed.get(section, {})
+        if environment.get(name) and isinstance(given, dict) and key not in given:
+            completed[section] = {**given, key: environment[name]}
+    return completed
+
+
 def parse(document: str, environment: Mapping[str, str], name: str = "config.yaml") -> Settings:
     """Raises ConfigError with every error there is."""
     errors: list[_Place] = []
@@ -340,7 +361,7 @@ def parse(document: str, environment: Mapping[str, str], name: str = "config.yam
     if not isinstance(expanded, dict):
         raise ConfigError([f"{name}: expected a mapping with upstream and rules"])
     try:
-        settings = Settings.model_validate(expanded)
+        settings = Settings.model_validate(_completed(expanded, environment))
     except ValidationError as error:
         known = {place.path for place in errors}
         errors += [place for one in error.errors() for place in _places(one) if place.path not in known]

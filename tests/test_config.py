@@ -419,6 +419,27 @@ def test_a_variable_is_taken_from_the_environment_or_has_a_default() -> None:
     assert understood(document, HOST="a", PORT="").upstream.url == "http://a:9000/"
 
 
+def test_what_the_file_leaves_out_the_environment_may_say() -> None:
+    environment = {
+        "GATEWAY_UPSTREAM": "http://other",
+        "GATEWAY_HOST": "0.0.0.0",
+        "GATEWAY_PORT": "81",
+        "GATEWAY_ADMIN_HOST": "::",
+        "GATEWAY_ADMIN_PORT": "82",
+        "GATEWAY_AUDIT": "/var/log/gateway/rewrites.jsonl",
+        "GATEWAY_KEY": "k" * 32,
+    }
+    assert environment.keys() == config.FROM_ENVIRONMENT.keys()
+    settings = understood({"listen": {"port": 80, "backlog": 9}, "rules": []}, **environment)
+    assert (settings.upstream.url, settings.audit.path) == ("http://other", "/var/log/gateway/rewrites.jsonl")
+    assert (settings.listen.host, settings.listen.port, settings.listen.backlog) == ("0.0.0.0", 80, 9)
+    assert (settings.admin.host, settings.admin.port) == ("::", 82)
+    assert settings.credentials.key is not None
+    assert understood("upstream: {url: http://u}", GATEWAY_HOST="").listen.host == "127.0.0.1"
+    assert error("upstream: {url: http://u}", GATEWAY_PORT="8o").startswith("listen.port: ")
+    assert "s3cret" not in error("upstream: {url: http://u}", GATEWAY_KEY="s3cret")
+
+
 def test_a_variable_may_be_a_number_a_duration_a_size_or_a_truth() -> None:
     document = """
         upstream: {url: http://u, connect_timeout: "${T:-250ms}", preserve_host: "${KEEP:-true}"}

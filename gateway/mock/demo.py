@@ -43,6 +43,8 @@ rules:
 
 def tell(once: bool) -> int:
     """Returns the exit code: 0 when the call failed straight and worked through the gateway."""
+    # Told to end at any moment, it ends its children first.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="gateway-demo-") as folder:
         audit = Path(folder) / "rewrites.jsonl"
         config = Path(folder) / "config.yaml"
@@ -111,7 +113,6 @@ Both stay up until Ctrl-C. Try:
   curl -s http://{admin}/readyz
   tail -f {audit}"""
     print(told, flush=True)  # what reads it through a pipe is not to wait for the end
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with contextlib.suppress(KeyboardInterrupt):
         signal.pause()
 
