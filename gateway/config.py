@@ -138,6 +138,11 @@ class AuditSettings(Section):
     timeout: Timeout = 0.25
 
 
+class CallersSettings(Section):
+    path: Annotated[str, Field(min_length=1)] = "callers.sqlite3"
+    max: Count = 10_000
+
+
 class LimitSettings(Section):
     max_body: Size = 2**20
     max_write: Size = 32 * 2**20
@@ -183,6 +188,7 @@ class Settings(Section):
     state_cache: StateCacheSettings = StateCacheSettings()
     credentials: CredentialSettings = CredentialSettings()
     audit: AuditSettings = AuditSettings()
+    callers: CallersSettings | None = None
     limits: LimitSettings = LimitSettings()
     cors: CorsSettings | None = None
     rules: tuple[RuleSettings, ...] = ()

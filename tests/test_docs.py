@@ -262,7 +262,7 @@ def keys(model: type[BaseModel], before: str = "") -> Iterator[tuple[str, Key]]:
         inner, listed = section_of(field.annotation)
         if inner is None:
             yield here
-        elif key == "cors":
+        elif key in {"cors", "callers"}:
             yield here
             yield from keys(inner, f"{key}.")
         else:

@@ -41,7 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "config", "rules", "repairs", "paths", "units", "http", "server", "upstream", "state", "audit",
         "proxy", "admin", "reloads",
     },
-    "cli": {"app", "config", "explain", "mock", "mock/demo", "rules", "http", "admin/client"},
+    "cli": {"app", "config", "explain", "mock", "mock/demo", "rules", "http", "admin/client", "audit"},
     "__main__": {"cli"},
 }  # fmt: skip
 
