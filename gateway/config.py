@@ -16,12 +16,20 @@ from typing import Annotated, Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from gateway import paths as templates
 from gateway.http.grammar import NEVER_IGNORED, TCHAR
 from gateway.repairs.fill import FillSettings
-from gateway.rules import RuleSettings
+from gateway.rules import Mode, RuleSettings
 from gateway.units import Duration, Section, Size, Timeout, at_least_one, checked
 
 
@@ -191,7 +199,19 @@ class Settings(Section):
     callers: CallersSettings | None = None
     limits: LimitSettings = LimitSettings()
     cors: CorsSettings | None = None
+    mode: Mode = "enforce"
     rules: tuple[RuleSettings, ...] = ()
+
+    @field_validator("rules")
+    @classmethod
+    def _in_the_mode_for_all(
+        cls, rules: tuple[RuleSettings, ...], info: ValidationInfo
+    ) -> tuple[RuleSettings, ...]:
+        mode = info.data.get("mode", "enforce")
+        return tuple(
+            rule if "mode" in rule.model_fields_set else rule.model_copy(update={"mode": mode})
+            for rule in rules
+        )
 
     @model_validator(mode="after")
     def _rules_that_can_be_told_apart(self) -> Settings:

@@ -163,6 +163,7 @@ GIVEN = {
     "left_as_it_is": 2,
     "untouched": 1,
     "record_skip": 1,
+    "skip": 1,
     "record_reject": 1,
 }
 FIELD = "state"  # of which the documentation speaks
