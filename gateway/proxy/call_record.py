@@ -183,7 +183,12 @@ class CallRecord(Struct, eq=False):
         )
 
     def headers(self) -> list[Header]:
-        """Gateway-Rewrite (a structured field, RFC 9651) and Server-Timing."""
+        """Gateway-Rewrite (a structured field, RFC 9651) and Server-Timing; of a repaired call its sunset."""
+        if self.changes and self.rule.sunset:
+            return [*self._own_headers(), *self.rule.sunset]
+        return self._own_headers()
+
+    def _own_headers(self) -> list[Header]:
         said = self.rule.name
         for change in self.changes:
             said += change.said
