@@ -50,6 +50,7 @@ def seen(
 def finished(**changes: Any) -> FinishedCall:
     values: dict[str, Any] = {
         "id": "1", "rule": "web", "mode": "enforce", "method": "PATCH", "path": "/", "address": "::1",
+        "request_id": None,
         "user_agent": "legacy/1.0", "credential": "c1", "changes": (), "would_change": (), "needs": (),
         "skipped": None, "error": None, "status": 202, "lookup": 0.0, "upstream": 0.0, "total": 0.0,
         "attempts": 1, "conflict": False,
