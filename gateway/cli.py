@@ -10,13 +10,14 @@ import logging
 import os
 import re
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
 import uvloop
 
-from gateway import __version__, app, config
+from gateway import __version__, app, config, preflight
 from gateway.explain import Explanation, explain
 from gateway.http.headers import Header, text
 from gateway.mock import demo
@@ -40,9 +41,14 @@ def fail(message: str) -> typer.Exit:
     return typer.Exit(1)
 
 
-def loaded(path: Path) -> config.Settings:
+def unusable(settings: config.Settings) -> Iterator[tuple[str, str]]:
+    return preflight.problems({"upstream.tls": settings.upstream.tls.model_dump()}, settings.audit.path)
+
+
+def loaded(path: Path, to_run: bool = False) -> config.Settings:
+    """`to_run`: the files that it names have to be usable too."""
     try:
-        return config.load(path)
+        return config.load(path, also=unusable) if to_run else config.load(path)
     except config.ConfigError as error:
         raise fail(str(error)) from None
 
@@ -63,7 +69,7 @@ def top(
 @cli.command()
 def run(path: ConfigPath = DEFAULT) -> None:
     """Run the gateway until SIGTERM."""
-    settings = loaded(path)
+    settings = loaded(path, to_run=True)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     # httpcore tells of each step of each connection below WARNING.
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
@@ -83,14 +89,12 @@ def check(
     if schema:
         typer.echo(json.dumps(config.Settings.model_json_schema(by_alias=True), indent=2))
         return
-    settings = loaded(path)
-    typer.echo(f"{path}: {len(settings.rules)} rules, forwarding to {settings.upstream.url}")
-    for warning in settings.warnings():
-        typer.echo(f"warning: {warning}")
+    settings = loaded(path, to_run=True)
+    lines = [f"{path}: {len(settings.rules)} rules, forwarding to {settings.upstream.url}"]
+    lines += [f"warning: {warning}" for warning in settings.warnings()]
     for rule in settings.rules:
-        typer.echo()
-        for line in rule.describe():
-            typer.echo(line)
+        lines += ["", *rule.describe()]
+    typer.echo("\n".join(lines))
 
 
 @cli.command(name="explain")
@@ -145,7 +149,7 @@ def show(told: Explanation) -> None:
 @cli.command(name="mock")
 def mock_(
     host: str = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535)] = 9000,
+    port: int = 9000,
     profile: Annotated[str, typer.Option(help="strict or documented")] = "strict",
     conversations: Annotated[
         Path | None, typer.Option(help="YAML; without it they are made on demand.")
@@ -160,6 +164,8 @@ def mock_(
         api = mock.Mock(
             known, mock.MockSettings(profile=profile, lag=lag, rate_limit=rate_limit, etags=etags)
         )
+        if not 0 <= port <= 65535:
+            raise ValueError(f"--port: expected 0 to 65535, got {port}")
         listener = socket.create_server((host, port))
     except ValueError as error:
         raise fail(f"gateway mock: {error}") from None

@@ -25,7 +25,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "http": set(),
     "repairs": {"http", "paths", "units"},
     "rules": {"repairs", "paths", "units"},
-    "config": {"repairs", "paths", "units", "rules"},
+    "document": set(),
+    "known_keys": set(),
+    "overlaps": {"paths"},
+    "config": {"repairs", "paths", "units", "rules", "document", "known_keys", "overlaps"},
     "explain": {"rules", "repairs", "http"},
     "server": {"http", "direct_task"},
     "upstream": {"http", "direct_task"},
@@ -39,7 +42,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "config", "rules", "repairs", "paths", "units", "http", "server", "upstream", "state", "audit",
         "proxy", "admin",
     },
-    "cli": {"app", "config", "explain", "mock", "mock/demo", "rules", "http"},
+    "preflight": set(),
+    "cli": {"app", "config", "preflight", "explain", "mock", "mock/demo", "rules", "http"},
     "__main__": {"cli"},
 }  # fmt: skip
 
