@@ -17,7 +17,9 @@ from typing import Annotated
 import typer
 import uvloop
 
-from gateway import __version__, app, config, preflight
+from gateway import __version__, app, config
+from gateway.cases import run as cases
+from gateway.checks import preflight
 from gateway.explain import Explanation, explain
 from gateway.http.headers import Header, text
 from gateway.mock import demo
@@ -45,10 +47,14 @@ def unusable(settings: config.Settings) -> Iterator[tuple[str, str]]:
     return preflight.problems({"upstream.tls": settings.upstream.tls.model_dump()}, settings.audit.path)
 
 
-def loaded(path: Path, to_run: bool = False) -> config.Settings:
-    """`to_run`: the files that it names have to be usable too."""
+def failing(settings: config.Settings) -> Iterator[tuple[str, str]]:
+    yield from unusable(settings)
+    yield from cases.failures(settings.rules, settings.limits.max_body, settings.credentials.query)
+
+
+def loaded(path: Path, also: config.Also = config.nothing_more) -> config.Settings:
     try:
-        return config.load(path, also=unusable) if to_run else config.load(path)
+        return config.load(path, also=also)
     except config.ConfigError as error:
         raise fail(str(error)) from None
 
@@ -69,7 +75,7 @@ def top(
 @cli.command()
 def run(path: ConfigPath = DEFAULT) -> None:
     """Run the gateway until SIGTERM."""
-    settings = loaded(path, to_run=True)
+    settings = loaded(path, unusable)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     # httpcore tells of each step of each connection below WARNING.
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
@@ -89,8 +95,10 @@ def check(
     if schema:
         typer.echo(json.dumps(config.Settings.model_json_schema(by_alias=True), indent=2))
         return
-    settings = loaded(path, to_run=True)
+    settings = loaded(path, failing)
     lines = [f"{path}: {len(settings.rules)} rules, forwarding to {settings.upstream.url}"]
+    if tried := sum(len(rule.cases) for rule in settings.rules):
+        lines.append(f"{tried} cases come out as expected")
     lines += [f"warning: {warning}" for warning in settings.warnings()]
     for rule in settings.rules:
         lines += ["", *rule.describe()]

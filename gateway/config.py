@@ -18,12 +18,12 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
 
-from gateway import document
 from gateway import paths as templates
-from gateway.document import Document, Mark
+from gateway.checks import document
+from gateway.checks.document import Document, Mark
+from gateway.checks.known_keys import keys_at, meant, words
+from gateway.checks.overlaps import overlaps
 from gateway.http.grammar import NEVER_IGNORED, TCHAR
-from gateway.known_keys import keys_at, meant, words
-from gateway.overlaps import overlaps
 from gateway.repairs.fill import FillSettings
 from gateway.rules import RuleSettings
 from gateway.units import Duration, Section, Size, Timeout, at_least_one, checked
@@ -382,13 +382,21 @@ def _at(name: str, mark: Mark | None) -> str:
     return f"{name}:{mark.line}:{mark.column}" if mark else name
 
 
+# What more has to be right once the rest is: settings, and what is wrong with each.
+Also = Callable[[Settings], Iterable[tuple[str, str]]]
+
+
+def nothing_more(settings: Settings) -> Iterable[tuple[str, str]]:
+    return ()
+
+
 def parse(
     text: str,
     environment: Mapping[str, str],
     name: str = "config.yaml",
-    also: Callable[[Settings], Iterable[tuple[str, str]]] = lambda _: (),
+    also: Also = nothing_more,
 ) -> Settings:
-    """Raises ConfigError with every error there is. `also`: what more has to be right, once the rest is."""
+    """Raises ConfigError with every error there is."""
     errors: list[Problem] = []
     try:
         read = document.read(text)
@@ -414,7 +422,7 @@ def parse(
 def load(
     path: Path,
     environment: Mapping[str, str] = os.environ,
-    also: Callable[[Settings], Iterable[tuple[str, str]]] = lambda _: (),
+    also: Also = nothing_more,
 ) -> Settings:
     try:
         with path.open("rb") as file:

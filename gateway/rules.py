@@ -15,6 +15,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from gateway import paths as templates
 from gateway import repairs
+from gateway.cases.settings import CaseSettings
 from gateway.http.grammar import SAFE_METHODS
 from gateway.paths import PathMatch, Routes, decoded
 from gateway.repairs import AnyRepairSettings, Fill, Repair
@@ -46,6 +47,7 @@ class RuleSettings(Section):
     # None: every unsafe call on what the fills look up, and below it.
     writes: tuple[Annotated[str, checked(templates.parse_write)], ...] | None = None
     repairs: Annotated[tuple[AnyRepairSettings, ...], AfterValidator(at_least_one)]
+    cases: tuple[CaseSettings, ...] = ()
 
     @model_validator(mode="after")
     def _parts_that_fit(self) -> RuleSettings:

@@ -66,7 +66,6 @@ class Document:
             if place in self._marks:
                 key, value = self._marks[place]
                 return key if of_key else value
-            of_key = True
             place = re.sub(r"(?:^|\.)[^.\[\]]*$|\[[^\]]*\]$", "", place, count=1)
         return None
 
