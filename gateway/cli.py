@@ -11,6 +11,7 @@ import os
 import re
 import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +22,8 @@ from gateway import __version__, app, config
 from gateway.admin import client
 from gateway.audit import callers_file
 from gateway.audit import report as reports
+from gateway.cases import run as cases
+from gateway.checks import preflight
 from gateway.errors import Unrecordable
 from gateway.explain import Explanation, explain
 from gateway.http.headers import Header, text
@@ -45,9 +48,18 @@ def fail(message: str) -> typer.Exit:
     return typer.Exit(1)
 
 
-def loaded(path: Path) -> config.Settings:
+def unusable(settings: config.Settings) -> Iterator[tuple[str, str]]:
+    return preflight.problems({"upstream.tls": settings.upstream.tls.model_dump()}, settings.audit.path)
+
+
+def failing(settings: config.Settings) -> Iterator[tuple[str, str]]:
+    yield from unusable(settings)
+    yield from cases.failures(settings.rules, settings.limits.max_body, settings.credentials.query)
+
+
+def loaded(path: Path, also: config.Also = config.nothing_more) -> config.Settings:
     try:
-        return config.load(path)
+        return config.load(path, also=also)
     except config.ConfigError as error:
         raise fail(str(error)) from None
 
@@ -71,13 +83,13 @@ def run(
     watch: Annotated[bool, typer.Option("--watch", help="Reload whenever the file changes.")] = False,
 ) -> None:
     """Run the gateway until SIGTERM. SIGHUP reads the configuration again."""
-    settings = loaded(path)
+    settings = loaded(path, unusable)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     # httpcore tells of each step of each connection below WARNING.
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(app.run(settings, lambda: config.load(path), path if watch else None))
+            runner.run(app.run(settings, lambda: config.load(path, also=unusable), path if watch else None))
     except (app.CannotListen, OSError) as error:
         raise fail(f"gateway: {error}") from None
 
@@ -146,14 +158,14 @@ def check(
     if schema:
         typer.echo(json.dumps(config.Settings.model_json_schema(by_alias=True), indent=2))
         return
-    settings = loaded(path)
-    typer.echo(f"{path}: {len(settings.rules)} rules, forwarding to {settings.upstream.url}")
-    for warning in settings.warnings():
-        typer.echo(f"warning: {warning}")
+    settings = loaded(path, failing)
+    lines = [f"{path}: {len(settings.rules)} rules, forwarding to {settings.upstream.url}"]
+    if tried := sum(len(rule.cases) for rule in settings.rules):
+        lines.append(f"{tried} cases come out as expected")
+    lines += [f"warning: {warning}" for warning in settings.warnings()]
     for rule in settings.rules:
-        typer.echo()
-        for line in rule.describe():
-            typer.echo(line)
+        lines += ["", *rule.describe()]
+    typer.echo("\n".join(lines))
 
 
 @cli.command(name="explain")
@@ -208,7 +220,7 @@ def show(told: Explanation) -> None:
 @cli.command(name="mock")
 def mock_(
     host: str = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535)] = 9000,
+    port: int = 9000,
     profile: Annotated[str, typer.Option(help="strict or documented")] = "strict",
     conversations: Annotated[
         Path | None, typer.Option(help="YAML; without it they are made on demand.")
@@ -223,6 +235,8 @@ def mock_(
         api = mock.Mock(
             known, mock.MockSettings(profile=profile, lag=lag, rate_limit=rate_limit, etags=etags)
         )
+        if not 0 <= port <= 65535:
+            raise ValueError(f"--port: expected 0 to 65535, got {port}")
         listener = socket.create_server((host, port))
     except ValueError as error:
         raise fail(f"gateway mock: {error}") from None

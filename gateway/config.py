@@ -10,12 +10,12 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
-import yaml
 from pydantic import (
     AfterValidator,
     Field,
@@ -27,6 +27,10 @@ from pydantic import (
 )
 
 from gateway import paths as templates
+from gateway.checks import document
+from gateway.checks.document import Document, Mark
+from gateway.checks.known_keys import keys_at, meant, words
+from gateway.checks.overlaps import overlaps
 from gateway.http.grammar import NEVER_IGNORED, TCHAR
 from gateway.repairs.fill import FillSettings
 from gateway.rules import Mode, RuleSettings
@@ -53,7 +57,7 @@ def _upstream_url(value: str) -> None:
         url = urlsplit(value)
         port = url.port
     except ValueError as error:
-        raise ValueError(f"expected http(s)://host[:port][/prefix]: {error}") from error
+        raise ValueError("expected http(s)://host[:port][/prefix]") from error
     if url.scheme not in {"http", "https"} or not url.hostname or port == 0:
         raise ValueError("expected http(s)://host[:port][/prefix]")
     if not re.fullmatch(r"[A-Za-z0-9._-]+|[0-9a-f:.]+", url.hostname):
@@ -98,6 +102,12 @@ class TlsSettings(Section):
     ca: str | None = None
     certificate: str | None = None
     key: str | None = None
+
+    @model_validator(mode="after")
+    def _no_key_alone(self) -> TlsSettings:
+        if self.key is not None and self.certificate is None:
+            raise ValueError("key: expected with the certificate that it belongs to")
+        return self
 
 
 class UpstreamSettings(Section):
@@ -189,6 +199,17 @@ class CorsSettings(Section):
         return self
 
 
+def _same_address(one: tuple[str, int], other: tuple[str, int]) -> bool:
+    """Whether both are surely the same, or one is every address of the machine and the other its own."""
+    if one[1] != other[1] or one[1] == 0:
+        return False
+    hosts = {"127.0.0.1" if host.lower() == "localhost" else host.lower() for host in (one[0], other[0])}
+    return len(hosts) == 1 or any(
+        every in hosts and hosts <= own
+        for every, own in (("0.0.0.0", {"0.0.0.0", "127.0.0.1"}), ("::", {"::", "::1"}))
+    )
+
+
 class Settings(Section):
     listen: ListenSettings = ListenSettings()
     admin: AdminSettings = AdminSettings()
@@ -236,66 +257,55 @@ class Settings(Section):
             raise ValueError("\n".join(errors))
         return self
 
+    @model_validator(mode="after")
+    def _addresses_that_differ(self) -> Settings:
+        listen, admin = (self.listen.host, self.listen.port), (self.admin.host, self.admin.port)
+        url = urlsplit(self.upstream.url)
+        upstream = (url.hostname or "", url.port or (443 if url.scheme == "https" else 80))
+        errors = []
+        if _same_address(listen, admin):
+            errors.append("admin.port: expected another port than that of listen")
+        errors += [
+            f"upstream.url: expected the API, got the gateway's own address (that of {name})"
+            for name, address in (("listen", listen), ("admin", admin))
+            if _same_address(address, upstream)
+        ]
+        if errors:
+            raise ValueError("\n".join(errors))
+        return self
+
     def warnings(self) -> list[str]:
         """What is allowed but should be known: said by `gateway check` and at start-up."""
-        return [
+        warnings = [] if self.rules else ["rules: none, every call is passed through as it came"]
+        warnings += [
             f"rules.{rule.name}: {warning}"
             for rule in self.rules
             for repair in rule.repairs
             for warning in repair.warnings()
         ]
+        paths = [(rule.match.method, templates.parse(rule.match.path)) for rule in self.rules]
+        for one in overlaps(paths):
+            why = "is more specific" if one.more_specific else "stands earlier"
+            warnings.append(
+                f"rules.{self.rules[one.loser].name}: some of its paths are those of "
+                f"rules.{self.rules[one.winner].name} too, which {why} and takes them"
+            )
+        return warnings
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML as it is, but a key given twice is an error instead of the last one winning."""
+class Problem(NamedTuple):
+    """`path`: the setting, such as `rules[0].mode`. `of_key`: it is the key itself that is wrong."""
 
-    def __init__(self, document: str) -> None:
-        self.twice: list[str] = []
-        super().__init__(document)
-
-    def compose_mapping_node(self, anchor: Any) -> Any:
-        # Here the keys are still those of the text: later, `<<` has added others that may be overridden.
-        node = super().compose_mapping_node(anchor)
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                if key.value in seen:
-                    self.twice.append(f"line {key.start_mark.line + 1}: the key {key.value!r} is given twice")
-                seen.add(key.value)
-        return node
-
-    def construct_object(self, node: Any, deep: bool = False) -> Any:
-        try:
-            return super().construct_object(node, deep)
-        except (ValueError, LookupError, AttributeError) as error:  # PyYAML's, for 2026-99-99 or `!!bool x`
-            raise yaml.constructor.ConstructorError(
-                None, None, f"no value of its type: {str(node.value)[:40]!r}", node.start_mark
-            ) from error
-
-
-def _read(document: str, name: str) -> Any:
-    try:
-        loader = _Loader(document)
-        raw = loader.get_single_data()
-    except yaml.YAMLError as error:
-        raise ConfigError([f"{name}: not YAML: {' '.join(str(error).split())}"]) from error
-    except (ValueError, OverflowError) as error:  # PyYAML's, for an escape that is no character
-        raise ConfigError([f"{name}: not YAML: {error}"]) from error
-    if loader.twice:
-        raise ConfigError([f"{name}: {line}" for line in loader.twice])
-    return raw
-
-
-class _Place(NamedTuple):
     path: str
     message: str
+    of_key: bool = False
 
 
 _VARIABLE = re.compile(r"\$\{(?:([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\})?")
 _UNFIT = re.compile("[\0\ud800-\udfff]")
 
 
-def _expanded(value: Any, environment: Mapping[str, str], place: str, errors: list[_Place]) -> Any:
+def _expanded(value: Any, environment: Mapping[str, str], place: str, errors: list[Problem]) -> Any:
     """Variables are replaced in the scalars, after YAML is parsed, so that no value can add structure."""
     if isinstance(value, dict):
         return {
@@ -310,17 +320,17 @@ def _expanded(value: Any, environment: Mapping[str, str], place: str, errors: li
     def variable(found: re.Match[str]) -> str:
         name, default = found[1], found[2]
         if name is None:
-            errors.append(_Place(place, "expected ${NAME} or ${NAME:-default}"))
+            errors.append(Problem(place, "expected ${NAME} or ${NAME:-default}"))
             return ""
         text = environment.get(name) or default
         if text is None:
-            errors.append(_Place(place, f"the environment variable {name} is not set and has no default"))
+            errors.append(Problem(place, f"the environment variable {name} is not set and has no default"))
             return ""
         return text
 
     text = _VARIABLE.sub(variable, value)
     if _UNFIT.search(text):
-        errors.append(_Place(place, "expected text without NUL and surrogates"))
+        errors.append(Problem(place, "expected text without NUL and surrogates"))
     return text
 
 
@@ -328,7 +338,7 @@ def _expanded(value: Any, environment: Mapping[str, str], place: str, errors: li
 _INNER = re.compile(r"([a-z_]+(?:\[\d+\])?(?:\.[a-z_]+)*): ")
 
 
-def _places(error: Any) -> list[_Place]:
+def _places(error: Any) -> list[Problem]:
     """pydantic's location as `rules[0].repairs[2].max_age`."""
     path, before = "", ""
     for part in error["loc"]:
@@ -338,22 +348,64 @@ def _places(error: Any) -> list[_Place]:
         elif not (before == "repairs" and path.endswith("]")):
             path += f".{part}" if path else part
         before = part if isinstance(part, str) else before
-    message = error["msg"].removeprefix("Value error, ")
+    message, given = error["msg"].removeprefix("Value error, "), error["input"]
     if error["type"] == "extra_forbidden":
-        message = "unknown key"
-    elif error["type"] == "missing":
+        hint = meant(str(error["loc"][-1]), keys_at(_schema(), error["loc"][:-1]))
+        return [Problem(path, f"unknown key{hint}", of_key=True)]
+    if error["type"] == "missing":
         message = "required, but not given"
     elif error["type"] == "value_error" and _INNER.match(message):
         inner = [_INNER.match(line) for line in message.split("\n")]
         return [
-            _Place(f"{path}.{found[1]}" if path else found[1], found.string[found.end() :])
+            Problem(f"{path}.{found[1]}" if path else found[1], found.string[found.end() :])
             for found in inner
             if found
         ]
-    elif path != "credentials.key" and not isinstance(error["input"], dict | list | tuple):
-        # A password in a URL is refused, but not repeated.
-        message += ", got " + re.sub(r"//[^/@\s]*@", "//…@", repr(error["input"]))[:200]
-    return [_Place(path, " ".join(message.split()))]
+    elif not _SECRET.search(path) and not isinstance(given, dict | list | tuple):
+        # A password in a URL, or a credential in its query, is refused but not repeated.
+        shown = re.sub(r"(://[^?#]*)[?#].*", r"\1?…", re.sub(r"//.*@", "//…@", repr(given)))
+        message += f", got {shown[:200]}{_hint(error, given)}"
+    elif error["type"] == "union_tag_invalid":
+        message += meant(str(error["ctx"]["tag"]), words(error["ctx"]["expected_tags"]))
+    return [Problem(path, " ".join(message.split()))]
+
+
+_SECRET = re.compile(r"(?:^|\.)(?:key|tokens?|passwords?|secrets?|headers\.[^.]*)(?:\[\d+\])?$")
+
+
+def _hint(error: Any, given: Any) -> str:
+    """What was probably meant."""
+    if isinstance(given, bool) and error["type"] in {"literal_error", "string_type"}:
+        return ": YAML reads on, yes and true (off, no and false) as a truth value; quote a word that is one"
+    if error["type"] == "literal_error":
+        return meant(str(given), words(error["ctx"]["expected"]))
+    if error["type"] == "string_pattern_mismatch":
+        for text in (given.upper(), given.lower()):
+            if re.search(error["ctx"]["pattern"], text):
+                return f"; did you mean {text!r}?"
+    return ""
+
+
+@cache
+def _schema() -> dict[str, Any]:
+    return Settings.model_json_schema(by_alias=True)
+
+
+def _line(problem: Problem, name: str, read: Document) -> str:
+    """One error as it is told: the file, line and column, the setting, in which rule."""
+    at = read.mark(problem.path, problem.of_key)
+    found = re.match(r"rules\[(\d+)\]", problem.path)
+    rule: Any = None
+    if found and isinstance(read.data["rules"], list):
+        rule = read.data["rules"][int(found[1])]
+    known = rule.get("name") if isinstance(rule, dict) else None
+    named = f" (rule {known!r})" if isinstance(known, str) else ""
+    place = f"{problem.path}{named}: " if problem.path else ""
+    return f"{_at(name, at)}: {place}{problem.message}"
+
+
+def _at(name: str, mark: Mark | None) -> str:
+    return f"{name}:{mark.line}:{mark.column}" if mark else name
 
 
 # What the environment says where the file says nothing: so the image works with a file of one's own.
@@ -377,13 +429,29 @@ def _completed(document: dict[Any, Any], environment: Mapping[str, str]) -> dict
     return completed
 
 
-def parse(document: str, environment: Mapping[str, str], name: str = "config.yaml") -> Settings:
+# What more has to be right once the rest is: settings, and what is wrong with each.
+Also = Callable[[Settings], Iterable[tuple[str, str]]]
+
+
+def nothing_more(settings: Settings) -> Iterable[tuple[str, str]]:
+    return ()
+
+
+def parse(
+    text: str,
+    environment: Mapping[str, str],
+    name: str = "config.yaml",
+    also: Also = nothing_more,
+) -> Settings:
     """Raises ConfigError with every error there is."""
-    errors: list[_Place] = []
+    errors: list[Problem] = []
     try:
-        expanded = _expanded(_read(document, name), environment, "", errors)
+        read = document.read(text)
+        expanded = _expanded(read.data, environment, "", errors)
+    except document.Unreadable as error:
+        raise ConfigError([f"{_at(name, mark)}: {message}" for mark, message in error.errors]) from error
     except RecursionError as error:
-        raise ConfigError([f"{name}: nested too deeply, or an anchor that contains itself"]) from error
+        raise ConfigError([f"{name}: nested too deeply"]) from error
     if not isinstance(expanded, dict):
         raise ConfigError([f"{name}: expected a mapping with upstream and rules"])
     try:
@@ -391,15 +459,24 @@ def parse(document: str, environment: Mapping[str, str], name: str = "config.yam
     except ValidationError as error:
         known = {place.path for place in errors}
         errors += [place for one in error.errors() for place in _places(one) if place.path not in known]
+    else:
+        errors += [Problem(*one) for one in also(settings)] if not errors else []
     if errors:
-        raise ConfigError([f"{name}: {place}: {message}" if place else f"{name}: {message}"
-                           for place, message in errors])  # fmt: skip
+        raise ConfigError([_line(one, name, read) for one in errors])
     return settings
 
 
-def load(path: Path, environment: Mapping[str, str] = os.environ) -> Settings:
+def load(
+    path: Path,
+    environment: Mapping[str, str] = os.environ,
+    also: Also = nothing_more,
+) -> Settings:
     try:
-        document = path.read_text("utf-8")
+        with path.open("rb") as file:
+            # Not more than what is refused anyway, however long the file is.
+            content = file.read(document.MOST_BYTES + 1)
+        # A last character that is cut in two is beyond what is allowed too.
+        text = content.decode("utf-8-sig", "strict" if len(content) <= document.MOST_BYTES else "replace")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError([f"{path}: cannot be read: {error}"]) from error
-    return parse(document, environment, path.name)
+    return parse(text, environment, path.name, also)

@@ -4,15 +4,15 @@ What the gateway would do to a call, told without any network: rule, repairs, be
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from gateway.errors import BodyTooLarge, GatewayError
 from gateway.http.forwarding import carried_query
 from gateway.http.headers import Fields, Header
-from gateway.repairs import diagnose, left_as_it_is, rewrite
+from gateway.repairs import Unfilled, diagnose, left_as_it_is, rewrite
 from gateway.repairs.call import Call, Change
-from gateway.rules import Rules
+from gateway.rules import FillTarget, Rules
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +35,12 @@ def explain(
     target: str,
     headers: Sequence[Header],
     body: bytes,
-    state: str | None,
+    state: str | Callable[[FillTarget], str | Unfilled | None] | None,
     max_body: int,
     query: Sequence[str] = (),
 ) -> Explanation:
     """
-    `target` as it is on the wire; `state`: what the look-up is taken to find, None if unknown; `query`: the
+    `target` as it is on the wire; `state`: what each look-up is taken to find, None if unknown; `query`: the
     parameters that go on to it.
     """
     raw = target.encode("ascii")
@@ -66,11 +66,14 @@ def explain(
     reason = found.unfilled
     for missing in found.missing:
         name = missing.field
-        if state is None:
+        filled = state(route.targets[name]) if callable(state) else state
+        if isinstance(filled, Unfilled):
+            reason = filled.reason
+        elif filled is None:
             reason = f"{name} would be looked up: say --state to see it filled"
-        elif not route.targets[name].fill.allowed(state):
+        elif not route.targets[name].fill.allowed(filled):
             reason = f"{name}-not-allowed"
         else:
-            values[name] = (state, Change.of("fill", field=name, after=state))
+            values[name] = (filled, Change.of("fill", field=name, after=filled))
     after, changes = rewrite(found, values)
     return Explanation(rule.name, rule.mode, call, after if changes else None, changes, reason, looks_up)

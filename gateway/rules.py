@@ -15,6 +15,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from gateway import paths as templates
 from gateway import repairs
+from gateway.cases.settings import CaseSettings
 from gateway.http.grammar import SAFE_METHODS
 from gateway.paths import PathMatch, Routes, decoded
 from gateway.repairs import AnyRepairSettings, Fill, Repair
@@ -48,6 +49,7 @@ class RuleSettings(Section):
     writes: tuple[Annotated[str, checked(templates.parse_write)], ...] | None = None
     repairs: Annotated[tuple[AnyRepairSettings, ...], AfterValidator(at_least_one)]
     sunset: SunsetSettings | None = None
+    cases: tuple[CaseSettings, ...] = ()
 
     @model_validator(mode="after")
     def _parts_that_fit(self) -> RuleSettings:

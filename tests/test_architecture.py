@@ -28,6 +28,9 @@ PURE = {
     if place(name)
     in {"http", "http/grammar", "repairs", "errors", "paths", "units", "rules", "explain", "sunset"}
 } | {
+    "cases/settings",
+    "checks/known_keys",
+    "checks/overlaps",
     "mock/api",
     "server/byte_rate",
     "server/client_watch",
@@ -37,10 +40,10 @@ PURE = {
 }
 # All that a pure module needs from elsewhere. None of it does I/O, reads a clock or logs.
 HARMLESS = {
-    "__future__", "abc", "codecs", "collections", "contextlib", "gc", "dataclasses", "datetime",
+    "__future__", "abc", "codecs", "collections", "contextlib", "dataclasses", "datetime", "difflib",
     "email.utils.format_datetime", "encodings", "enum",
     "functools", "hashlib", "http.HTTPStatus", "ipaddress", "itertools", "json", "math", "operator", "re",
-    "secrets",
+    "gc", "secrets",
     "string", "typing", "types.TracebackType", "urllib.parse", "zlib", "jsonpath", "msgspec", "pydantic",
 }  # fmt: skip
 IMPURE_BUILTINS = {"open", "print", "input", "exec", "eval", "compile", "__import__", "breakpoint"}

@@ -268,9 +268,9 @@ def test_check_prints_every_error_and_exits_with_one(tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert result.stdout == ""
     assert [line.split(": ")[:2] for line in result.stderr.splitlines()] == [
-        ["wrong.yaml", "listen.port"],
-        ["wrong.yaml", "upstream.url"],
-        ["wrong.yaml", "colour"],
+        ["wrong.yaml:2:16", "listen.port"],
+        ["wrong.yaml:1:17", "upstream.url"],
+        ["wrong.yaml:3:1", "colour"],
     ]
 
 
@@ -329,7 +329,7 @@ def fits(value: Any, part: dict[str, Any], whole: dict[str, Any]) -> bool:
         value, tuple(kinds[kind] for kind in ([allowed] if isinstance(allowed, str) else allowed))
     ):
         return False
-    if isinstance(value, dict):
+    if isinstance(value, dict) and "properties" in part:
         known = part.get("properties", {})
         return set(part.get("required", ())) <= set(value) <= set(known) and all(
             fits(item, known[key], whole) for key, item in value.items()

@@ -146,8 +146,8 @@ async def test_a_repair_is_added_with_one_file_and_its_line_in_the_table(tmp_pat
     assert wrong.result() == (
         1,
         [
-            "wrong.yaml: rules[0].repairs[1].new: required, but not given",
-            "wrong.yaml: rules[0].repairs[1].newer: unknown key",
+            "wrong.yaml:9:9: rules[0].repairs[1].new (rule 'comments'): required, but not given",
+            "wrong.yaml:9:36: rules[0].repairs[1].newer (rule 'comments'): unknown key; did you mean 'new'?",
         ],
     )
     assert explain.result() == (
@@ -176,5 +176,5 @@ async def test_its_stage_says_where_a_rule_has_it(tmp_path: Path) -> None:
     status, (line,) = await said(tmp_path, "check")
 
     assert status == 1
-    assert line.startswith("config.yaml: rules[0].repairs: expected ")
+    assert line.startswith("config.yaml:7:5: rules[0].repairs (rule 'comments'): expected ")
     assert line.index("content_type") < line.index("synonyms") < line.index("fills")

@@ -25,9 +25,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sunset": {"units"},
     "http": set(),
     "repairs": {"http", "paths", "units"},
-    "rules": {"repairs", "paths", "units", "sunset"},
-    "config": {"repairs", "paths", "units", "rules"},
+    "cases/settings": {"units"},
+    "rules": {"repairs", "paths", "units", "sunset", "cases/settings"},
+    "checks": {"paths"},
+    "config": {"repairs", "paths", "units", "rules", "checks"},
     "explain": {"rules", "repairs", "http"},
+    "cases": {"cases/settings", "explain", "rules", "repairs", "http", "state"},
     "server": {"http", "direct_task"},
     "upstream": {"http", "direct_task"},
     "state": {"rules", "repairs", "http", "upstream", "paths"},
@@ -42,7 +45,10 @@ MAY_IMPORT: dict[str, set[str]] = {
         "config", "rules", "repairs", "paths", "units", "http", "server", "upstream", "state", "audit",
         "proxy", "admin", "reloads",
     },
-    "cli": {"app", "config", "explain", "mock", "mock/demo", "rules", "http", "admin/client", "audit"},
+    "cli": {
+        "app", "config", "checks", "cases", "explain", "mock", "mock/demo", "rules", "http", "admin/client",
+        "audit",
+    },
     "__main__": {"cli"},
 }  # fmt: skip
 

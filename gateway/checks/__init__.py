@@ -1,0 +1,3 @@
+"""
+What `gateway check` finds before anything runs. Knows no setting by its meaning.
+"""

@@ -1,0 +1,329 @@
+"""`gateway check` finds what cannot run: each mistake, with where it stands and what was probably meant."""
+
+from __future__ import annotations
+
+import re
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import trustme
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
+from typer.testing import CliRunner, Result
+
+from gateway.cli import cli
+
+UPSTREAM = "upstream: {url: http://u:9000}\n"
+RULE = """\
+rules:
+  - name: one
+    match: {path: "/c/{id}/p/{who}"}
+    repairs:
+      - type: content_type
+"""
+GOOD = UPSTREAM + RULE
+
+
+def second(path: str, first: str = "/c/{id}/p/{who}") -> str:
+    """Two rules, `one` and `two`."""
+    return GOOD.replace("/c/{id}/p/{who}", first) + (
+        f'  - {{name: two, match: {{path: "{path}"}}, repairs: [{{type: encoding}}]}}\n'
+    )
+
+
+def check(folder: Path, text: str, command: str = "check") -> Result:
+    (folder / "config.yaml").write_text(text)
+    return CliRunner().invoke(cli, [command, "--config", str(folder / "config.yaml")])
+
+
+@contextmanager
+def within(folder: Path) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        yield
+
+
+MISTAKES = {
+    "an unknown section": (
+        UPSTREAM + "upsteam: {url: http://u}\n",
+        ":2:1: upsteam: unknown key; did you mean 'upstream'?",
+    ),
+    "an unknown key": (
+        UPSTREAM + "listen:\n  host: 127.0.0.1\n  prot: 1\n",
+        ":4:3: listen.prot: unknown key; did you mean 'port'?",
+    ),
+    "an unknown key of an optional section": (
+        UPSTREAM + "cors: {origin: ['*'], origins: ['*']}\n",
+        ":2:8: cors.origin: unknown key; did you mean 'origins'?",
+    ),
+    "an unknown key like nothing": (UPSTREAM + "colour: red\n", ":2:1: colour: unknown key"),
+    "an unknown key in a rule": (
+        GOOD + "    on_lookup_fail: forward\n",
+        ":7:5: rules[0].on_lookup_fail (rule 'one'): unknown key; did you mean 'on_lookup_failure'?",
+    ),
+    "an unknown key in a repair": (
+        GOOD + "        valeu: application/json\n",
+        ":7:9: rules[0].repairs[0].valeu (rule 'one'): unknown key; did you mean 'value'?",
+    ),
+    "a repair that there is not": (
+        GOOD.replace("content_type", "content-type"),
+        (":6:9: rules[0].repairs[0] (rule 'one'): Input tag 'content-type' found using 'type' does not match "
+        "any of the expected tags: 'encoding', 'content_type', 'fill'; did you mean 'content_type'?"),
+    ),
+    "a mode that there is not": (
+        GOOD + "    mode: enfroce\n",
+        (":7:11: rules[0].mode (rule 'one'): Input should be 'observe', 'shadow', 'enforce' or 'on_reject', "
+        "got 'enfroce'; did you mean 'enforce'?"),
+    ),
+    "a mode that is no text": (
+        GOOD + "    mode: on\n",
+        (":7:11: rules[0].mode (rule 'one'): Input should be 'observe', 'shadow', 'enforce' or 'on_reject', "
+        "got True: YAML reads on, yes and true (off, no and false) as a truth value; quote "
+        "a word that is one"),
+    ),
+    "a method in lower case": (
+        GOOD.replace("{path:", "{method: patch, path:"),
+        (":4:21: rules[0].match.method (rule 'one'): String should match pattern '^[A-Z]+$', got 'patch'; "
+        "did you mean 'PATCH'?"),
+    ),
+    "what is required": ("upstream:\n  http2: true\n", ":1:1: upstream.url: required, but not given"),
+    "a value of another type": (
+        UPSTREAM + "listen: {port: http}\n",
+        (":2:16: listen.port: Input should be a valid integer, unable to parse string as an integer, "
+        "got 'http'"),
+    ),
+    "a variable that is not set": (
+        UPSTREAM + "listen:\n  host: ${NOT_SET_ANYWHERE}\n",
+        ":3:9: listen.host: the environment variable NOT_SET_ANYWHERE is not set and has no default",
+    ),
+    "a key given twice": (UPSTREAM + "upstream: {}\n", ":2:1: the key 'upstream' is given twice"),
+    "no YAML": ("upstream: {url: [}\n", ":1:18: not YAML: did not find expected node content"),
+    "one port for both sides": (
+        UPSTREAM + "listen: {port: 7000}\nadmin:\n  port: 7000\n",
+        ":4:9: admin.port: expected another port than that of listen",
+    ),
+    "one port for both sides, on all addresses": (
+        UPSTREAM + "listen: {port: 7000, host: 0.0.0.0}\nadmin: {host: localhost, port: 7000}\n",
+        ":3:32: admin.port: expected another port than that of listen",
+    ),
+    "the gateway as its own upstream": (
+        "upstream: {url: http://localhost:8080/api}\n",
+        ":1:17: upstream.url: expected the API, got the gateway's own address (that of listen)",
+    ),
+    "the admin side as upstream": (
+        "upstream: {url: http://127.0.0.1:9901}\n",
+        ":1:17: upstream.url: expected the API, got the gateway's own address (that of admin)",
+    ),
+    "a key without its certificate": (
+        "upstream: {url: https://u, tls: {key: k.pem}}\n",
+        ":1:39: upstream.tls.key: expected with the certificate that it belongs to",
+    ),
+    "files that are not there": (
+        "upstream: {url: https://u, tls: {ca: ca.pem}}\n",
+        ":1:38: upstream.tls.ca: cannot be read: No such file or directory, got 'ca.pem'",
+    ),
+    "a log in no directory": (
+        UPSTREAM + "audit: {path: missing/log.jsonl}\n",
+        ":2:15: audit.path: expected a directory that is there, got 'missing'",
+    ),
+    "a log that is a directory": (
+        UPSTREAM + "audit: {path: .}\n",
+        ":2:15: audit.path: expected a file, got the directory '.'",
+    ),
+    "a rule that never matches": (
+        second("/c/{a}/p/{b}"),
+        ":7:31: rules[1].match.path (rule 'two'): can never match: earlier rules take all of it",
+    ),
+    "an anchor that contains itself": (
+        "a: &a [*a]",
+        ":1:4: nested too deeply, or an anchor that contains itself",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+@pytest.mark.parametrize("command", ["check", "run"])
+def test_a_mistake_is_said_in_one_line_with_where_it_stands(
+    tmp_path: Path, mistake: str, command: str
+) -> None:
+    text, expected = MISTAKES[mistake]
+    with within(tmp_path):
+        said = check(tmp_path, text, command)
+
+    assert said.output == f"config.yaml{expected}\n"
+    assert said.exit_code == 1
+
+
+WARNINGS = {
+    "no rules": (UPSTREAM, "rules: none, every call is passed through as it came"),
+    "a later rule that is more specific": (
+        second("/c/{a}/p/me"),
+        "rules.one: some of its paths are those of rules.two too, which is more specific and takes them",
+    ),
+    "an earlier rule that is more specific": (
+        second("/{a}/{b}/p/{c}"),
+        "rules.two: some of its paths are those of rules.one too, which is more specific and takes them",
+    ),
+    "an earlier rule that takes a part": (
+        second("/{m:a|b}/{id}", first="/a/{id}"),
+        "rules.two: some of its paths are those of rules.one too, which stands earlier and takes them",
+    ),
+    "rules that cross": (
+        second("/{a}/b", first="/a/{b}"),
+        "rules.two: some of its paths are those of rules.one too, which is more specific and takes them",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WARNINGS)
+def test_what_can_run_but_should_be_known_is_a_warning(tmp_path: Path, case: str) -> None:
+    text, expected = WARNINGS[case]
+    said = check(tmp_path, text)
+
+    assert said.exit_code == 0
+    assert [line for line in said.output.splitlines() if line.startswith("warning: ")] == [
+        f"warning: {expected}"
+    ]
+
+
+@pytest.mark.parametrize("path", ["/c/{id}/q/{who}", "/d/{id}/p/{who}", "/c/{id}", "/{m:a|b}/{id}/p/x"])
+def test_rules_without_a_common_path_do_not_overlap(tmp_path: Path, path: str) -> None:
+    assert "warning" not in check(tmp_path, second(path)).output
+
+
+def test_certificates_are_tried_before_the_gateway_runs(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    certificate, other = authority.issue_cert("client"), authority.issue_cert("other")
+    certificate.cert_chain_pems[0].write_to_path(str(tmp_path / "cert.pem"))
+    certificate.private_key_pem.write_to_path(str(tmp_path / "key.pem"))
+    other.private_key_pem.write_to_path(str(tmp_path / "other.pem"))
+    (tmp_path / "text").write_text("no PEM")
+    locked = load_pem_private_key(certificate.private_key_pem.bytes(), None).private_bytes(
+        Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"hush")
+    )
+    (tmp_path / "locked.pem").write_bytes(locked)
+
+    def said(**files: str) -> str:
+        named = ", ".join(f"{name}: {file}" for name, file in files.items())
+        with within(tmp_path):
+            done = check(tmp_path, f"upstream: {{url: https://u, tls: {{{named}}}}}\n{RULE}")
+        assert done.exit_code == (1 if done.output.startswith("config.yaml:1:") else 0)
+        return re.sub(r"^config.yaml:1:\d+: ", "", done.output).splitlines()[0]
+
+    assert "1 rules" in said(ca="cert.pem", certificate="cert.pem", key="key.pem")
+    assert said(certificate="cert.pem", key="other.pem") == (
+        "upstream.tls.key: expected the key of the certificate 'cert.pem', got another's"
+    )
+    assert said(certificate="cert.pem", key="locked.pem") == (
+        "upstream.tls.key: expected a key without a password"
+    )
+    assert said(certificate="cert.pem", key="text") == "upstream.tls.key: expected a key in PEM, got 'text'"
+    assert said(certificate="cert.pem") == (
+        "upstream.tls.certificate: expected a certificate and its key in PEM, got 'cert.pem'"
+    )
+    assert said(certificate="text", key="key.pem") == (
+        "upstream.tls.certificate: expected a certificate in PEM, got 'text'"
+    )
+    assert said(ca="text") == "upstream.tls.ca: expected certificates in PEM, got 'text'"
+
+
+def test_all_mistakes_come_at_once_in_the_file_s_own_places(tmp_path: Path) -> None:
+    text = UPSTREAM + "listen: {prot: 1}\nadmin: {port: x}\n" + RULE.replace("one", "One") + "    mode: off\n"
+
+    lines = check(tmp_path, text).output.splitlines()
+
+    assert [line.split(": ")[0] for line in lines] == [
+        "config.yaml:2:10", "config.yaml:3:15", "config.yaml:5:11", "config.yaml:9:11",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "upstream: {url: 'http://me:hush/hush@h/'}\n",
+        "upstream: {url: 'http://h/?token=hush'}\n",
+        UPSTREAM + "credentials: {key: hush}\n",
+        UPSTREAM + "credentials: {key: ${K}}\n",
+        UPSTREAM + "credentials: {key: [hush}\n",
+        UPSTREAM + "credentials: {key: !!int hush}\n",
+    ],
+)
+def test_no_message_repeats_a_secret(tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("K", "hush")
+    said = check(tmp_path, text)
+
+    assert said.exit_code == 1
+    assert "hush" not in said.output
+
+
+def bomb() -> str:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 12)]
+    return "\n".join(lines)
+
+
+def merge_bomb() -> str:
+    lines = ["a0: &a0 {x: 1}"]
+    lines += [f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 10)}]}}" for i in range(1, 12)]
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (bomb(), "config.yaml: expected 250000 values at most, with what its aliases repeat"),
+        (merge_bomb(), "config.yaml: expected 250000 values at most, with what its aliases repeat"),
+        (UPSTREAM + "#" * 2**20, "config.yaml: expected 1 MiB at most"),
+        ("é" * 2**20, "config.yaml: expected 1 MiB at most"),
+    ],
+    ids=["aliases", "merges", "long", "long in bytes"],
+)
+def test_what_would_fill_the_memory_is_refused_at_once(tmp_path: Path, text: str, words: str) -> None:
+    begun = time.process_time()
+    said = check(tmp_path, text)
+
+    assert said.output == words + "\n"
+    assert said.exit_code == 1
+    assert time.process_time() - begun < 1
+
+
+def test_three_thousand_rules_are_checked_in_two_seconds(tmp_path: Path) -> None:
+    rules = "".join(
+        f"""
+  - name: rule-{i}
+    match: {{path: "/v{i}/{{media:calls|chats}}/{{c}}/participants/{{p}}"}}
+    writes: *writes
+    repairs:
+      - {{type: content_type}}
+      - type: fill
+        field: state
+        from: "/v{i}/{{media}}/{{c}}"
+        select: "$.a{i}[?@.id == _.p].state"
+        allow: [connected]"""
+        for i in range(1, 3000)
+    )
+    first = GOOD + "    writes: &writes\n" + "".join(f'      - "/w{i}/{{c}}/**"\n' for i in range(12))
+    begun = time.process_time()
+    said = check(tmp_path, first + rules)
+    took = time.process_time() - begun
+
+    assert "3000 rules" in said.output
+    assert took < 4, f"{took:.1f} s: at most 2 on an idle machine"
+
+
+def test_mock_says_in_one_line_why_it_cannot_listen() -> None:
+    said = CliRunner().invoke(cli, ["mock", "--port", "99999"])
+    assert (said.exit_code, said.output) == (1, "gateway mock: --port: expected 0 to 65535, got 99999\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        said = CliRunner().invoke(cli, ["mock", "--port", str(other.getsockname()[1])])
+    assert said.exit_code == 1
+    assert re.fullmatch(r"gateway mock: cannot listen on 127\.0\.0\.1:\d+: .*\n", said.output)
