@@ -416,6 +416,7 @@ FROM_ENVIRONMENT: Mapping[str, tuple[str, str]] = {
     "GATEWAY_ADMIN_PORT": ("admin", "port"),
     "GATEWAY_UPSTREAM": ("upstream", "url"),
     "GATEWAY_AUDIT": ("audit", "path"),
+    "GATEWAY_CALLERS": ("callers", "path"),
     "GATEWAY_KEY": ("credentials", "key"),
 }
 

@@ -448,6 +448,7 @@ def test_what_the_file_leaves_out_the_environment_may_say() -> None:
         "GATEWAY_ADMIN_HOST": "::",
         "GATEWAY_ADMIN_PORT": "82",
         "GATEWAY_AUDIT": "/var/log/gateway/rewrites.jsonl",
+        "GATEWAY_CALLERS": "/var/lib/gateway/callers.sqlite3",
         "GATEWAY_KEY": "k" * 32,
     }
     assert environment.keys() == config.FROM_ENVIRONMENT.keys()
@@ -456,6 +457,8 @@ def test_what_the_file_leaves_out_the_environment_may_say() -> None:
     assert (settings.listen.host, settings.listen.port, settings.listen.backlog) == ("0.0.0.0", 80, 9)
     assert (settings.admin.host, settings.admin.port) == ("::", 82)
     assert settings.credentials.key is not None
+    assert settings.callers is not None
+    assert settings.callers.path == "/var/lib/gateway/callers.sqlite3"
     assert understood("upstream: {url: http://u}", GATEWAY_HOST="").listen.host == "127.0.0.1"
     assert error("upstream: {url: http://u}", GATEWAY_PORT="8o").startswith("listen.port: ")
     assert "s3cret" not in error("upstream: {url: http://u}", GATEWAY_KEY="s3cret")

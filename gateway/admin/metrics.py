@@ -44,6 +44,12 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric("gateway_refills_total", "counter", "Refused fills that were sent once more with another value."),
     Metric("gateway_conflicts_total", "counter", "Replies that named another value than the one filled."),
+    Metric(
+        "gateway_shadowed_total",
+        "counter",
+        "Calls that shadow would have changed: whether the fill agrees with what the reply reports.",
+        {"result": ("right", "wrong", "unreported")},
+    ),
     Metric("gateway_lookups_total", "counter", "What became of look-ups.", {"result": RESULTS}),
     Metric("gateway_sweeps_total", "counter", "Writes that made what was read of all conversations useless."),
     Metric("gateway_lookup_pauses_total", "counter", "Times that a 429 paused a caller's look-ups."),

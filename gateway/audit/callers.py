@@ -58,6 +58,7 @@ class Callers:
             call.mode,
             call.needs or tuple([_named(change) for change in call.changes or call.would_change]),
             None if call.skipped in PLAIN else call.skipped,
+            call.shadow,
         )
         tally = self._pending.get(seen)
         if tally is None:

@@ -25,8 +25,9 @@ AGENTS_KEPT = 20  # of one credential; the others are counted together
 OTHERS = "(others)"
 BUSY = 1.0  # seconds that another process may hold the file
 
-# Credential, User-Agent, rule, mode, repairs needed, and why nothing, or not all, was repaired.
-Seen: TypeAlias = tuple[str, str, str, str, tuple[str, ...], str | None]
+# Credential, User-Agent, rule, mode, repairs needed, why nothing, or not all, was repaired, and whether what
+# shadow would have filled was right.
+Seen: TypeAlias = tuple[str, str, str, str, tuple[str, ...], str | None, str | None]
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
@@ -103,8 +104,9 @@ class Day(Struct, frozen=True):
 
 class Caller(Struct, frozen=True):
     """
-    Times in Unix seconds; `needed`: calls that needed a repair. `repairs`, `modes`, `rules` and `left` (why
-    nothing, or not all, was repaired) have calls by name; `days` runs to today, oldest first.
+    Times in Unix seconds; `needed`: calls that needed a repair. `repairs`, `modes`, `rules`, `left` (why
+    nothing, or not all, was repaired) and `shadow` (what it would have filled: right or wrong) have calls by
+    name; `days` runs to today, oldest first.
     """
 
     credential: str
@@ -119,6 +121,7 @@ class Caller(Struct, frozen=True):
     modes: dict[str, int]
     rules: dict[str, int]
     left: dict[str, int]
+    shadow: dict[str, int]
     days: list[Day]
 
 
@@ -169,7 +172,7 @@ class CallersFile:
 
 
 def _add(connection: sqlite3.Connection, seen: Seen, tally: Tally) -> None:
-    credential, agent, rule, mode, repairs, left = seen
+    credential, agent, rule, mode, repairs, left, shadow = seen
     needed = tally.calls if repairs else 0
     named = _agent(connection, credential, agent)
     last_need = tally.last if repairs else None
@@ -179,6 +182,8 @@ def _add(connection: sqlite3.Connection, seen: Seen, tally: Tally) -> None:
     names = [("repair", repair) for repair in repairs] + [("mode", mode), ("rule", rule)]
     if left is not None:
         names.append(("left", left))
+    if shadow is not None:
+        names.append(("shadow", shadow))
     connection.executemany(_COUNT, [(caller, kind, name, tally.calls) for kind, name in names])
 
 
@@ -237,6 +242,7 @@ def read(path: str, days: int, now: float) -> list[Caller]:
             modes=_of_kind(counts.get(number, {}), "mode"),
             rules=_of_kind(counts.get(number, {}), "rule"),
             left=_of_kind(counts.get(number, {}), "left"),
+            shadow=_of_kind(counts.get(number, {}), "shadow"),
             days=[trend.get(number, {}).get(day) or Day(day, 0, 0) for day in wanted],
         )
         for number, credential, agent, first, last, last_need, calls, needed, accepted in rows

@@ -17,7 +17,8 @@ class FinishedCall(Struct, frozen=True):
     `id` is the gateway's own, `request_id` the client's. `changes` were sent; `would_change` are those that
     `shadow` only worked out, `needs` what `observe` found to be needed. `skipped` is why nothing, or not all,
     was repaired; `error` how a call ended that the gateway refused or its client left. `status` is that of
-    the reply, None without one. Times in seconds.
+    the reply, None without one. `shadow`: whether what it would have filled was right or wrong by what the
+    reply reports. Times in seconds.
     """
 
     id: str
@@ -40,6 +41,7 @@ class FinishedCall(Struct, frozen=True):
     total: float
     attempts: int
     conflict: bool
+    shadow: str | None = None
 
 
 # It is called from the data path: it takes little time, and raises nothing.

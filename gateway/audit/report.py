@@ -22,7 +22,7 @@ _HEAD = ("CALLER", "USER-AGENT", "LAST NEED", "NEEDED", "OF CALLS", "WHAT", "MOD
 _WIDTHS = (12, 36, 16, 9, 9, 40, 24, 31)
 _FIELDS = (
     "credential", "user_agent", "first_seen", "last_seen", "last_need", "calls", "needed", "accepted",
-    "repairs", "left", "modes", "rules", "trend",
+    "repairs", "left", "shadow", "modes", "rules", "trend",
 )  # fmt: skip
 
 
@@ -42,6 +42,11 @@ def table(callers: Sequence[Caller], stable: bool) -> Iterator[str]:
         for row in rows:
             cells = [_cut(cell, width).ljust(width) for cell, width in zip(row, used, strict=True)]
             yield "  ".join(cells).rstrip()
+    wrong = sum(one.shadow.get("wrong", 0) for one in callers)
+    compared = wrong + sum(one.shadow.get("right", 0) for one in callers)
+    if compared:
+        yield ""
+        yield f"shadow: {wrong:,} of {compared:,} fills that replies told of would have been wrong"
     if not stable:
         yield ""
         yield UNSTABLE
@@ -96,6 +101,7 @@ def _values(caller: Caller) -> tuple[object, ...]:
         caller.accepted,
         caller.repairs,
         caller.left,
+        caller.shadow,
         caller.modes,
         caller.rules,
         msgspec.to_builtins(caller.days),

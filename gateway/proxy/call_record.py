@@ -80,6 +80,7 @@ class CallRecord(Struct, eq=False):
     conflict: bool = False
     needs: tuple[str, ...] = ()
     would_change: tuple[dict[str, Any], ...] = ()
+    shadow: str | None = None
 
     def _decision(self, event: str, **more: Any) -> Decision:
         client, rule = self.client, self.rule
@@ -185,6 +186,7 @@ class CallRecord(Struct, eq=False):
             now - self.begun,
             self.attempt,
             self.conflict,
+            self.shadow,
         )
 
     def headers(self) -> list[Header]:

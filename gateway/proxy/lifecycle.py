@@ -214,9 +214,12 @@ class Lifecycle:
         record.status = reply.status
         response = reply.headers.derived(forwarding.client_response_headers)
         extra_headers = response.extra_headers(record.headers(), client.extra_headers[0])
-        keep = HELD if record.changes and response.is_json else 0
+        keep = HELD if (record.changes or record.would_change) and response.is_json else 0
         body = await client.relay(reply.status, response.headers, extra_headers, reply, keep)
-        if body and matched.contradicted_by(body):
+        if record.would_change:
+            record.shadow = matched.shadow_compared(body) if body and reply.status < 300 else None
+            self._counts["gateway_shadowed_total", record.shadow or "unreported"] += 1
+        elif body and matched.contradicted_by(body):
             record.conflict = True
             self._counts["gateway_conflicts_total",] += 1
             await self._lookups.invalidate_after(matched.conversation)

@@ -59,6 +59,21 @@ class MatchedCall(Struct, frozen=True):
             )
         return requests
 
+    def shadow_compared(self, reply_body: bytes) -> str | None:
+        """What `shadow` would have filled, beside what the reply to the call as it came reports."""
+        found = None
+        for change in self.record.would_change:
+            if change["repair"] != "fill":
+                continue
+            target = self.route.targets[change["field"]]
+            try:
+                named = target.fill.reported(parsed(reply_body), target.data)
+            except (ValueError, RecursionError):
+                return None
+            if named is not None:
+                found = "right" if named == change["after"] and found != "wrong" else "wrong"
+        return found
+
     def contradicted_by(self, reply_body: bytes) -> bool:
         """Whether the reply to the filled call names another value than one that was filled (S5)."""
         document = None

@@ -183,9 +183,13 @@ class Fill(Repair):
 
     def contradicted(self, reply: Any, value: str, data: Mapping[str, str]) -> bool:
         """Whether the reply to the call names another value than the one that was filled."""
+        return self.reported(reply, data) not in {None, value}
+
+    def reported(self, reply: Any, data: Mapping[str, str]) -> str | None:
+        """The value that the reply to a call names, if it does."""
         if not isinstance(reply, dict):
-            return False
+            return None
         named = reply.get(self.field)
         if not isinstance(named, str):
             named = self.chosen(reply, data)
-        return isinstance(named, str) and named != value
+        return named if isinstance(named, str) else None

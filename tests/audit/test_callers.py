@@ -43,8 +43,9 @@ def seen(
     needs: tuple[str, ...] = ("fill state",),
     left: str | None = None,
     mode: str = "enforce",
+    shadow: str | None = None,
 ) -> Seen:
-    return credential, agent, "web", mode, needs, left
+    return credential, agent, "web", mode, needs, left, shadow
 
 
 def finished(**changes: Any) -> FinishedCall:
@@ -324,6 +325,16 @@ def test_the_table_has_who_needs_it_the_last_first(known: Path) -> None:
     assert "content_type, fill state" in lines[3]
     assert lines[4].endswith("··········█···")
     assert report.UNSTABLE not in said
+
+
+def test_it_says_how_many_fills_of_shadow_would_have_been_wrong(known: Path) -> None:
+    assert "shadow:" not in reported(known)[1]
+    file = CallersFile(str(known / "c"), 10)
+    file.add(
+        {seen(mode="shadow", shadow="right"): tallied(calls=12_398), seen(shadow="wrong"): tallied(calls=2)}
+    )
+
+    assert "shadow: 2 of 12,400 fills that replies told of would have been wrong" in reported(known)[1]
 
 
 def test_it_says_when_fingerprints_do_not_outlast_a_restart(known: Path) -> None:

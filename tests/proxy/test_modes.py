@@ -76,6 +76,32 @@ async def test_shadow_changes_nothing_and_records_what_would_be_sent() -> None:
         assert skip["body"] == {"before": digest(BODY), "after": digest(FILLED)}
 
 
+@pytest.mark.parametrize(
+    ("status", "body", "result"),
+    [
+        (202, b'{"id":"p1","state":"connected"}', "right"),
+        (202, b'{"id":"p1","state":"disconnected"}', "wrong"),
+        (202, b'{"id":"c1","participants":[{"id":"p1","state":"connected"}]}', "right"),
+        (202, b'{"id":"p1"}', "unreported"),
+        (202, b"{", "unreported"),
+        (400, b'{"state":"connected"}', "unreported"),
+    ],
+)
+async def test_shadow_compares_what_it_would_have_filled_with_what_the_reply_reports(
+    status: int, body: bytes, result: str
+) -> None:
+    async with mocked(rule={"mode": "shadow"}) as (upstream, running, client):
+        kind = (("content-type", "application/json"),)
+        upstream.faults.append(Fault(method="PATCH", status=status, body=body, headers=kind))
+        answer = await client.patch(PARTICIPANT, content=BODY, headers=JSON)
+
+        assert (answer.status_code, answer.content) == (status, body)
+        results = ("right", "wrong", "unreported")
+        counted = {one: running.counts("gateway_shadowed_total", one) for one in results}
+        assert counted == {one: int(one == result) for one in results}
+        assert running.counts("gateway_conflicts_total") == 0
+
+
 FAILING = [
     Fault(method="GET", status=401),
     Fault(method="GET", status=404),
