@@ -1,5 +1,5 @@
 """
-The command line: run, reload, mode, report, check, explain, mock, demo.
+The command line: run, reload, mode, report, audit, check, explain, mock, demo.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import uvloop
 from gateway import __version__, app, config
 from gateway.admin import client
 from gateway.audit import callers_file
+from gateway.audit import commands as audit_log
 from gateway.audit import report as reports
 from gateway.cases import run as cases
 from gateway.checks import preflight
@@ -215,6 +216,9 @@ def show(told: Explanation) -> None:
             kinds = [text(value) for key, value in call.headers if key == b"content-type"]
             typer.echo(f"{name + ':':9} Content-Type: {', '.join(kinds) or '(none)'}")
             typer.echo(f"          {call.body.decode('utf-8', 'backslashreplace')}")
+
+
+cli.add_typer(audit_log.build(lambda path: loaded(path).audit.path, time.time), name="audit")
 
 
 @cli.command(name="mock")

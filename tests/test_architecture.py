@@ -32,6 +32,7 @@ PURE = {
     "checks/known_keys",
     "checks/overlaps",
     "mock/api",
+    "audit/reader",
     "server/byte_rate",
     "server/client_watch",
     "server/line_limit",
