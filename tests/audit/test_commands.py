@@ -97,11 +97,13 @@ def test_a_log_cut_off_in_its_compression_is_read_as_far_as_it_goes(log: Path) -
     cut = log.with_name("rewrites.jsonl.10.gz")
     cut.write_bytes(cut.read_bytes()[:-10])
     log.with_name("rewrites.jsonl.9.bz2").write_bytes(b"no bz2 at all")
+    log.with_name("rewrites.jsonl.8.xz").write_bytes(b"no xz at all")
     said = audit("tail", "--json", "--log", log)
     assert said.exit_code == 0
     assert {"a", "c", "d", "e"} <= {json.loads(line)["id"] for line in said.stdout.splitlines()}
     assert "rewrites.jsonl.10.gz breaks off" in said.stderr
     assert "rewrites.jsonl.9.bz2 breaks off" in said.stderr
+    assert "rewrites.jsonl.8.xz breaks off" in said.stderr
 
 
 def test_nothing_in_a_log_reaches_the_terminal_as_a_command(tmp_path: Path) -> None:
