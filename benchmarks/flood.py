@@ -84,6 +84,7 @@ class Call:
     method = "PATCH"
     version = "1.1"
     address = "127.0.0.1"
+    certificate = b""
     upgrade: bytes | None = None
     cancel_on_disconnect = False
     holds_connection = staticmethod(may_hold_one)

@@ -51,6 +51,7 @@ from gateway.server.cors import with_cors
 from gateway.server.descriptors import Shares
 from gateway.server.limits import ServerLimits, ServerStats
 from gateway.server.stalled_replies import StalledReplies
+from gateway.server.tls import Certificates, TlsListener, TlsUnusable
 from gateway.server.unsent_replies import UnsentReplies
 from gateway.state.credentials import CredentialFingerprints
 from gateway.state.locks import MemoryLocks
@@ -103,6 +104,7 @@ class Gateway:
     stats: ServerStats
     metrics: Metrics
     draining: asyncio.Event
+    certificates: Certificates | None  # that the listener shows, where it speaks TLS
 
     async def follow(self, settings: Settings, writes_differ: bool) -> None:
         """
@@ -162,6 +164,7 @@ def build(
     one `credential_key` (else that of the settings) have one name for a caller and one digest for a body;
     without one the key lives with this gateway.
     """
+    shown = certificates(settings)
     counts = Counts()
     key = credential_key or _key(settings.credentials) or secrets.token_bytes(32)
     audit = parts.audit(
@@ -246,7 +249,19 @@ def build(
         stats=stats,
         metrics=metrics,
         draining=draining,
+        certificates=shown,
     )
+
+
+def certificates(settings: Settings) -> Certificates | None:
+    """Raises CannotListen."""
+    tls = settings.listen.tls
+    if tls is None:
+        return None
+    try:
+        return Certificates(tls.certificate, tls.key, tls.client_ca, tls.min_version)
+    except TlsUnusable as error:
+        raise CannotListen(str(error)) from error
 
 
 def stalled_replies(transport: Transport, max_connections: int) -> StalledReplies:
@@ -289,6 +304,7 @@ def _lifecycle(
         via=b"gateway (%s)" % secrets.token_hex(4).encode(),
         trusted=tuple(ipaddress.ip_network(network) for network in settings.listen.trusted_proxies),
         imitated=imitations(name.lower().encode() for name in settings.credentials.headers),
+        scheme=b"http" if settings.listen.tls is None else b"https",
     )
     rules = Rules(settings.rules, limits.max_body)
     passthrough = Passthrough(
@@ -481,10 +497,12 @@ async def running(
         private = bound.enter_context(
             bind("admin", settings.admin.host, settings.admin.port, ADMIN_CONNECTIONS)
         )
+        plain = connection.build(downstream, gateway.stats, HeadShapes())
+        shown = gateway.certificates
         server = _Server(
             uvicorn.Config(
                 cast(Any, gateway.app),
-                http=connection.build(downstream, gateway.stats, HeadShapes()),
+                http=plain if shown is None else cast(Any, TlsListener(plain, shown)),
                 timeout_graceful_shutdown=math.ceil(limits.drain_timeout),
                 backlog=settings.listen.backlog,  # it listens once more, with its own
                 **QUIET,
@@ -496,10 +514,13 @@ async def running(
             asyncio.create_task(server.serve(sockets=[public])),
             asyncio.create_task(side.serve(sockets=[private])),
         ]
+        watching = None if shown is None else asyncio.create_task(shown.watch())
         listening = Listening(public.getsockname()[1], private.getsockname()[1])
         try:
             yield listening
         finally:
+            if watching is not None:
+                watching.cancel()
             # Readiness turns first: the admin side answers until the last call is done.
             gateway.draining.set()
             server.should_exit = True
@@ -511,8 +532,8 @@ async def running(
 
 async def run(settings: Settings, load: Callable[[], Settings], watch: Path | None = None) -> None:
     """
-    Until SIGTERM or SIGINT; a second one ends the process at once. SIGHUP reopens the audit log, and has
-    `load` read the configuration again; `watch` is a file whose changes do.
+    Until SIGTERM or SIGINT; a second one ends the process at once. SIGHUP reopens the audit log, loads
+    the certificate again, and has `load` read the configuration again; `watch` is a file whose changes do.
     """
     configured = settings
     settings, shares, too_few = fitted(settings, descriptors.raised())
@@ -538,6 +559,8 @@ async def run(settings: Settings, load: Callable[[], Settings], watch: Path | No
 
     def hang_up() -> None:
         gateway.audit.reopen()
+        if gateway.certificates is not None:
+            gateway.certificates.reload()
         task = loop.create_task(reloads.reload("SIGHUP"))
         tasks.add(task)
         task.add_done_callback(tasks.discard)

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
+    BeforeValidator,
     Field,
     SecretStr,
     ValidationError,
@@ -85,11 +86,20 @@ FieldName = Annotated[str, Field(pattern=f"^{TCHAR.decode()}+$")]
 Origin = Annotated[str, Field(pattern=r"^(\*|https?://[^/\s]+)$")]
 
 
+class ListenTlsSettings(Section):
+    certificate: Annotated[str, Field(min_length=1)]
+    key: Annotated[str, Field(min_length=1)]
+    client_ca: Annotated[str, Field(min_length=1)] | None = None
+    # YAML reads 1.2 as a number.
+    min_version: Annotated[Literal["1.2", "1.3"], BeforeValidator(str)] = "1.2"
+
+
 class ListenSettings(Section):
     host: str = "127.0.0.1"
     port: Port = 8080
     backlog: Count = 4096
     trusted_proxies: tuple[Annotated[str, checked(_network)], ...] = ()
+    tls: ListenTlsSettings | None = None
 
 
 class AdminSettings(Section):

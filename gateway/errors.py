@@ -6,7 +6,8 @@ Every way the gateway itself refuses a call, and what the client is told.
     │   ├── BadRequest 400              ├── MethodNotAllowed 405       ├── HeadTimeout, BodyTimeout 408
     │   ├── BodyTooLarge 413            ├── TargetTooLong 414          ├── ExpectationFailed 417
     │   ├── MisdirectedRequest 421      ├── HeadTooLarge 431           ├── NotSupported 501
-    │   └── VersionNotSupported 505
+    │   ├── VersionNotSupported 505     ├── TlsOnPlainPort 400         ├── PlainHttpOnTlsPort 400
+    │   └── TlsHandshakeFailed 400
     ├── NotSent                         nothing left the gateway, so a replay is safe: may carry Retry-After
     │   ├── Overloaded 503              ├── Unrecordable 503           ├── LockTimeout 503
     │   ├── LockBusy 503                ├── SpoolFailed 503            ├── StoreUnavailable 503
@@ -70,6 +71,26 @@ class BadRequest(RequestError):
     status = 400
     title = "The request is not valid HTTP"
     advice = "Correct the request; it was not forwarded."
+
+
+class TlsOnPlainPort(RequestError):
+    status = 400
+    title = "TLS was spoken to a port that takes plain HTTP"
+    advice = "Call it by http://, or give the gateway a certificate (listen.tls)."
+
+
+class PlainHttpOnTlsPort(RequestError):
+    status = 400
+    title = "Plain HTTP was spoken to a port that takes TLS"
+    advice = "Call it by https://."
+
+
+class TlsHandshakeFailed(RequestError):
+    """For the count and the log alone: who fails in the handshake gets TLS's own alert."""
+
+    status = 400
+    title = "The TLS handshake failed"
+    advice = "Check the client's certificate, its TLS version, and which authorities it trusts."
 
 
 class MethodNotAllowed(RequestError):

@@ -6,8 +6,10 @@ import gc
 import os
 
 import pytest
+import trustme
 
-from tests.support import gateways
+from tests.support import gateways, serving
+from tests.support.certified import Pair
 
 LONGEST_NAME = 60
 
@@ -30,6 +32,20 @@ def pytest_collection_finish() -> None:
 def pytest_xdist_auto_num_workers() -> int:
     """One more than there are processors: a third of the suite's time is waiting."""
     return (os.cpu_count() or 1) + 1
+
+
+@pytest.fixture(scope="session")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """For the servers of `over_tls`."""
+    return Pair(trustme.CA(), tmp_path_factory.mktemp("tls"))
+
+
+@pytest.fixture(params=[False, True], ids=["plain", "TLS"])
+def over_tls(request: pytest.FixtureRequest, pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test of a module that uses it is run both ways: a promise holds over TLS too."""
+    if request.param:
+        monkeypatch.setattr(serving, "certificates", pair.certificates())
+        monkeypatch.setattr(serving, "trust", pair.trust())
 
 
 @pytest.fixture(params=[True, False], ids=["at once", "in a task"])

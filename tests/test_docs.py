@@ -151,6 +151,9 @@ NEVER_RECORDED = {
     errors.MisdirectedRequest,
     errors.NotSupported,
     errors.VersionNotSupported,
+    errors.TlsOnPlainPort,
+    errors.PlainHttpOnTlsPort,
+    errors.TlsHandshakeFailed,
     errors.Overloaded,
     errors.LoopDetected,
 }

@@ -114,13 +114,15 @@ _ID = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789
 class Hop:
     """
     This gateway as others see it. `via` is its member of Via, without the protocol version; `imitated` are
-    names to be dropped beside IMITATED: those that imitate the configured credentials.
+    names to be dropped beside IMITATED: those that imitate the configured credentials; `scheme` is what the
+    listener speaks.
     """
 
     host: bytes | None
     via: bytes
     trusted: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...] = ()
     imitated: frozenset[bytes] = frozenset()
+    scheme: bytes = b"http"
 
     def trusts(self, address: str) -> bool:
         if not self.trusted:
@@ -197,12 +199,12 @@ def upstream_request_headers(
     if named:
         result = h.without(result, h.nominated(headers))
     result.insert(0, (b"host", host if hop.host is None else hop.host))
-    forwarded.append(b'for=%s;host="%s";proto=http' % (NODE, _escaped(host)))
+    forwarded.append(b'for=%s;host="%s";proto=%s' % (NODE, _escaped(host), hop.scheme))
     result.append((b"forwarded", b", ".join(forwarded)))
     addresses.append(PEER)
     result.append((b"x-forwarded-for", b", ".join(addresses)))
     if not trusted or h.first(headers, b"x-forwarded-proto") is None:
-        result.append((b"x-forwarded-proto", b"http"))
+        result.append((b"x-forwarded-proto", hop.scheme))
     if not trusted or h.first(headers, b"x-forwarded-host") is None:
         result.append((b"x-forwarded-host", host))
     via.append(b"%s %s" % (version.encode(), hop.via))

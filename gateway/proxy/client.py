@@ -60,6 +60,10 @@ class ClientRequest(Protocol):
         """Of HTTP: "1.1"."""
 
     @property
+    def certificate(self) -> bytes:
+        """A fingerprint of the one that the client has shown in TLS; empty without."""
+
+    @property
     def upgrade(self) -> bytes | None:
         """The protocol that the client offers to switch to."""
 
@@ -102,7 +106,6 @@ class Client:
     """One call's client."""
 
     started = False
-    certificate = b""  # the client's, in TLS: no listener speaks it yet
     _ahead = b""
     _whole = False
     _spooled: Callable[[], AsyncIterator[bytes]] | None = None
@@ -114,9 +117,9 @@ class Client:
         request: ClientRequest,
         head: CallHead,
         budget: BufferBudget,
-        caller_of: Callable[[Fields, Values, str, bytes], str],
+        caller_of: Callable[[Fields, Values, str, bytes, bytes], str],
     ) -> None:
-        """`caller_of` names who calls, from fields, their values, address and target."""
+        """`caller_of` names who calls, from fields, their values, address, target and certificate."""
         self._request = request
         self._budget = budget
         self._caller_of = caller_of
@@ -127,6 +130,7 @@ class Client:
         self.headers = request.headers
         self.values = request.values + peer(request.address)
         self.address = request.address
+        self.certificate = request.certificate
         explicit = self.field(b"x-request-id") if b"x-request-id" in head.fields else None
         self.id = next(_ids)
         # The client's own name for the call, which it may have given to others too.
@@ -138,7 +142,9 @@ class Client:
     def caller(self) -> str:
         """Whose share of what is scarce the call takes. A call that asks for nothing scarce is not named."""
         if self._caller is None:
-            self._caller = self._caller_of(self.headers, self.values, self.address, self.target)
+            self._caller = self._caller_of(
+                self.headers, self.values, self.address, self.target, self.certificate
+            )
         return self._caller
 
     def field(self, name: bytes) -> bytes | None:

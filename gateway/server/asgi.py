@@ -140,6 +140,7 @@ class AsgiRequest:
         headers = scope["headers"]
         self.headers = headers if isinstance(headers, Fields) else Fields(headers)
         self.address = self._cycle.address
+        self.certificate = self._cycle.certificate
         self.upgrade = self._cycle.upgrade
 
     @property

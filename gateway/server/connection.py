@@ -28,6 +28,7 @@ from gateway.errors import (
     HeadTimeout,
     Overloaded,
     RequestError,
+    TlsOnPlainPort,
 )
 from gateway.http.grammar import CHUNKED, HEAD_END
 from gateway.http.head_shapes import HeadShapes
@@ -62,6 +63,8 @@ GRACE: Final = 0.5  # seconds after its last reply in which a stopping server st
 _HEAD, _BODY, _QUEUE, _TUNNEL, _DISCARD, _CLOSING = range(6)
 
 _RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER on, for no time: close by RST
+CLIENT_HELLO: Final = b"\x16\x03"  # how its record begins (RFC 8446 section 5.1)
+TLS_ON_PLAIN: Final = "a TLS handshake came to a port where plain HTTP is spoken (listen.tls is not set)"
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -109,6 +112,7 @@ class ClientConnection(asyncio.Protocol):
         "_transport",
         "_turned_away",
         "address",
+        "certificate",
         "flow",
         "idle_since",
         "tasks",
@@ -129,6 +133,7 @@ class ClientConnection(asyncio.Protocol):
         self._connections: set[Any] = server_state.connections
         self.tasks = server_state.tasks
         self._loop = _loop or asyncio.get_running_loop()
+        self.certificate = b""  # a fingerprint of the one that the client has shown in TLS
 
         self._state = _HEAD
         self._buffer = b""  # what came and was not read yet: part of a head, or what follows this request
@@ -218,7 +223,7 @@ class ClientConnection(asyncio.Protocol):
             skip = blank_lines(data)  # RFC 9112 section 2.2
             self._blank += skip
             if self._blank > MAX_BLANK_LINES * 2:
-                self._refuse(BadRequest("too many empty lines before the request line"))
+                self.refuse(BadRequest("too many empty lines before the request line"))
                 return
             data = data[skip:]
             seen = max(seen - skip, 0)
@@ -235,7 +240,7 @@ class ClientConnection(asyncio.Protocol):
                 return
             head = parse_head(data if end == len(data) else data[:end], self.limits, self.shapes, self._last)
         except RequestError as error:
-            self._refuse(error)
+            self.refuse(TlsOnPlainPort(TLS_ON_PLAIN) if data.startswith(CLIENT_HELLO) else error)
             return
         self._last = head
         self._buffer = b""
@@ -373,7 +378,7 @@ class ClientConnection(asyncio.Protocol):
         few = most // 10
         if taken >= most + few:
             return False
-        caller = stats.caller_of(cycle.headers, cycle.values, self.address, cycle.target)
+        caller = stats.caller_of(cycle.headers, cycle.values, self.address, cycle.target, self.certificate)
         if taken >= most and stats.in_flight_of[caller] >= few:
             return False
         stats.in_flight_of[caller] += 1
@@ -472,12 +477,17 @@ class ClientConnection(asyncio.Protocol):
 
     # Ending.
 
-    def _refuse(self, error: GatewayError) -> None:
+    def refuse(self, error: GatewayError) -> None:
         """Answers what is no request that is served. Nothing after it on this connection can be read."""
         self._count(error)
         status, headers, body = refusal(error)
         writer = ResponseWriter(status, headers, (), b"GET", 1, date)
         self.flow.write(writer.write(body, more=False, close=True))
+        self._linger()
+
+    def end_unanswered(self, error: GatewayError) -> None:
+        """For what was said in no HTTP, and answered below it."""
+        self._count(error)
         self._linger()
 
     def _made_room(self) -> bool:
@@ -501,7 +511,7 @@ class ClientConnection(asyncio.Protocol):
         if self.stats.turned_away < self.limits.max_lingering:
             self._turned_away = True
             self.stats.turned_away += 1
-            self._refuse(
+            self.refuse(
                 Overloaded(f"{len(self._connections)} clients are connected (limits.max_connections)")
             )
         else:
@@ -618,7 +628,7 @@ class ClientConnection(asyncio.Protocol):
             return  # who is not read can't be late: it has its time when it is read again
         if self._state == _HEAD and self._buffer:
             limit = self.limits.head_timeout
-            self._refuse(HeadTimeout(f"not within {limit:g} s of its first byte (limits.head_timeout)"))
+            self.refuse(HeadTimeout(f"not within {limit:g} s of its first byte (limits.head_timeout)"))
         elif self._state == _BODY and self._cycle is not None:
             self._on_body_deadline(self._cycle, due)
         elif self._state != _QUEUE:  # there the whole request has come: nothing is waited for

@@ -36,7 +36,7 @@ class ServerLimits(HeadLimits):
     rate_window: float = 10.0  # of such waiting, over which min_rate is the average
 
 
-def by_address(_headers: Fields, _values: Values, address: str, _target: bytes) -> str:
+def by_address(_headers: Fields, _values: Values, address: str, _target: bytes, _certificate: bytes) -> str:
     return address
 
 
@@ -51,7 +51,7 @@ class ServerStats:
     stalled: StalledReplies = field(default_factory=StalledReplies)
     unsent: UnsentReplies = field(default_factory=UnsentReplies)
     in_flight: int = 0  # requests without their whole reply
-    caller_of: Callable[[Fields, Values, str, bytes], str] = by_address
+    caller_of: Callable[[Fields, Values, str, bytes, bytes], str] = by_address
     in_flight_of: Counter[str] = field(
         default_factory=Counter
     )  # of those that began while many were in flight

@@ -36,6 +36,7 @@ class CycleConnection(Protocol):
     """What a request needs of the connection on which it came."""
 
     address: str
+    certificate: bytes  # a fingerprint of the one that the client has shown in TLS
     flow: WriteFlow
     tasks: set[Any]
 
@@ -84,6 +85,10 @@ class RequestCycle(Struct, eq=False):
     @property
     def version(self) -> str:
         return "1.1" if self.head.minor else "1.0"
+
+    @property
+    def certificate(self) -> bytes:
+        return self._connection.certificate
 
     @property
     def upgrade(self) -> bytes | None:

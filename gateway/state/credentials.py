@@ -103,25 +103,28 @@ class CredentialFingerprints:
         digest.update(_encoded((query, certificate, counted)))
         return digest.hexdigest()
 
-    def caller(self, headers: Headers, address: str, query: bytes = b"") -> str:
+    def caller(self, headers: Headers, address: str, query: bytes = b"", certificate: bytes = b"") -> str:
         """
         Who the log says it is, and whose share of what is scarce a call takes. Unlike the fingerprint it does
         not change with fields that authorise nobody, or one caller would have as many shares as it likes. Who
-        says nothing of itself is its address; `query` is a credential that came there.
+        says nothing of itself is its certificate in TLS, or its address; `query` is a credential that came
+        there.
         """
         named = self._named(headers)
         if named is None:
-            named = (b"?", query) if query else (b"", address.encode())
-        return self._digest(*named)
+            named = (b"?", query) if query else (b"", b"" if certificate else address.encode())
+        return self._digest(*named, certificate)
 
-    def caller_of(self, headers: Fields, values: Values, address: str, target: bytes) -> str:
+    def caller_of(
+        self, headers: Fields, values: Values, address: str, target: bytes, certificate: bytes = b""
+    ) -> str:
         """`caller`, with `values` for the slots in the fields."""
         named = headers.derived(self._named)
         if named is None:
             query = self.carried_query(target) if b"?" in target else None
-            return self.caller((), address, query or b"")
+            return self.caller((), address, query or b"", certificate)
         name, value = named
-        return self._digest(name, values[value.number] if isinstance(value, Slot) else value)
+        return self._digest(name, values[value.number] if isinstance(value, Slot) else value, certificate)
 
     def _named(self, headers: Headers) -> tuple[bytes, bytes] | None:
         """The first field that says who calls."""
@@ -131,9 +134,9 @@ class CredentialFingerprints:
                 return name, value
         return None
 
-    def _digest(self, name: bytes, value: bytes) -> str:
+    def _digest(self, name: bytes, value: bytes, certificate: bytes = b"") -> str:
         digest = self._keyed.copy()
-        digest.update(_encoded((name, value)))
+        digest.update(_encoded((name, value, certificate) if certificate else (name, value)))
         return digest.hexdigest()
 
     def of_call(self, headers: Fields, query: bytes, certificate: bytes, values: Values) -> str:

@@ -65,6 +65,7 @@ def leave(client: Client, how: str) -> None:
         client.writer.close()
 
 
+@pytest.mark.usefixtures("over_tls")
 @on_both_loops
 async def test_a_client_that_leaves_in_its_body_ends_it_with_a_disconnect() -> None:
     heard: asyncio.Queue[Message] = asyncio.Queue()
@@ -117,6 +118,7 @@ async def test_a_task_is_cancelled_when_its_client_leaves_if_it_wants_that_and_m
     assert stats.aborted == {}
 
 
+@pytest.mark.usefixtures("over_tls")
 @on_both_loops
 async def test_no_task_is_cancelled_once_its_reply_is_complete() -> None:
     done, finished = asyncio.Event(), asyncio.Event()

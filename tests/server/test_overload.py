@@ -296,7 +296,7 @@ async def test_who_was_refused_is_not_read_for_a_while_and_then_served() -> None
 @in_virtual_time
 async def test_who_has_taken_all_places_in_flight_leaves_some_for_those_who_have_few() -> None:
     held = Held()
-    stats = ServerStats(caller_of=lambda _headers, _values, _address, target: target.decode())
+    stats = ServerStats(caller_of=lambda _headers, _values, _address, target, _shown: target.decode())
     limits = ServerLimits(max_in_flight=20)
 
     def begin(caller: bytes, count: int) -> list[VirtualClient]:

@@ -29,6 +29,7 @@ def without_date(data: bytes) -> bytes:
     return b"\r\n".join(line for line in data.split(b"\r\n") if not line.lower().startswith(b"date:"))
 
 
+@pytest.mark.usefixtures("over_tls")
 @on_both_loops
 async def test_a14_one_date_and_no_server() -> None:
     async def app(scope: Message, receive: Any, send: Any) -> None:
@@ -63,6 +64,7 @@ async def test_a14_one_date_and_no_server() -> None:
         (b"HEAD" + GET[3:], 304, [(b"content-length", b"5")], b"", b"\r\n\r\n"),
     ],
 )
+@pytest.mark.usefixtures("over_tls")
 @on_both_loops
 async def test_a29_how_a_reply_is_framed_and_that_the_connection_stays(
     request_head: bytes, status: int, headers: list[tuple[bytes, bytes]], body: bytes, want: bytes
@@ -85,6 +87,7 @@ async def test_a29_how_a_reply_is_framed_and_that_the_connection_stays(
     assert second.endswith(b"connection: close\r\n\r\nlast")
 
 
+@pytest.mark.usefixtures("over_tls")
 @on_both_loops
 async def test_http_1_0_gets_a_body_that_ends_with_the_connection() -> None:
     async def app(scope: Message, receive: Any, send: Any) -> None:
@@ -98,6 +101,7 @@ async def test_http_1_0_gets_a_body_that_ends_with_the_connection() -> None:
 
 
 @pytest.mark.parametrize("status", [200, 299, 404, 451, 599, 600, 777, 999])
+@pytest.mark.usefixtures("over_tls")
 @on_both_loops
 async def test_f11_any_final_status_is_sent(status: int) -> None:
     async def app(scope: Message, receive: Any, send: Any) -> None:
@@ -130,6 +134,7 @@ async def test_f11_any_final_status_is_sent(status: int) -> None:
         (0, []),
     ],
 )
+@pytest.mark.usefixtures("over_tls")
 @on_both_loops
 async def test_a18_a_reply_that_could_be_split_is_a_500(
     status: int, headers: list[tuple[bytes, bytes]], caplog: pytest.LogCaptureFixture
@@ -146,6 +151,7 @@ async def test_a18_a_reply_that_could_be_split_is_a_500(
     assert record.exc_info is not None
 
 
+@pytest.mark.usefixtures("over_tls")
 @on_both_loops
 async def test_a20_obs_text_and_order_and_repeats_pass_in_a_reply() -> None:
     fields = [(b"Set-Cookie", b"a=\xe9"), (b"x", b"\t"), (b"set-cookie", b"b"), (b"X", b"")]
@@ -160,6 +166,7 @@ async def test_a20_obs_text_and_order_and_repeats_pass_in_a_reply() -> None:
     assert got.startswith(b"HTTP/1.1 200 OK\r\nSet-Cookie: a=\xe9\r\nx: \t\r\nset-cookie: b\r\nX: \r\n")
 
 
+@pytest.mark.usefixtures("over_tls")
 @on_both_loops
 async def test_a_connection_field_of_the_application_is_kept_beside_ours() -> None:
     async def app(scope: Message, receive: Any, send: Any) -> None:
@@ -175,6 +182,7 @@ async def test_a_connection_field_of_the_application_is_kept_beside_ours() -> No
     assert second.endswith(b"connection: close\r\n\r\n")
 
 
+@pytest.mark.usefixtures("over_tls")
 @on_both_loops
 async def test_a_head_does_not_wait_for_a_body_that_has_not_come() -> None:
     go = asyncio.Event()
@@ -191,6 +199,7 @@ async def test_a_head_does_not_wait_for_a_body_that_has_not_come() -> None:
         assert await client.exactly(4) == b"body"
 
 
+@pytest.mark.usefixtures("over_tls")
 @on_both_loops
 async def test_respond_is_both_messages_at_once() -> None:
     async def app(scope: Message, receive: Any, send: Any) -> None:
@@ -213,6 +222,7 @@ async def test_respond_is_both_messages_at_once() -> None:
         ([], [b"cut"], b"3\r\ncut\r\n"),
     ],
 )
+@pytest.mark.usefixtures("over_tls")
 @on_both_loops
 async def test_a_reply_that_breaks_off_is_cut_and_never_completed(
     headers: list[tuple[bytes, bytes]],
@@ -245,6 +255,7 @@ async def test_a_reply_that_breaks_off_is_cut_and_never_completed(
     assert len(caplog.records) == 2
 
 
+@pytest.mark.usefixtures("over_tls")
 @on_both_loops
 async def test_a_reply_that_ends_before_its_length_is_cut(caplog: pytest.LogCaptureFixture) -> None:
     async def app(scope: Message, receive: Any, send: Any) -> None:
@@ -259,6 +270,7 @@ async def test_a_reply_that_ends_before_its_length_is_cut(caplog: pytest.LogCapt
     assert stats.aborted == {"application-error": 1}
 
 
+@pytest.mark.usefixtures("over_tls")
 @on_both_loops
 async def test_a_reply_that_only_the_close_would_end_is_reset_when_it_breaks_off(
     caplog: pytest.LogCaptureFixture,
@@ -281,6 +293,7 @@ async def test_a_reply_that_only_the_close_would_end_is_reset_when_it_breaks_off
     assert record.exc_info is None, "what was foreseen needs no traceback"
 
 
+@pytest.mark.usefixtures("over_tls")
 @on_both_loops
 async def test_a_reply_waits_for_a_client_that_does_not_read() -> None:
     sent = 0

@@ -22,6 +22,7 @@ from tests.support.serving import (
 
 
 @pytest.mark.parametrize("pieces", [1, 2])
+@pytest.mark.usefixtures("over_tls")
 @on_both_loops
 async def test_a13_trailers_are_never_fields(pieces: int) -> None:
     echo = Echo()
@@ -38,6 +39,7 @@ async def test_a13_trailers_are_never_fields(pieces: int) -> None:
 @pytest.mark.parametrize(
     "body", [b"5\r\nhelloX", b"5;\x01\r\nhello", b"zz\r\n", b"1\r\nx\r\n0\r\nbad\r\n\r\n"]
 )
+@pytest.mark.usefixtures("over_tls")
 @on_both_loops
 async def test_a_bad_chunk_ends_the_body_with_an_error_and_the_connection(
     body: bytes, caplog: pytest.LogCaptureFixture
@@ -66,6 +68,7 @@ async def test_a_bad_chunk_ends_the_body_with_an_error_and_the_connection(
     assert len(caplog.records) == 1, "the second is only counted"
 
 
+@pytest.mark.usefixtures("over_tls")
 @on_both_loops
 async def test_a_bad_chunk_after_the_reply_began_lets_the_reply_end_and_then_closes() -> None:
     async def app(scope: Message, receive: Any, send: Any) -> None:
@@ -90,6 +93,7 @@ async def test_a_bad_chunk_after_the_reply_began_lets_the_reply_end_and_then_clo
     assert stats.refused == {"bad-request": 1}
 
 
+@pytest.mark.usefixtures("over_tls")
 @on_both_loops
 async def test_a10_100_is_sent_once_and_only_when_the_application_asks_for_the_body() -> None:
     ask = asyncio.Event()
@@ -111,6 +115,7 @@ async def test_a10_100_is_sent_once_and_only_when_the_application_asks_for_the_b
         assert (await client.reply())[::2] == (200, b"again")
 
 
+@pytest.mark.usefixtures("over_tls")
 @on_both_loops
 async def test_a10_no_second_100_is_sent_when_the_application_asks_again() -> None:
     async def app(scope: Message, receive: Any, send: Any) -> None:
@@ -130,6 +135,7 @@ async def test_a10_no_second_100_is_sent_when_the_application_asks_again() -> No
         assert (await client.reply())[::2] == (200, b"hello")
 
 
+@pytest.mark.usefixtures("over_tls")
 @on_both_loops
 async def test_a10_no_100_is_sent_once_the_body_or_the_reply_has_begun() -> None:
     async def app(scope: Message, receive: Any, send: Any) -> None:
@@ -153,6 +159,7 @@ async def test_a10_no_100_is_sent_once_the_body_or_the_reply_has_begun() -> None
         assert await client.rest() == b"5\r\nhello\r\n0\r\n\r\n"
 
 
+@pytest.mark.usefixtures("over_tls")
 @on_both_loops
 async def test_an_expectation_whose_body_is_here_already_does_not_close_the_connection() -> None:
     async def app(scope: Message, receive: Any, send: Any) -> None:
@@ -167,6 +174,7 @@ async def test_an_expectation_whose_body_is_here_already_does_not_close_the_conn
 
 
 @pytest.mark.parametrize("answers", ["send", "respond", "error"])
+@pytest.mark.usefixtures("over_tls")
 @on_both_loops
 async def test_a10_l22_a_final_status_from_the_head_alone_closes_the_connection(answers: str) -> None:
     async def app(scope: Message, receive: Any, send: Any) -> None:
@@ -185,6 +193,7 @@ async def test_a10_l22_a_final_status_from_the_head_alone_closes_the_connection(
         assert await client.rest() == b""
 
 
+@pytest.mark.usefixtures("over_tls")
 @on_both_loops
 async def test_a11_expect_in_http_1_0_is_ignored() -> None:
     echo = Echo()
@@ -196,6 +205,7 @@ async def test_a11_expect_in_http_1_0_is_ignored() -> None:
 
 @pytest.mark.parametrize("size", [0, 10, 200_000])
 @pytest.mark.parametrize("framing", ["length", "chunked"])
+@pytest.mark.usefixtures("over_tls")
 @on_both_loops
 async def test_after_an_early_reply_the_body_is_read_to_its_end_and_never_as_a_request(
     size: int, framing: str
@@ -218,6 +228,7 @@ async def test_after_an_early_reply_the_body_is_read_to_its_end_and_never_as_a_r
 
 
 @pytest.mark.parametrize("framing", ["length", "chunked"])
+@pytest.mark.usefixtures("over_tls")
 @on_both_loops
 async def test_after_an_early_reply_a_large_body_ends_the_connection_but_not_the_reply(
     framing: str,
@@ -236,6 +247,7 @@ async def test_after_an_early_reply_a_large_body_ends_the_connection_but_not_the
         assert await client.rest() == b""
 
 
+@pytest.mark.usefixtures("over_tls")
 @on_both_loops
 async def test_a_bad_chunk_after_an_early_reply_ends_the_connection() -> None:
     stats = ServerStats()

@@ -12,6 +12,7 @@ import logging
 import pytest
 
 from gateway.errors import GatewayError
+from gateway.server.connection import CLIENT_HELLO
 from gateway.server.limits import ServerStats
 from tests.support.applications import Echo, Held, cycle_of
 from tests.support.raw_requests import GET, LAST, chunked
@@ -85,6 +86,8 @@ async def test_d3_d4_d8_a_refusal_is_problem_json_and_counted_and_logged_and_clo
 ) -> None:
     echo, stats = Echo(), ServerStats()
     status, slug = ANSWERS[error]
+    if data.startswith(CLIENT_HELLO):
+        slug = "tls-on-plain-port"
     async with serve(echo, stats=stats) as port:
         follows = b"0\r\n\r\n" + GET if data.endswith(b"\r\n\r\n") else b""
         got = await exchange(port, with_secret(data) + follows)

@@ -32,12 +32,14 @@ from tests.support.serving import (
 )
 
 
+@pytest.mark.usefixtures("over_tls")
 @on_both_loops
 async def test_f7_a_connection_that_says_nothing_is_closed_without_a_word() -> None:
     async with serve(Echo(), ServerLimits(head_timeout=0.05)) as port:
         assert await exchange(port, b"") == b""
 
 
+@pytest.mark.usefixtures("over_tls")
 @on_both_loops
 async def test_f7_a_head_has_to_be_there_in_time_however_busily_it_drips() -> None:
     echo, stats = Echo(), ServerStats()
@@ -60,6 +62,7 @@ async def test_f7_a_head_has_to_be_there_in_time_however_busily_it_drips() -> No
     assert echo.scopes == []
 
 
+@pytest.mark.usefixtures("over_tls")
 @on_both_loops
 async def test_f7_an_idle_connection_is_closed_without_a_word() -> None:
     async with serve(Echo(), ServerLimits(keep_alive=0.05)) as port, connect(port) as client:
@@ -68,6 +71,7 @@ async def test_f7_an_idle_connection_is_closed_without_a_word() -> None:
         assert await client.rest() == b""
 
 
+@pytest.mark.usefixtures("over_tls")
 @on_both_loops
 async def test_f7_a_body_that_stops_coming_is_408() -> None:
     raised: list[Exception] = []
@@ -91,6 +95,7 @@ async def test_f7_a_body_that_stops_coming_is_408() -> None:
     assert stats.refused == {"body-timeout": 1}
 
 
+@pytest.mark.usefixtures("over_tls")
 @on_both_loops
 async def test_f7_a_body_that_stops_coming_after_the_reply_began_cuts_it() -> None:
     async def app(scope: Message, receive: Any, send: Any) -> None:
@@ -108,6 +113,7 @@ async def test_f7_a_body_that_stops_coming_after_the_reply_began_cuts_it() -> No
     assert stats.aborted == {"body-timeout": 1}
 
 
+@pytest.mark.usefixtures("over_tls")
 @on_both_loops
 async def test_f7_an_early_reply_does_not_wait_long_for_the_rest_of_the_body() -> None:
     async def app(scope: Message, receive: Any, send: Any) -> None:
@@ -129,6 +135,7 @@ async def drip(client: Client, piece: bytes, every: float) -> None:
 UPLOAD = b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 1000000\r\n\r\n"
 
 
+@pytest.mark.usefixtures("over_tls")
 @on_both_loops
 async def test_a_body_below_the_least_rate_is_408_however_steadily_it_drips() -> None:
     stats = ServerStats()
@@ -150,6 +157,7 @@ async def test_a_body_below_the_least_rate_is_408_however_steadily_it_drips() ->
     [(GET, True), (GET, False), (LAST, True)],
     ids=["whole", "in pieces", "the last"],
 )
+@pytest.mark.usefixtures("over_tls")
 @on_both_loops
 async def test_a_client_that_reads_nothing_is_cut_off(request_head: bytes, whole: bool) -> None:
     ended: list[BaseException | None] = []
@@ -201,6 +209,7 @@ async def test_a_client_that_reads_slowly_is_not_cut_off() -> None:
     assert size > len(body)
 
 
+@pytest.mark.usefixtures("over_tls")
 @on_both_loops
 async def test_a_reader_below_the_least_rate_is_cut_off_though_it_takes_something() -> None:
     ended: list[BaseException] = []

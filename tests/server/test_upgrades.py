@@ -143,6 +143,7 @@ async def test_a_side_of_a_tunnel_may_be_slow_for_a_while() -> None:
 
 
 @pytest.mark.parametrize("how", ["close", "abort", "return", "raise", "client", "client, cancelled"])
+@pytest.mark.usefixtures("over_tls")
 @on_both_loops
 async def test_how_a_tunnel_ends(how: str, caplog: pytest.LogCaptureFixture) -> None:
     cancelled: list[bool] = []

@@ -280,6 +280,7 @@ class Client:
         self.headers = Fields(self._fields())
         self.values: tuple[bytes, ...] = ()
         self.address = "192.0.2.1"
+        self.certificate = b""
         self.upgrade: bytes | None = None
         self.body = SimulatedBody(self.told, loop)
         self.cancel_on_disconnect = False

@@ -139,7 +139,7 @@ async def gateway(upstream: str, /, audit: str | None = None, **changes: Any) ->
             built.app.direct = built.app.direct and direct
         limits = app.downstream_limits(chosen, **({"rate_window": window} if window else {}))
         try:
-            async with serve(built.app, limits, built.stats) as port:
+            async with serve(built.app, limits, built.stats, built.certificates) as port:
                 yield Running(port, built, Path(path))
         finally:
             await built.close()

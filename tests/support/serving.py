@@ -10,6 +10,7 @@ import functools
 import inspect
 import itertools
 import socket
+import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from typing import Any, NamedTuple, cast
@@ -20,6 +21,7 @@ import uvloop
 
 from gateway.server.connection import App, build
 from gateway.server.limits import ServerLimits, ServerStats
+from gateway.server.tls import Certificates, TlsListener
 from tests.support.waiting import PATIENCE
 
 LOOPS = pytest.mark.parametrize(
@@ -42,10 +44,18 @@ def on_both_loops(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..
     return result
 
 
-def config_of(app: App, limits: ServerLimits, stats: ServerStats) -> uvicorn.Config:
+# What the servers show, where the fixture `over_tls` has them and their clients speak TLS.
+certificates: Certificates | None = None
+trust: ssl.SSLContext | None = None
+
+
+def config_of(
+    app: App, limits: ServerLimits, stats: ServerStats, shown: Certificates | None = None
+) -> uvicorn.Config:
+    plain, shown = build(limits, stats), shown or certificates
     config = uvicorn.Config(
         cast(Any, app),
-        http=build(limits, stats),
+        http=plain if shown is None else cast(Any, TlsListener(plain, shown)),
         port=0,
         interface="asgi3",
         ws="none",
@@ -61,10 +71,13 @@ def config_of(app: App, limits: ServerLimits, stats: ServerStats) -> uvicorn.Con
 
 @asynccontextmanager
 async def running(
-    app: App, limits: ServerLimits | None = None, stats: ServerStats | None = None
+    app: App,
+    limits: ServerLimits | None = None,
+    stats: ServerStats | None = None,
+    shown: Certificates | None = None,
 ) -> AsyncIterator[uvicorn.Server]:
     """For the tests that stop the server themselves; `port_of` tells where it listens."""
-    config = config_of(app, limits or ServerLimits(), stats or ServerStats())
+    config = config_of(app, limits or ServerLimits(), stats or ServerStats(), shown)
     server = uvicorn.Server(config)
     server.lifespan = config.lifespan_class(config)
     await server.startup()
@@ -113,10 +126,13 @@ async def directly(app: App) -> AsyncIterator[tuple[Any, Client]]:
 
 @asynccontextmanager
 async def serve(
-    app: App, limits: ServerLimits | None = None, stats: ServerStats | None = None
+    app: App,
+    limits: ServerLimits | None = None,
+    stats: ServerStats | None = None,
+    shown: Certificates | None = None,
 ) -> AsyncIterator[int]:
     """The port at which `app` is served for as long as the block runs."""
-    async with running(app, limits, stats) as server:
+    async with running(app, limits, stats, shown) as server:
         yield port_of(server)
 
 
@@ -193,7 +209,12 @@ class Client:
 
 @asynccontextmanager
 async def connect(
-    port: int, *, patience: float = PATIENCE, buffer: int | None = None, limit: int = 1 << 20
+    port: int,
+    *,
+    patience: float = PATIENCE,
+    buffer: int | None = None,
+    limit: int = 1 << 20,
+    tls: ssl.SSLContext | None = None,
 ) -> AsyncIterator[Client]:
     """
     `buffer` makes the kernel's receive buffer that small, and `limit` our own, for a client that reads
@@ -204,12 +225,14 @@ async def connect(
     if buffer is not None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
     await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", port))
-    reader, writer = await asyncio.open_connection(sock=sock, limit=limit)
+    tls = tls or trust
+    name = None if tls is None else "localhost"
+    reader, writer = await asyncio.open_connection(sock=sock, limit=limit, ssl=tls, server_hostname=name)
     try:
         yield Client(reader, writer, patience)
     finally:
         writer.close()
-        with suppress(ConnectionError):  # it may be the server that ended it
+        with suppress(ConnectionError, ssl.SSLError):  # it may be the server that ended it
             await writer.wait_closed()
 
 
