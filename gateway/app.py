@@ -11,6 +11,7 @@ import hmac
 import ipaddress
 import logging
 import math
+import os
 import secrets
 import signal
 import socket
@@ -26,12 +27,16 @@ import uvicorn
 from starlette.applications import Starlette
 from uvicorn.server import ServerState
 
+from gateway import __version__
 from gateway.admin import changes, health
+from gateway.admin.console import Console
 from gateway.admin.hosts import guarded
+from gateway.admin.line_writer import LineWriter
+from gateway.admin.log_lines import JsonLines, LineHandler, TextLines
 from gateway.admin.metrics import Counts, Gauge, MetricKey, Metrics
 from gateway.audit.finished_call import Observer
 from gateway.audit.writer import AuditLog, Line
-from gateway.config import CorsSettings, CredentialSettings, Settings, UpstreamSettings
+from gateway.config import CorsSettings, CredentialSettings, LogSettings, Settings, UpstreamSettings
 from gateway.errors import GatewayError
 from gateway.http.forwarding import Hop
 from gateway.http.grammar import imitations
@@ -499,14 +504,71 @@ async def running(
             await gateway.close()
 
 
+@contextlib.contextmanager
+def logging_to(file: int, settings: LogSettings) -> Iterator[Sequence[Observer]]:
+    """The process's log goes to this file descriptor until the block ends. Gives who tells of calls."""
+    lines = LineWriter(file=file, told=_tell_of_dropped)
+    as_json = settings.format == "json"
+    colours = not as_json and os.isatty(file) and not os.environ.get("NO_COLOR")
+    handler = LineHandler(lines.write, JsonLines() if as_json else TextLines(colours))
+    root, level = logging.getLogger(), getattr(logging, settings.level.upper())
+    root.addHandler(handler)
+    root.setLevel(level)
+    # httpcore tells of each step of each connection below WARNING.
+    for name in ("uvicorn", "httpcore", "httpx", "asyncio"):
+        logging.getLogger(name).setLevel(max(level, logging.WARNING))
+    console = Console(lines.write, time.time, as_json=as_json, colours=colours, others=level <= logging.DEBUG)
+    try:
+        yield [console] if settings.rewrites and level <= logging.INFO else []
+    finally:
+        root.removeHandler(handler)
+        lines.close()
+
+
+def _tell_of_dropped(problem: str | None, dropped: int) -> None:
+    if problem is None and dropped:
+        log.warning("%d lines of this log were dropped: nobody took them in time", dropped)
+
+
+def log_start(settings: Settings) -> None:
+    """What an operator wants to know of the process that just began."""
+    log.info("gateway %s: %d rules", __version__, len(settings.rules))
+    for rule in settings.rules:
+        log.info("rule %s: %s: %s %s", rule.name, rule.mode, rule.match.method, rule.match.path)
+    audit, limits = settings.audit, settings.limits
+    where = "standard output" if audit.path == "-" else os.path.abspath(audit.path)
+    log.info("audit log: %s (sync: %s)", where, audit.sync)
+    log.info(
+        "limits: max_body %d bytes, max_in_flight %d, max_connections %d, deadline %g s; upstream "
+        "max_connections %d, read_timeout %g s",
+        limits.max_body,
+        limits.max_in_flight,
+        limits.max_connections,
+        limits.deadline,
+        settings.upstream.max_connections,
+        settings.upstream.read_timeout,
+    )
+
+
 async def run(settings: Settings, load: Callable[[], Settings], watch: Path | None = None) -> None:
+    """As `serve_until_stopped`, with the log on standard error."""
+    with logging_to(2, settings.log) as observers:
+        await serve_until_stopped(settings, load, watch, observers)
+
+
+async def serve_until_stopped(
+    settings: Settings,
+    load: Callable[[], Settings],
+    watch: Path | None,
+    observers: Sequence[Observer],
+) -> None:
     """
     Until SIGTERM or SIGINT; a second one ends the process at once. SIGHUP reopens the audit log, and has
     `load` read the configuration again; `watch` is a file whose changes do.
     """
     configured = settings
     settings, shares, too_few = fitted(settings, descriptors.raised())
-    gateway = build(settings)
+    gateway = build(settings, observers=observers)
     # What is there by now stays: it is not to be looked through again, a few ms each time, among the calls.
     gc.collect()
     gc.freeze()
@@ -541,6 +603,7 @@ async def run(settings: Settings, load: Callable[[], Settings], watch: Path | No
     if problem is not None:
         log.error("%s: calls that need a rewrite will be refused", problem)
     async with running(settings, gateway, shares) as listening:
+        log_start(settings)
         log.info(
             "listening on %s:%d, admin on %s:%d, forwarding to %s",
             settings.listen.host,

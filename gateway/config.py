@@ -138,6 +138,12 @@ class AuditSettings(Section):
     timeout: Timeout = 0.25
 
 
+class LogSettings(Section):
+    format: Literal["text", "json"] = "text"
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    rewrites: bool = True
+
+
 class LimitSettings(Section):
     max_body: Size = 2**20
     max_write: Size = 32 * 2**20
@@ -183,6 +189,7 @@ class Settings(Section):
     state_cache: StateCacheSettings = StateCacheSettings()
     credentials: CredentialSettings = CredentialSettings()
     audit: AuditSettings = AuditSettings()
+    log: LogSettings = LogSettings()
     limits: LimitSettings = LimitSettings()
     cors: CorsSettings | None = None
     rules: tuple[RuleSettings, ...] = ()
