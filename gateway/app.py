@@ -34,6 +34,7 @@ from gateway.admin.hosts import guarded
 from gateway.admin.line_writer import LineWriter
 from gateway.admin.log_lines import JsonLines, LineHandler, TextLines
 from gateway.admin.metrics import Counts, Gauge, MetricKey, Metrics
+from gateway.admin.troubles import Troubles
 from gateway.audit.finished_call import Observer
 from gateway.audit.writer import AuditLog, Line
 from gateway.config import CorsSettings, CredentialSettings, LogSettings, Settings, UpstreamSettings
@@ -103,6 +104,7 @@ class Gateway:
     spools: Spools
     counts: Counts
     stats: ServerStats
+    troubles: Troubles
     metrics: Metrics
     draining: asyncio.Event
 
@@ -126,6 +128,7 @@ class Gateway:
         self.spools.close()
         await self.store.close()  # calls that were cut off may have had to tell it something until now
         await self.audit.end()
+        self.troubles.close()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,6 +140,7 @@ class Parts:
     locks: Callable[[float], Locks] = MemoryLocks
     lookups: type[Lookups] = Lookups
     spools: Callable[..., Spools] = Spools
+    troubles: Callable[..., Troubles] = Troubles
 
 
 PARTS = Parts()
@@ -216,6 +220,16 @@ def build(
         spools,
         observers,
     )
+    troubles = parts.troubles(
+        settings.upstream.url,
+        clock,
+        refusals=lambda: stats.refused["overloaded"] + counts["gateway_refusals_total", "overloaded"],
+        held_back=lambda: counts["gateway_lookups_total", "held_back"],
+        answers=transport if isinstance(transport, Pool) else None,
+    )
+    stats.log.on_refusal = troubles.refused
+    lookups.on_pause = troubles.paused
+    audit.on_turn = troubles.audit_turned
     metrics = Metrics(
         counts, {"gateway_refusals_total": stats.refused, "gateway_aborts_total": stats.aborted}
     )
@@ -239,6 +253,7 @@ def build(
         spools=spools,
         counts=counts,
         stats=stats,
+        troubles=troubles,
         metrics=metrics,
         draining=draining,
     )
@@ -599,9 +614,7 @@ async def serve_until_stopped(
         tasks.add(loop.create_task(watched(watch, reloads)))
     for warning in settings.warnings():
         log.warning("%s", warning)
-    problem = await gateway.audit.begin()
-    if problem is not None:
-        log.error("%s: calls that need a rewrite will be refused", problem)
+    await gateway.audit.begin()
     async with running(settings, gateway, shares) as listening:
         log_start(settings)
         log.info(
