@@ -51,6 +51,7 @@ from gateway.proxy.tunnel import TunnelSlots
 from gateway.reloads import Reloads, watched
 from gateway.rules import Rules
 from gateway.server import asgi, backlog, connection, descriptors, memory
+from gateway.server.access_log import AccessLog
 from gateway.server.cors import with_cors
 from gateway.server.descriptors import Shares
 from gateway.server.limits import ServerLimits, ServerStats
@@ -104,6 +105,7 @@ class Gateway:
     spools: Spools
     counts: Counts
     stats: ServerStats
+    access: LineWriter | None
     troubles: Troubles
     metrics: Metrics
     draining: asyncio.Event
@@ -129,6 +131,8 @@ class Gateway:
         await self.store.close()  # calls that were cut off may have had to tell it something until now
         await self.audit.end()
         self.troubles.close()
+        if self.access is not None:
+            self.access.close()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,6 +196,9 @@ def build(
     unsent = UnsentReplies(limits.max_buffered // 2)
     stalled = stalled_replies(transport, settings.upstream.max_connections)
     stats = ServerStats(stalled=stalled, unsent=unsent, caller_of=credentials.caller_of)
+    access = access_lines(settings.log)
+    if access is not None:
+        stats.access = AccessLog(access.write, wall, settings.log.access_format == "combined")
     budget = BufferBudget(limits.max_buffered, limits.max_body, memory.give_back, lambda: unsent.held)
     lookups = parts.lookups(
         store,
@@ -234,6 +241,7 @@ def build(
         counts, {"gateway_refusals_total": stats.refused, "gateway_aborts_total": stats.aborted}
     )
     metrics.measure(gauges(transport, store, locks, audit))
+    metrics.measure({("gateway_access_lines_lost",): lambda: 0 if access is None else access.lost})
     metrics.measure({("gateway_buffered_bytes",): lambda: budget.held + unsent.held})
     draining = asyncio.Event()
     checks = {
@@ -253,10 +261,25 @@ def build(
         spools=spools,
         counts=counts,
         stats=stats,
+        access=access,
         troubles=troubles,
         metrics=metrics,
         draining=draining,
     )
+
+
+def access_lines(settings: LogSettings) -> LineWriter | None:
+    path = settings.access
+    if path == "none":
+        return None
+
+    def tell(problem: str | None, lost: int) -> None:
+        if problem is not None:
+            log.error("the access log %s cannot be written: %s", path, problem)
+        else:
+            log.warning("the access log %s is written again: %d lines were lost", path, lost)
+
+    return LineWriter(None if path == "-" else path, file=1, told=tell)
 
 
 def stalled_replies(transport: Transport, max_connections: int) -> StalledReplies:
@@ -552,7 +575,7 @@ def log_start(settings: Settings) -> None:
         log.info("rule %s: %s: %s %s", rule.name, rule.mode, rule.match.method, rule.match.path)
     audit, limits = settings.audit, settings.limits
     where = "standard output" if audit.path == "-" else os.path.abspath(audit.path)
-    log.info("audit log: %s (sync: %s)", where, audit.sync)
+    log.info("audit log: %s (sync: %s); access log: %s", where, audit.sync, settings.log.access)
     log.info(
         "limits: max_body %d bytes, max_in_flight %d, max_connections %d, deadline %g s; upstream "
         "max_connections %d, read_timeout %g s",
@@ -605,6 +628,8 @@ async def serve_until_stopped(
 
     def hang_up() -> None:
         gateway.audit.reopen()
+        if gateway.access is not None:
+            gateway.access.reopen()
         task = loop.create_task(reloads.reload("SIGHUP"))
         tasks.add(task)
         task.add_done_callback(tasks.discard)

@@ -142,6 +142,8 @@ class LogSettings(Section):
     format: Literal["text", "json"] = "text"
     level: Literal["debug", "info", "warning", "error"] = "info"
     rewrites: bool = True
+    access: Annotated[str, Field(min_length=1)] = "none"
+    access_format: Literal["json", "combined"] = "json"
 
 
 class LimitSettings(Section):

@@ -40,7 +40,8 @@ class LineWriter:
         self._size = 0
         self._ends = self._reopens = self._failing = False
         self._half_line = False
-        self.dropped = 0
+        self.dropped = 0  # since that was told
+        self.lost = 0  # in all
         self._thread: threading.Thread | None = None
 
     def write(self, line: bytes) -> None:
@@ -48,6 +49,7 @@ class LineWriter:
         with self._lock:
             if self._size + len(line) > self._most:
                 self.dropped += 1
+                self.lost += 1
                 return
             self._size += len(line)
             self._lines.append(line)
@@ -88,6 +90,7 @@ class LineWriter:
             if problem is not None:
                 with self._lock:
                     self.dropped += dropped + len(lines)
+                    self.lost += len(lines)
                 if not self._failing:
                     self._failing = True
                     self._told(problem, 0)
