@@ -26,7 +26,8 @@ ENV PATH=/opt/gateway/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     GATEWAY_HOST=0.0.0.0 \
     GATEWAY_ADMIN_HOST=0.0.0.0 \
-    GATEWAY_AUDIT=/var/log/gateway/rewrites.jsonl
+    GATEWAY_AUDIT=/var/log/gateway/rewrites.jsonl \
+    GATEWAY_CALLERS=/var/lib/gateway/callers.sqlite3
 WORKDIR /var/lib/gateway
 USER 10001:10001
 EXPOSE 8080 9901

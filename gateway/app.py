@@ -35,6 +35,8 @@ from gateway.admin.line_writer import LineWriter
 from gateway.admin.log_lines import JsonLines, LineHandler, TextLines
 from gateway.admin.metrics import Counts, Gauge, MetricKey, Metrics
 from gateway.admin.troubles import Troubles
+from gateway.audit.callers import Callers
+from gateway.audit.callers_file import CallersFile
 from gateway.audit.finished_call import Observer
 from gateway.audit.writer import AuditLog, Line
 from gateway.config import CorsSettings, CredentialSettings, LogSettings, Settings, UpstreamSettings
@@ -101,6 +103,7 @@ class Gateway:
     store: Store
     locks: Locks
     audit: AuditLog
+    callers: Callers | None
     transport: Transport
     spools: Spools
     counts: Counts
@@ -133,6 +136,8 @@ class Gateway:
         self.troubles.close()
         if self.access is not None:
             self.access.close()
+        if self.callers is not None:
+            await self.callers.end()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,6 +217,10 @@ def build(
         ignored=credentials.ignored,
     )
     spools = parts.spools(max_body=limits.max_body, max_write=limits.max_write, timeout=limits.upload_timeout)
+    callers = None
+    if settings.callers is not None:
+        callers = Callers(CallersFile(settings.callers.path, settings.callers.max), wall, counts)
+        observers = [*observers, callers.saw]
     refused = stats.log.refused
     lifecycle = _lifecycle(
         settings,
@@ -257,6 +266,7 @@ def build(
         store=store,
         locks=locks,
         audit=audit,
+        callers=callers,
         transport=transport,
         spools=spools,
         counts=counts,

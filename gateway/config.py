@@ -16,12 +16,20 @@ from typing import Annotated, Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from gateway import paths as templates
 from gateway.http.grammar import NEVER_IGNORED, TCHAR
 from gateway.repairs.fill import FillSettings
-from gateway.rules import RuleSettings
+from gateway.rules import Mode, RuleSettings
 from gateway.units import Duration, Section, Size, Timeout, at_least_one, checked
 
 
@@ -146,6 +154,11 @@ class LogSettings(Section):
     access_format: Literal["json", "combined"] = "json"
 
 
+class CallersSettings(Section):
+    path: Annotated[str, Field(min_length=1)] = "callers.sqlite3"
+    max: Count = 10_000
+
+
 class LimitSettings(Section):
     max_body: Size = 2**20
     max_write: Size = 32 * 2**20
@@ -192,9 +205,22 @@ class Settings(Section):
     credentials: CredentialSettings = CredentialSettings()
     audit: AuditSettings = AuditSettings()
     log: LogSettings = LogSettings()
+    callers: CallersSettings | None = None
     limits: LimitSettings = LimitSettings()
     cors: CorsSettings | None = None
+    mode: Mode = "enforce"
     rules: tuple[RuleSettings, ...] = ()
+
+    @field_validator("rules")
+    @classmethod
+    def _in_the_mode_for_all(
+        cls, rules: tuple[RuleSettings, ...], info: ValidationInfo
+    ) -> tuple[RuleSettings, ...]:
+        mode = info.data.get("mode", "enforce")
+        return tuple(
+            rule if "mode" in rule.model_fields_set else rule.model_copy(update={"mode": mode})
+            for rule in rules
+        )
 
     @model_validator(mode="after")
     def _rules_that_can_be_told_apart(self) -> Settings:

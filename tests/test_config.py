@@ -97,6 +97,24 @@ def test_the_contract_s_example_is_understood_as_written() -> None:
     assert found.warnings() == []
 
 
+@pytest.mark.parametrize(
+    ("mode", "modes"), [(None, ["enforce", "observe"]), ("shadow", ["shadow", "observe"])]
+)
+def test_the_mode_for_all_is_that_of_rules_that_have_none(mode: str | None, modes: list[str]) -> None:
+    document = with_rule()
+    document["rules"].append(rule(name="two", path="/d/{id}/p/{who}", mode="observe"))
+    found = understood(document | ({} if mode is None else {"mode": mode}))
+
+    assert [one.mode for one in found.rules] == modes
+
+
+def test_the_shipped_mode_comes_from_the_environment() -> None:
+    for mode in ("enforce", "observe"):
+        found = config.load(SHIPPED, {"GATEWAY_MODE": mode})
+        assert {one.mode for one in found.rules} == {mode}
+    assert "mode: Input should be" in error(SHIPPED.read_text(), GATEWAY_MODE="on")
+
+
 def test_settings_are_frozen() -> None:
     found = understood(UPSTREAM)
 

@@ -27,6 +27,7 @@ from tests.support.waiting import until
 
 CALL = FinishedCall(
     id="i1",
+    request_id=None,
     rule="web-participant-state",
     mode="enforce",
     method="PATCH",
