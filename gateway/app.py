@@ -11,6 +11,7 @@ import hmac
 import ipaddress
 import logging
 import math
+import os
 import secrets
 import signal
 import socket
@@ -26,14 +27,19 @@ import uvicorn
 from starlette.applications import Starlette
 from uvicorn.server import ServerState
 
+from gateway import __version__
 from gateway.admin import changes, health
+from gateway.admin.console import Console
 from gateway.admin.hosts import guarded
+from gateway.admin.line_writer import LineWriter
+from gateway.admin.log_lines import JsonLines, LineHandler, TextLines
 from gateway.admin.metrics import Counts, Gauge, MetricKey, Metrics
+from gateway.admin.troubles import Troubles
 from gateway.audit.callers import Callers
 from gateway.audit.callers_file import CallersFile
 from gateway.audit.finished_call import Observer
 from gateway.audit.writer import AuditLog, Line
-from gateway.config import CorsSettings, CredentialSettings, Settings, UpstreamSettings
+from gateway.config import CorsSettings, CredentialSettings, LogSettings, Settings, UpstreamSettings
 from gateway.errors import GatewayError
 from gateway.http.forwarding import Hop
 from gateway.http.grammar import imitations
@@ -47,6 +53,7 @@ from gateway.proxy.tunnel import TunnelSlots
 from gateway.reloads import Reloads, watched
 from gateway.rules import Rules
 from gateway.server import asgi, backlog, connection, descriptors, memory
+from gateway.server.access_log import AccessLog
 from gateway.server.cors import with_cors
 from gateway.server.descriptors import Shares
 from gateway.server.limits import ServerLimits, ServerStats
@@ -102,6 +109,8 @@ class Gateway:
     spools: Spools
     counts: Counts
     stats: ServerStats
+    access: LineWriter | None
+    troubles: Troubles
     metrics: Metrics
     draining: asyncio.Event
     certificates: Certificates | None  # that the listener shows, where it speaks TLS
@@ -126,6 +135,9 @@ class Gateway:
         self.spools.close()
         await self.store.close()  # calls that were cut off may have had to tell it something until now
         await self.audit.end()
+        self.troubles.close()
+        if self.access is not None:
+            self.access.close()
         if self.callers is not None:
             await self.callers.end()
 
@@ -139,6 +151,7 @@ class Parts:
     locks: Callable[[float], Locks] = MemoryLocks
     lookups: type[Lookups] = Lookups
     spools: Callable[..., Spools] = Spools
+    troubles: Callable[..., Troubles] = Troubles
 
 
 PARTS = Parts()
@@ -191,6 +204,9 @@ def build(
     unsent = UnsentReplies(limits.max_buffered // 2)
     stalled = stalled_replies(transport, settings.upstream.max_connections)
     stats = ServerStats(stalled=stalled, unsent=unsent, caller_of=credentials.caller_of)
+    access = access_lines(settings.log)
+    if access is not None:
+        stats.access = AccessLog(access.write, wall, settings.log.access_format == "combined")
     budget = BufferBudget(limits.max_buffered, limits.max_body, memory.give_back, lambda: unsent.held)
     lookups = parts.lookups(
         store,
@@ -223,10 +239,21 @@ def build(
         spools,
         observers,
     )
+    troubles = parts.troubles(
+        settings.upstream.url,
+        clock,
+        refusals=lambda: stats.refused["overloaded"] + counts["gateway_refusals_total", "overloaded"],
+        held_back=lambda: counts["gateway_lookups_total", "held_back"],
+        answers=transport if isinstance(transport, Pool) else None,
+    )
+    stats.log.on_refusal = troubles.refused
+    lookups.on_pause = troubles.paused
+    audit.on_turn = troubles.audit_turned
     metrics = Metrics(
         counts, {"gateway_refusals_total": stats.refused, "gateway_aborts_total": stats.aborted}
     )
     metrics.measure(gauges(transport, store, locks, audit))
+    metrics.measure({("gateway_access_lines_lost",): lambda: 0 if access is None else access.lost})
     metrics.measure({("gateway_buffered_bytes",): lambda: budget.held + unsent.held})
     draining = asyncio.Event()
     checks = {
@@ -247,6 +274,8 @@ def build(
         spools=spools,
         counts=counts,
         stats=stats,
+        access=access,
+        troubles=troubles,
         metrics=metrics,
         draining=draining,
         certificates=shown,
@@ -262,6 +291,20 @@ def certificates(settings: Settings) -> Certificates | None:
         return Certificates(tls.certificate, tls.key, tls.client_ca, tls.min_version)
     except TlsUnusable as error:
         raise CannotListen(str(error)) from error
+
+
+def access_lines(settings: LogSettings) -> LineWriter | None:
+    path = settings.access
+    if path == "none":
+        return None
+
+    def tell(problem: str | None, lost: int) -> None:
+        if problem is not None:
+            log.error("the access log %s cannot be written: %s", path, problem)
+        else:
+            log.warning("the access log %s is written again: %d lines were lost", path, lost)
+
+    return LineWriter(None if path == "-" else path, file=1, told=tell)
 
 
 def stalled_replies(transport: Transport, max_connections: int) -> StalledReplies:
@@ -530,14 +573,71 @@ async def running(
             await gateway.close()
 
 
+@contextlib.contextmanager
+def logging_to(file: int, settings: LogSettings) -> Iterator[Sequence[Observer]]:
+    """The process's log goes to this file descriptor until the block ends. Gives who tells of calls."""
+    lines = LineWriter(file=file, told=_tell_of_dropped)
+    as_json = settings.format == "json"
+    colours = not as_json and os.isatty(file) and not os.environ.get("NO_COLOR")
+    handler = LineHandler(lines.write, JsonLines() if as_json else TextLines(colours))
+    root, level = logging.getLogger(), getattr(logging, settings.level.upper())
+    root.addHandler(handler)
+    root.setLevel(level)
+    # httpcore tells of each step of each connection below WARNING.
+    for name in ("uvicorn", "httpcore", "httpx", "asyncio"):
+        logging.getLogger(name).setLevel(max(level, logging.WARNING))
+    console = Console(lines.write, time.time, as_json=as_json, colours=colours, others=level <= logging.DEBUG)
+    try:
+        yield [console] if settings.rewrites and level <= logging.INFO else []
+    finally:
+        root.removeHandler(handler)
+        lines.close()
+
+
+def _tell_of_dropped(problem: str | None, dropped: int) -> None:
+    if problem is None and dropped:
+        log.warning("%d lines of this log were dropped: nobody took them in time", dropped)
+
+
+def log_start(settings: Settings) -> None:
+    """What an operator wants to know of the process that just began."""
+    log.info("gateway %s: %d rules", __version__, len(settings.rules))
+    for rule in settings.rules:
+        log.info("rule %s: %s: %s %s", rule.name, rule.mode, rule.match.method, rule.match.path)
+    audit, limits = settings.audit, settings.limits
+    where = "standard output" if audit.path == "-" else os.path.abspath(audit.path)
+    log.info("audit log: %s (sync: %s); access log: %s", where, audit.sync, settings.log.access)
+    log.info(
+        "limits: max_body %d bytes, max_in_flight %d, max_connections %d, deadline %g s; upstream "
+        "max_connections %d, read_timeout %g s",
+        limits.max_body,
+        limits.max_in_flight,
+        limits.max_connections,
+        limits.deadline,
+        settings.upstream.max_connections,
+        settings.upstream.read_timeout,
+    )
+
+
 async def run(settings: Settings, load: Callable[[], Settings], watch: Path | None = None) -> None:
+    """As `serve_until_stopped`, with the log on standard error."""
+    with logging_to(2, settings.log) as observers:
+        await serve_until_stopped(settings, load, watch, observers)
+
+
+async def serve_until_stopped(
+    settings: Settings,
+    load: Callable[[], Settings],
+    watch: Path | None,
+    observers: Sequence[Observer],
+) -> None:
     """
     Until SIGTERM or SIGINT; a second one ends the process at once. SIGHUP reopens the audit log, loads
     the certificate again, and has `load` read the configuration again; `watch` is a file whose changes do.
     """
     configured = settings
     settings, shares, too_few = fitted(settings, descriptors.raised())
-    gateway = build(settings)
+    gateway = build(settings, observers=observers)
     # What is there by now stays: it is not to be looked through again, a few ms each time, among the calls.
     gc.collect()
     gc.freeze()
@@ -561,6 +661,8 @@ async def run(settings: Settings, load: Callable[[], Settings], watch: Path | No
         gateway.audit.reopen()
         if gateway.certificates is not None:
             gateway.certificates.reload()
+        if gateway.access is not None:
+            gateway.access.reopen()
         task = loop.create_task(reloads.reload("SIGHUP"))
         tasks.add(task)
         task.add_done_callback(tasks.discard)
@@ -570,10 +672,9 @@ async def run(settings: Settings, load: Callable[[], Settings], watch: Path | No
         tasks.add(loop.create_task(watched(watch, reloads)))
     for warning in settings.warnings():
         log.warning("%s", warning)
-    problem = await gateway.audit.begin()
-    if problem is not None:
-        log.error("%s: calls that need a rewrite will be refused", problem)
+    await gateway.audit.begin()
     async with running(settings, gateway, shares) as listening:
+        log_start(settings)
         log.info(
             "listening on %s:%d, admin on %s:%d, forwarding to %s",
             settings.listen.host,

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import os
 import re
 import socket
@@ -85,9 +84,6 @@ def run(
 ) -> None:
     """Run the gateway until SIGTERM. SIGHUP reads the configuration again."""
     settings = loaded(path, unusable)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    # httpcore tells of each step of each connection below WARNING.
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(app.run(settings, lambda: config.load(path, also=unusable), path if watch else None))

@@ -166,6 +166,14 @@ class AuditSettings(Section):
     timeout: Timeout = 0.25
 
 
+class LogSettings(Section):
+    format: Literal["text", "json"] = "text"
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    rewrites: bool = True
+    access: Annotated[str, Field(min_length=1)] = "none"
+    access_format: Literal["json", "combined"] = "json"
+
+
 class CallersSettings(Section):
     path: Annotated[str, Field(min_length=1)] = "callers.sqlite3"
     max: Count = 10_000
@@ -227,6 +235,7 @@ class Settings(Section):
     state_cache: StateCacheSettings = StateCacheSettings()
     credentials: CredentialSettings = CredentialSettings()
     audit: AuditSettings = AuditSettings()
+    log: LogSettings = LogSettings()
     callers: CallersSettings | None = None
     limits: LimitSettings = LimitSettings()
     cors: CorsSettings | None = None

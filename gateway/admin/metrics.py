@@ -87,6 +87,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("gateway_store_entries", "gauge", "Entries of the store in memory.", {"table": TABLES}),
     Metric("gateway_store_failures_total", "counter", "Times that the store could not be asked or told."),
     Metric("gateway_locked_conversations", "gauge", "Conversations that a call has locked or waits for."),
+    Metric("gateway_access_lines_lost", "gauge", "Lines of the access log that were dropped."),
     Metric("gateway_audit_lines_lost", "gauge", "Lines lost since the audit log last could be written."),
 )
 _DECLARED = {metric.name: metric for metric in METRICS}

@@ -105,6 +105,9 @@ class AuditLog:
         self._stamp = self._said = ""
         self.lost = 0
         self.problem: str | None = None
+        # Told when the log begins to fail, and when it is well again: with what is wrong, and how many lines
+        # it lost.
+        self.on_turn: Callable[[str | None, int], None] | None = None
         self.waits = synced or _may_wait(path)
         self._timeout = timeout
         self._synced = synced
@@ -256,7 +259,7 @@ class AuditLog:
     def _overdue(self, due: Batch) -> None:
         """None of those who wait may leave, though the lines may still come to be on the log."""
         late, self._batch = self._batch, Batch([])
-        self.problem = f"the audit log {self._path} cannot be written: it took longer than audit.timeout"
+        self._turn(f"the audit log {self._path} cannot be written: it took longer than audit.timeout")
         due.problem = late.problem = self.problem
         self.lost += late.spare
         due.end()
@@ -268,11 +271,12 @@ class AuditLog:
         self._writing = None
         if problem is not None:
             self.lost += due.spare
-            self.problem = due.problem = problem.detail
+            due.problem = problem.detail
+            self._turn(due.problem)
         else:
             self.lost -= told
             if not self.lost:
-                self.problem = None
+                self._turn(None, told)
         due.end()
         if self._batch.lines or self._batch.over is not None or (problem is None and self.lost):
             self._start_soon()
@@ -326,10 +330,17 @@ class AuditLog:
             self._write(line, now, 0.0)
         except Unrecordable as error:
             self.lost += lost
-            self.problem = error.detail
+            self._turn(error.detail)
             raise
         if self.problem is not None:
-            self.problem, self.lost = None, 0
+            lost, self.lost = self.lost, 0
+            self._turn(None, lost)
+
+    def _turn(self, problem: str | None, lost: int = 0) -> None:
+        turned = (problem is None) != (self.problem is None)
+        self.problem = problem
+        if turned and self.on_turn is not None:
+            self.on_turn(problem, lost)
 
     def _write(self, line: bytes, now: float, patience: float) -> None:
         """`patience`: the seconds in which what is no file may take it. Raises Unrecordable."""

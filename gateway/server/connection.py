@@ -17,6 +17,7 @@ import asyncio
 import socket
 import struct
 from collections.abc import Callable, Coroutine
+from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, TypeAlias, cast
 
@@ -41,9 +42,11 @@ from gateway.http.request_parser import (
 )
 from gateway.http.response_writer import ResponseWriter
 from gateway.server import asgi
+from gateway.server.access_log import Access
 from gateway.server.client_watch import CLOCK_SLACK, ClientWatch
 from gateway.server.duplex_stream import DuplexStream
 from gateway.server.limits import ServerLimits, ServerStats
+from gateway.server.logged_cycle import LoggedCycle
 from gateway.server.request_body import RequestBody
 from gateway.server.request_cycle import RequestCycle, date, refusal
 from gateway.server.write_flow import WriteFlow
@@ -88,6 +91,7 @@ class ClientConnection(asyncio.Protocol):
     limits: ClassVar[ServerLimits] = ServerLimits()
     stats: ClassVar[ServerStats] = ServerStats()
     shapes: ClassVar[HeadShapes] = HeadShapes()
+    cycle: ClassVar[Callable[..., RequestCycle]] = RequestCycle
 
     __slots__ = (
         "_application",
@@ -319,7 +323,7 @@ class ClientConnection(asyncio.Protocol):
         else:
             self._state = _BODY
             body = RequestBody(self, length, None, head.expect_continue)
-        cycle = self._cycle = RequestCycle(
+        cycle = self._cycle = self.cycle(
             self,
             self.flow,
             head,
@@ -481,6 +485,8 @@ class ClientConnection(asyncio.Protocol):
         """Answers what is no request that is served. Nothing after it on this connection can be read."""
         self._count(error)
         status, headers, body = refusal(error)
+        if self.stats.access is not None:
+            self.stats.access(Access(self.address, status=status, sent=len(body)))
         writer = ResponseWriter(status, headers, (), b"GET", 1, date)
         self.flow.write(writer.write(body, more=False, close=True))
         self._linger()
@@ -659,4 +665,6 @@ def build(
 ) -> type[ClientConnection]:
     """For `uvicorn.Config(http=...)`."""
     members = {"__slots__": (), "limits": limits, "stats": stats, "shapes": shapes or HeadShapes()}
+    if stats.access is not None:
+        members["cycle"] = staticmethod(partial(LoggedCycle, told=stats.access))
     return type("BoundClientConnection", (ClientConnection,), members)

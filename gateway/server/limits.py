@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from gateway.http.headers import Fields
 from gateway.http.request_parser import HeadLimits
 from gateway.http.slots import Values
+from gateway.server.access_log import Access
 from gateway.server.held_back import HeldBack
 from gateway.server.refusal_log import RefusalLog
 from gateway.server.stalled_replies import StalledReplies
@@ -56,6 +57,7 @@ class ServerStats:
         default_factory=Counter
     )  # of those that began while many were in flight
     held_back: HeldBack = field(default_factory=HeldBack)
+    access: Callable[[Access], None] | None = None  # told of each request when it is over
     log: RefusalLog = field(default_factory=RefusalLog)
     stopping: bool = False
     together: TurnWrites = field(default_factory=TurnWrites)

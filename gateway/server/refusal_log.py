@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Final
 
 from gateway.errors import GatewayError
@@ -20,8 +21,11 @@ class RefusalLog:
     def __init__(self, limit: LineLimit | None = None) -> None:
         self._limit = limit or LineLimit()
         self._timers: dict[str, asyncio.TimerHandle] = {}
+        self.on_refusal: Callable[[GatewayError], None] | None = None  # told of each
 
     def refused(self, error: GatewayError, client: str) -> None:
+        if self.on_refusal is not None:
+            self.on_refusal(error)
         slug = error.slug()
         if self._admits(f"refused: {slug}"):
             logger.warning("refused: %s: %s; client %s", slug, _one_line(error.detail), client)

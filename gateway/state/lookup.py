@@ -229,6 +229,8 @@ class Lookups:
         self._counts = counts
         self._max_body = max_body
         self._max_pause = max_pause
+        # Told of each pause that a 429 makes, with its seconds.
+        self.on_pause: Callable[[float], None] | None = None
         self._budget = budget
         self._ignored = ignored
         self._in_flight: dict[Key, _InFlight] = {}  # of each key the one that may be joined
@@ -598,9 +600,12 @@ class Lookups:
         seconds = retry_after(h.first(refusal.headers, b"retry-after"), self._wall())
         if not seconds:
             return
+        seconds = min(seconds, self._max_pause)
         self._counts["gateway_lookup_pauses_total",] += 1
+        if self.on_pause is not None:
+            self.on_pause(seconds)
         try:
-            await self._store.pause(credential, refusal, min(seconds, self._max_pause))
+            await self._store.pause(credential, refusal, seconds)
         except StoreUnavailable:
             self._counts["gateway_store_failures_total",] += 1
 

@@ -144,6 +144,8 @@ class Pool:
         self._expiry: asyncio.TimerHandle | None = None  # of the first: they all wait for as long
         # Told of each request that has to wait.
         self.on_wait: Callable[[asyncio.AbstractEventLoop], None] | None = None
+        # Told of each reply, where somebody waits for the upstream to answer again.
+        self.on_reply: Callable[[], None] | None = None
         self._handed: list[UpstreamConnection] = []  # that came free in this turn of the loop, for who waits
         self._together: list[_Sending] = []  # to be sent in this turn of the loop
         self._sockets: set[UpstreamConnection] = set()  # also those closed whose socket is still to go
@@ -214,6 +216,8 @@ class Pool:
                 raise
             reply = sending.reply
             if reply.status:
+                if self.on_reply is not None:
+                    self.on_reply()
                 return reply
             if reply.error is None:  # it is to open a connection, or found none when the others were sent
                 sending.headed = None
