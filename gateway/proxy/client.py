@@ -102,6 +102,7 @@ class Client:
     """One call's client."""
 
     started = False
+    status: int | None = None  # that the client got
     certificate = b""  # the client's, in TLS: no listener speaks it yet
     _ahead = b""
     _whole = False
@@ -171,6 +172,7 @@ class Client:
         with _fields_that_can_be_sent():
             stream = self._request.switch(headers)
         self.started = True
+        self.status = 101
         return stream
 
     @property
@@ -304,7 +306,9 @@ class Client:
             self.started = self._request.respond(status, headers, body, extra_headers)
         except ValueError as error:
             raise InvalidReply(UNWRITABLE, evidence=str(error).encode()) from error
-        if not self.started:
+        if self.started:
+            self.status = status
+        else:
             self.cancel_on_disconnect()
             await self._start(status, headers, extra_headers)
             await self._request.write(body, False)
@@ -313,6 +317,7 @@ class Client:
         with _fields_that_can_be_sent():
             await self._request.start(status, headers, extra_headers)
         self.started = True
+        self.status = status
 
     async def refuse(self, error: GatewayError, headers: Headers = ()) -> None:
         status, extra_headers, body = problem(error, self.id)
