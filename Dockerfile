@@ -18,7 +18,7 @@ RUN python -m pip wheel --no-deps --no-build-isolation --wheel-dir /wheels . \
 FROM ${BASE}
 RUN groupadd --gid 10001 gateway \
  && useradd --uid 10001 --gid gateway --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin gateway \
- && install --directory --owner=gateway --group=gateway --mode=0750 /var/log/gateway \
+ && install --directory --owner=gateway --group=gateway --mode=0750 /var/log/gateway /var/lib/gateway \
  && install --directory --mode=0755 /etc/gateway
 COPY --from=build /opt/gateway /opt/gateway
 ENV PATH=/opt/gateway/bin:$PATH \
@@ -26,7 +26,9 @@ ENV PATH=/opt/gateway/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     GATEWAY_HOST=0.0.0.0 \
     GATEWAY_ADMIN_HOST=0.0.0.0 \
-    GATEWAY_AUDIT=/var/log/gateway/rewrites.jsonl
+    GATEWAY_AUDIT=/var/log/gateway/rewrites.jsonl \
+    GATEWAY_CALLERS=/var/lib/gateway/callers.sqlite3
+WORKDIR /var/lib/gateway
 USER 10001:10001
 EXPOSE 8080 9901
 STOPSIGNAL SIGTERM

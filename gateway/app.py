@@ -31,6 +31,8 @@ from gateway import __version__
 from gateway.admin import call_metrics, changes, health, process
 from gateway.admin.hosts import guarded
 from gateway.admin.metrics import Counts, Gauge, Histograms, MetricKey, Metrics, WatchedRule
+from gateway.audit.callers import Callers
+from gateway.audit.callers_file import CallersFile
 from gateway.audit.finished_call import Observer
 from gateway.audit.writer import AuditLog, Line
 from gateway.config import CorsSettings, CredentialSettings, Settings, UpstreamSettings
@@ -96,6 +98,7 @@ class Gateway:
     store: Store
     locks: Locks
     audit: AuditLog
+    callers: Callers | None
     transport: Transport
     spools: Spools
     counts: Counts
@@ -124,6 +127,8 @@ class Gateway:
         self.spools.close()
         await self.store.close()  # calls that were cut off may have had to tell it something until now
         await self.audit.end()
+        if self.callers is not None:
+            await self.callers.end()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,6 +205,10 @@ def build(
         timed=lambda ended, seconds: histograms["gateway_lookup_duration_seconds", ended].observe(seconds),
     )
     spools = parts.spools(max_body=limits.max_body, max_write=limits.max_write, timeout=limits.upload_timeout)
+    callers = None
+    if settings.callers is not None:
+        callers = Callers(CallersFile(settings.callers.path, settings.callers.max), wall, counts)
+        observers = [*observers, callers.saw]
     refused = stats.log.refused
     lifecycle = _lifecycle(
         settings,
@@ -242,6 +251,7 @@ def build(
         store=store,
         locks=locks,
         audit=audit,
+        callers=callers,
         transport=transport,
         spools=spools,
         counts=counts,

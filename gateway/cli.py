@@ -1,5 +1,5 @@
 """
-The command line: run, reload, mode, check, explain, mock, demo.
+The command line: run, reload, mode, report, check, explain, mock, demo.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import socket
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +19,9 @@ import uvloop
 
 from gateway import __version__, app, config
 from gateway.admin import client
+from gateway.audit import callers_file
+from gateway.audit import report as reports
+from gateway.errors import Unrecordable
 from gateway.explain import Explanation, explain
 from gateway.http.headers import Header, text
 from gateway.mock import demo
@@ -104,6 +108,33 @@ def asked(path: Path, where: str, body: dict[str, str]) -> None:
         typer.echo(line, err=not answer["ok"])
     if not answer["ok"]:
         raise typer.Exit(1)
+
+
+@cli.command()
+def report(
+    path: ConfigPath = DEFAULT,
+    days: Annotated[int, typer.Option(min=1, max=callers_file.DAYS_KEPT)] = 14,
+    json_: Annotated[bool, typer.Option("--json", help="Everybody, with all that is known.")] = False,
+    csv: Annotated[bool, typer.Option("--csv", help="Everybody, a line each.")] = False,
+) -> None:
+    """Say which callers still need the gateway, the last to need it first."""
+    settings = loaded(path)
+    if settings.callers is None:
+        raise fail(f"gateway report: {path}: there is no section callers, so nobody writes down who calls")
+    stable = settings.credentials.key is not None
+    try:
+        callers = callers_file.read(settings.callers.path, days, time.time())
+    except Unrecordable as error:
+        raise fail(f"gateway report: {error}") from None
+    if json_:
+        typer.echo(reports.as_json(callers, stable))
+    elif csv:
+        typer.echo(reports.as_csv(callers), nl=False)
+        if not stable:
+            typer.echo(reports.UNSTABLE, err=True)
+    else:
+        for line in reports.table(callers, stable):
+            typer.echo(line)
 
 
 @cli.command()

@@ -16,12 +16,20 @@ from typing import Annotated, Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from gateway import paths as templates
 from gateway.http.grammar import NEVER_IGNORED, TCHAR
 from gateway.repairs.fill import FillSettings
-from gateway.rules import RuleSettings
+from gateway.rules import Mode, RuleSettings
 from gateway.units import Duration, Section, Size, Timeout, at_least_one, checked
 
 
@@ -138,6 +146,11 @@ class AuditSettings(Section):
     timeout: Timeout = 0.25
 
 
+class CallersSettings(Section):
+    path: Annotated[str, Field(min_length=1)] = "callers.sqlite3"
+    max: Count = 10_000
+
+
 class LimitSettings(Section):
     max_body: Size = 2**20
     max_write: Size = 32 * 2**20
@@ -183,9 +196,22 @@ class Settings(Section):
     state_cache: StateCacheSettings = StateCacheSettings()
     credentials: CredentialSettings = CredentialSettings()
     audit: AuditSettings = AuditSettings()
+    callers: CallersSettings | None = None
     limits: LimitSettings = LimitSettings()
     cors: CorsSettings | None = None
+    mode: Mode = "enforce"
     rules: tuple[RuleSettings, ...] = ()
+
+    @field_validator("rules")
+    @classmethod
+    def _in_the_mode_for_all(
+        cls, rules: tuple[RuleSettings, ...], info: ValidationInfo
+    ) -> tuple[RuleSettings, ...]:
+        mode = info.data.get("mode", "enforce")
+        return tuple(
+            rule if "mode" in rule.model_fields_set else rule.model_copy(update={"mode": mode})
+            for rule in rules
+        )
 
     @model_validator(mode="after")
     def _rules_that_can_be_told_apart(self) -> Settings:
@@ -330,6 +356,27 @@ def _places(error: Any) -> list[_Place]:
     return [_Place(path, " ".join(message.split()))]
 
 
+# What the environment says where the file says nothing: so the image works with a file of one's own.
+FROM_ENVIRONMENT: Mapping[str, tuple[str, str]] = {
+    "GATEWAY_HOST": ("listen", "host"),
+    "GATEWAY_PORT": ("listen", "port"),
+    "GATEWAY_ADMIN_HOST": ("admin", "host"),
+    "GATEWAY_ADMIN_PORT": ("admin", "port"),
+    "GATEWAY_UPSTREAM": ("upstream", "url"),
+    "GATEWAY_AUDIT": ("audit", "path"),
+    "GATEWAY_KEY": ("credentials", "key"),
+}
+
+
+def _completed(document: dict[Any, Any], environment: Mapping[str, str]) -> dict[Any, Any]:
+    completed = dict(document)
+    for name, (section, key) in FROM_ENVIRONMENT.items():
+        given = completed.get(section, {})
+        if environment.get(name) and isinstance(given, dict) and key not in given:
+            completed[section] = {**given, key: environment[name]}
+    return completed
+
+
 def parse(document: str, environment: Mapping[str, str], name: str = "config.yaml") -> Settings:
     """Raises ConfigError with every error there is."""
     errors: list[_Place] = []
@@ -340,7 +387,7 @@ def parse(document: str, environment: Mapping[str, str], name: str = "config.yam
     if not isinstance(expanded, dict):
         raise ConfigError([f"{name}: expected a mapping with upstream and rules"])
     try:
-        settings = Settings.model_validate(expanded)
+        settings = Settings.model_validate(_completed(expanded, environment))
     except ValidationError as error:
         known = {place.path for place in errors}
         errors += [place for one in error.errors() for place in _places(one) if place.path not in known]

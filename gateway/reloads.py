@@ -127,8 +127,12 @@ def _writes(settings: Settings) -> frozenset[str]:
 
 
 def differing(before: Settings, after: Settings) -> list[str]:
-    """The settings beside the rules that differ, as `listen.port`."""
-    return list(_differing("", before.model_dump(exclude={"rules"}), after.model_dump(exclude={"rules"})))
+    """The settings beside the rules and their modes that differ, as `listen.port`."""
+    return list(
+        _differing(
+            "", before.model_dump(exclude={"rules", "mode"}), after.model_dump(exclude={"rules", "mode"})
+        )
+    )
 
 
 def _differing(place: str, before: Any, after: Any) -> list[str]:

@@ -19,6 +19,7 @@ from gateway.http.grammar import SAFE_METHODS
 from gateway.paths import PathMatch, Routes, decoded
 from gateway.repairs import AnyRepairSettings, Fill, Repair
 from gateway.repairs.fill import FillSettings
+from gateway.sunset import FieldLine, SunsetSettings
 from gateway.units import Section, at_least_one, checked
 
 PATHS_KEPT = 8192  # at about 1.5 KiB each
@@ -46,6 +47,7 @@ class RuleSettings(Section):
     # None: every unsafe call on what the fills look up, and below it.
     writes: tuple[Annotated[str, checked(templates.parse_write)], ...] | None = None
     repairs: Annotated[tuple[AnyRepairSettings, ...], AfterValidator(at_least_one)]
+    sunset: SunsetSettings | None = None
 
     @model_validator(mode="after")
     def _parts_that_fit(self) -> RuleSettings:
@@ -91,13 +93,16 @@ class RuleSettings(Section):
                 yield f"  {line}"
         for write in self.written_by:
             yield f"  written by {write}"
+        if self.sunset is not None:
+            yield f"  ends {self.sunset.date:%Y-%m-%d}, as the replies to repaired calls say"
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
     """
     `forwards_unfilled`: whether a call goes on when its look-up failed. `watched`: the members that only
-    other rules fill. A call that names one of them may change what those look up (S4).
+    other rules fill. A call that names one of them may change what those look up (S4). `sunset` goes with
+    the replies to repaired calls.
     """
 
     name: str
@@ -106,6 +111,7 @@ class Rule:
     repairs: tuple[Repair, ...]
     fills: tuple[Fill, ...]
     watched: frozenset[str]
+    sunset: tuple[FieldLine, ...] = ()
 
     @classmethod
     def of(cls, settings: RuleSettings, limit: int, filled: frozenset[str]) -> Rule:
@@ -119,6 +125,7 @@ class Rule:
             built,
             fills,
             filled.difference(fill.field for fill in fills),
+            settings.sunset.field_lines() if settings.sunset is not None else (),
         )
 
 

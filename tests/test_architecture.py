@@ -25,7 +25,8 @@ from tests.support.house import (
 PURE = {
     name
     for name in MODULES
-    if place(name) in {"http", "http/grammar", "repairs", "errors", "paths", "units", "rules", "explain"}
+    if place(name)
+    in {"http", "http/grammar", "repairs", "errors", "paths", "units", "rules", "explain", "sunset"}
 } | {
     "mock/api",
     "server/byte_rate",
@@ -36,7 +37,8 @@ PURE = {
 }
 # All that a pure module needs from elsewhere. None of it does I/O, reads a clock or logs.
 HARMLESS = {
-    "__future__", "abc", "codecs", "collections", "contextlib", "gc", "dataclasses", "encodings", "enum",
+    "__future__", "abc", "codecs", "collections", "contextlib", "gc", "dataclasses", "datetime",
+    "email.utils.format_datetime", "encodings", "enum",
     "functools", "hashlib", "http.HTTPStatus", "ipaddress", "itertools", "json", "math", "operator", "re",
     "secrets",
     "string", "typing", "types.TracebackType", "urllib.parse", "zlib", "jsonpath", "msgspec", "pydantic",

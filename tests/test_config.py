@@ -97,6 +97,24 @@ def test_the_contract_s_example_is_understood_as_written() -> None:
     assert found.warnings() == []
 
 
+@pytest.mark.parametrize(
+    ("mode", "modes"), [(None, ["enforce", "observe"]), ("shadow", ["shadow", "observe"])]
+)
+def test_the_mode_for_all_is_that_of_rules_that_have_none(mode: str | None, modes: list[str]) -> None:
+    document = with_rule()
+    document["rules"].append(rule(name="two", path="/d/{id}/p/{who}", mode="observe"))
+    found = understood(document | ({} if mode is None else {"mode": mode}))
+
+    assert [one.mode for one in found.rules] == modes
+
+
+def test_the_shipped_mode_comes_from_the_environment() -> None:
+    for mode in ("enforce", "observe"):
+        found = config.load(SHIPPED, {"GATEWAY_MODE": mode})
+        assert {one.mode for one in found.rules} == {mode}
+    assert "mode: Input should be" in error(SHIPPED.read_text(), GATEWAY_MODE="on")
+
+
 def test_settings_are_frozen() -> None:
     found = understood(UPSTREAM)
 
@@ -417,6 +435,27 @@ def test_a_variable_is_taken_from_the_environment_or_has_a_default() -> None:
     assert understood(document, HOST="a").upstream.url == "http://a:9000/"
     assert understood(document, HOST="a", PORT="1", PREFIX="p").upstream.url == "http://a:1/p"
     assert understood(document, HOST="a", PORT="").upstream.url == "http://a:9000/"
+
+
+def test_what_the_file_leaves_out_the_environment_may_say() -> None:
+    environment = {
+        "GATEWAY_UPSTREAM": "http://other",
+        "GATEWAY_HOST": "0.0.0.0",
+        "GATEWAY_PORT": "81",
+        "GATEWAY_ADMIN_HOST": "::",
+        "GATEWAY_ADMIN_PORT": "82",
+        "GATEWAY_AUDIT": "/var/log/gateway/rewrites.jsonl",
+        "GATEWAY_KEY": "k" * 32,
+    }
+    assert environment.keys() == config.FROM_ENVIRONMENT.keys()
+    settings = understood({"listen": {"port": 80, "backlog": 9}, "rules": []}, **environment)
+    assert (settings.upstream.url, settings.audit.path) == ("http://other", "/var/log/gateway/rewrites.jsonl")
+    assert (settings.listen.host, settings.listen.port, settings.listen.backlog) == ("0.0.0.0", 80, 9)
+    assert (settings.admin.host, settings.admin.port) == ("::", 82)
+    assert settings.credentials.key is not None
+    assert understood("upstream: {url: http://u}", GATEWAY_HOST="").listen.host == "127.0.0.1"
+    assert error("upstream: {url: http://u}", GATEWAY_PORT="8o").startswith("listen.port: ")
+    assert "s3cret" not in error("upstream: {url: http://u}", GATEWAY_KEY="s3cret")
 
 
 def test_a_variable_may_be_a_number_a_duration_a_size_or_a_truth() -> None:

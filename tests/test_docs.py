@@ -163,6 +163,7 @@ GIVEN = {
     "left_as_it_is": 2,
     "untouched": 1,
     "record_skip": 1,
+    "skip": 1,
     "record_reject": 1,
 }
 FIELD = "state"  # of which the documentation speaks
@@ -262,7 +263,7 @@ def keys(model: type[BaseModel], before: str = "") -> Iterator[tuple[str, Key]]:
         inner, listed = section_of(field.annotation)
         if inner is None:
             yield here
-        elif key == "cors":
+        elif key in {"cors", "callers"}:
             yield here
             yield from keys(inner, f"{key}.")
         else:

@@ -346,6 +346,7 @@ def test_the_schema_fits_what_is_understood_and_not_what_is_refused() -> None:
         .read_text()
         .replace("${GATEWAY_PORT:-8080}", "1")
         .replace("${GATEWAY_ADMIN_PORT:-9901}", "2")
+        .replace("${GATEWAY_MODE:-enforce}", "enforce")
     )
 
     assert fits(document, whole, whole)

@@ -1,17 +1,22 @@
-"""What the image is built from is pinned with hashes: all that the gateway needs, and what builds it."""
+"""The image is built from pins with hashes; what runs it under systemd and Kubernetes fits it."""
 
 from __future__ import annotations
 
+import configparser
 import re
 import shlex
 import tomllib
 from importlib.metadata import distributions
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import NormalizedName, canonicalize_name
 
+from gateway import __version__, config
+from gateway.config import LimitSettings, UpstreamSettings
 from tests.support.drawn import ROOT
 
 PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
@@ -109,3 +114,45 @@ def test_what_the_image_is_made_from_is_sent_to_its_build() -> None:
 
     assert sorted(name for line in copied for name in line.split()) == sorted(sent)
     assert set(FILES) <= set(sent)
+
+
+def manifests() -> dict[str, Any]:
+    text = (ROOT / "deploy" / "kubernetes" / "gateway.yaml").read_text("utf-8")
+    return {one["kind"]: one for one in yaml.safe_load_all(text)}
+
+
+def test_the_pod_runs_the_image_with_settings_that_are_understood() -> None:
+    told = manifests()
+    pod = told["Deployment"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    image = dict(re.findall(r"(GATEWAY_\w+)=(\S+)", DOCKERFILE))
+    settings = config.parse(told["ConfigMap"]["data"]["config.yaml"], {**image, "GATEWAY_KEY": "k" * 32})
+
+    assert (settings.listen.host, settings.admin.host) == ("0.0.0.0", "0.0.0.0")
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert ports == {"http": settings.listen.port, "admin": settings.admin.port}
+    assert not pod["enableServiceLinks"], "GATEWAY_PORT would be the service's address"
+    assert pod["terminationGracePeriodSeconds"] > settings.limits.drain_timeout
+    assert container["image"] == f"gateway:{__version__}"
+    users = re.findall(r"USER (\d+):(\d+)", DOCKERFILE)
+    security = pod["securityContext"]
+    assert users == [(str(security["runAsUser"]), str(security["runAsGroup"]))]
+    assert Path(settings.audit.path).parent.as_posix() in [
+        mount["mountPath"] for mount in container["volumeMounts"]
+    ]
+    mounted = {mount["name"] for mount in container["volumeMounts"]}
+    assert mounted == {volume["name"] for volume in pod["volumes"]}
+    labels = told["Deployment"]["spec"]["template"]["metadata"]["labels"]
+    assert told["Service"]["spec"]["selector"].items() <= labels.items()
+
+
+def test_the_service_of_one_machine_is_given_time_to_drain() -> None:
+    unit = configparser.ConfigParser(strict=False, interpolation=None)
+    unit.optionxform = str  # type: ignore[method-assign,assignment]
+    unit.read(ROOT / "deploy" / "systemd" / "gateway.service")
+    service = unit["Service"]
+
+    assert int(service["TimeoutStopSec"]) > LimitSettings().drain_timeout
+    assert service["ExecReload"].endswith("kill -HUP $MAINPID")
+    limits = LimitSettings().max_connections + UpstreamSettings(url="http://u").max_connections
+    assert int(service["LimitNOFILE"]) > limits + 1_000

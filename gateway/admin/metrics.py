@@ -153,6 +153,11 @@ METRICS: tuple[Metric, ...] = (
         "Times that the configuration was read again.",
         {"result": ("ok", "failed")},
     ),
+    Metric(
+        "gateway_callers_failures_total",
+        "counter",
+        "Times that the callers for the report could not be written.",
+    ),
     Metric("gateway_clients_gone_total", "counter", "Clients that left before their call was forwarded."),
     Metric(
         "gateway_fields_dropped_total",

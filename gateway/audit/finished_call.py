@@ -14,12 +14,14 @@ from msgspec import Struct
 
 class FinishedCall(Struct, frozen=True):
     """
-    `changes` were sent; `would_change` are those that `shadow` only worked out, `needs` what `observe` found
-    to be needed. `skipped` is why nothing, or not all, was repaired; `error` how a call ended that the
-    gateway refused or its client left. `status` is that of the reply, None without one. Times in seconds.
+    `id` is the gateway's own, `request_id` the client's. `changes` were sent; `would_change` are those that
+    `shadow` only worked out, `needs` what `observe` found to be needed. `skipped` is why nothing, or not all,
+    was repaired; `error` how a call ended that the gateway refused or its client left. `status` is that of
+    the reply, None without one. Times in seconds.
     """
 
     id: str
+    request_id: str | None
     rule: str
     mode: str
     method: str

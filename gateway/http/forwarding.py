@@ -210,21 +210,32 @@ def upstream_request_headers(
     return UpstreamRequestHeaders(result, dropped)
 
 
+EXPOSED = b"gateway-rewrite, server-timing, x-request-id"
+# What says when a rule's repairs end. An upstream's own stands: two dates would contradict each other.
+ONCE = frozenset({b"deprecation", b"sunset"})
+ANNOUNCING = ONCE | {b"link"}
+
+
 class ClientResponseHeaders(Struct, frozen=True):
     """
     The fields of an upstream's reply that go on to the client. `has_request_id`: the upstream gave one;
-    `has_cors`: it lets scripts of another origin read the reply; `is_json`: it says that the body is JSON.
+    `has_cors`: it lets scripts of another origin read the reply; `is_json`: it says that the body is JSON;
+    `announced` has the fields of ONCE that it sent.
     """
 
     headers: Fields
     has_request_id: bool
     has_cors: bool
     is_json: bool
+    announced: frozenset[bytes]
 
     def extra_headers(self, ours: list[Header], request_id: Header) -> list[Header]:
         """`ours` and what must go with them: scripts may read them, and there is an id."""
+        if self.announced:
+            ours = [pair for pair in ours if pair[0] not in self.announced]
         if ours and self.has_cors:
-            ours.append((b"access-control-expose-headers", b"gateway-rewrite, server-timing, x-request-id"))
+            exposed = [EXPOSED, *[name for name, _ in ours if name in ANNOUNCING]]
+            ours.append((b"access-control-expose-headers", b", ".join(exposed)))
         if not self.has_request_id:
             ours.append(request_id)
         return ours
@@ -238,6 +249,7 @@ def client_response_headers(headers: Headers) -> ClientResponseHeaders:
         b"x-request-id" in names,
         b"access-control-allow-origin" in names,
         h.is_json(headers),
+        ONCE.intersection(names),
     )
 
 

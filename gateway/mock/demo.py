@@ -43,22 +43,40 @@ rules:
 
 def tell(once: bool) -> int:
     """Returns the exit code: 0 when the call failed straight and worked through the gateway."""
+    # Told to end at any moment, it ends its children first.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="gateway-demo-") as folder:
         audit = Path(folder) / "rewrites.jsonl"
         config = Path(folder) / "config.yaml"
         with contextlib.ExitStack() as stack:
             client = stack.enter_context(httpx.Client(trust_env=False, timeout=10))
-            mock = Child(Path(folder), "mock", "--port", "0")
-            stack.callback(mock.end)
+            mock = started(stack, Path(folder), "mock", "--port", "0")
             (upstream,) = mock.addresses(r"(http://\S+)")
             config.write_text(CONFIG.format(upstream=upstream, audit=json.dumps(str(audit))))
-            gateway = Child(Path(folder), "run", "--config", str(config))
-            stack.callback(gateway.end)
+            gateway = started(stack, Path(folder), "run", "--config", str(config))
             here, admin = gateway.addresses(r"listening on (\S+), admin on (\S+),")
             works = story(client, upstream, f"http://{here}", audit)
             if not once:
                 stay(here, admin, upstream, audit)
     return 0 if works else 1
+
+
+def started(stack: contextlib.ExitStack, folder: Path, *arguments: str) -> Child:
+    """Ended with the stack; whoever ends the demo in this very moment is heard when that is sure."""
+    told: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, _: told.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        child = Child(folder, *arguments)
+        stack.callback(child.end)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if told:
+        raise KeyboardInterrupt
+    return child
 
 
 def story(client: httpx.Client, upstream: str, gateway: str, audit: Path) -> bool:
@@ -111,7 +129,6 @@ Both stay up until Ctrl-C. Try:
   curl -s http://{admin}/readyz
   tail -f {audit}"""
     print(told, flush=True)  # what reads it through a pipe is not to wait for the end
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with contextlib.suppress(KeyboardInterrupt):
         signal.pause()
 

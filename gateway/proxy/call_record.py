@@ -24,6 +24,7 @@ _record = attrgetter("record")
 class Decision(Line):
     """The line that says what became of a call: a rewrite, a skip or a reject."""
 
+    request_id: str | UnsetType
     rule: str
     mode: str
     method: str
@@ -47,6 +48,7 @@ class Unsent(Line):
 class Outcome(Line):
     """Times in milliseconds."""
 
+    request_id: str | UnsetType
     status: int | None
     error: str | None = None
     lookup_ms: float | UnsetType = UNSET
@@ -86,6 +88,7 @@ class CallRecord(Struct, eq=False):
             event,
             "",
             client.id,
+            client.request_id or UNSET,
             rule.name,
             rule.mode,
             client.method,
@@ -148,6 +151,7 @@ class CallRecord(Struct, eq=False):
                 "outcome",
                 "",
                 self.client.id,
+                self.client.request_id or UNSET,
                 self.status,
                 self.error,
                 round(self.lookup * 1000, 2) if self.lookup else UNSET,
@@ -162,6 +166,7 @@ class CallRecord(Struct, eq=False):
         agent = client.field(b"user-agent")
         return FinishedCall(
             client.id,
+            client.request_id,
             rule.name,
             rule.mode,
             client.method,
@@ -183,7 +188,12 @@ class CallRecord(Struct, eq=False):
         )
 
     def headers(self) -> list[Header]:
-        """Gateway-Rewrite (a structured field, RFC 9651) and Server-Timing."""
+        """Gateway-Rewrite (a structured field, RFC 9651) and Server-Timing; of a repaired call its sunset."""
+        if self.changes and self.rule.sunset:
+            return [*self._own_headers(), *self.rule.sunset]
+        return self._own_headers()
+
+    def _own_headers(self) -> list[Header]:
         said = self.rule.name
         for change in self.changes:
             said += change.said

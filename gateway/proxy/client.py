@@ -129,8 +129,12 @@ class Client:
         self.values = request.values + peer(request.address)
         self.address = request.address
         explicit = self.field(b"x-request-id") if b"x-request-id" in head.fields else None
-        self.id = explicit.decode() if explicit is not None and sane_id(explicit) else next(_ids)
-        self.extra_headers: list[Header] = [(b"x-request-id", self.id.encode())]  # for whatever goes upstream
+        self.id = next(_ids)
+        # The client's own name for the call, which it may have given to others too.
+        self.request_id = explicit.decode() if explicit is not None and sane_id(explicit) else None
+        self.told_id = self.request_id or self.id  # what client and upstream know the call by
+        # For whatever goes upstream.
+        self.extra_headers: list[Header] = [(b"x-request-id", self.told_id.encode())]
 
     def caller(self) -> str:
         """Whose share of what is scarce the call takes. A call that asks for nothing scarce is not named."""
@@ -320,7 +324,7 @@ class Client:
         self.status = status
 
     async def refuse(self, error: GatewayError, headers: Headers = ()) -> None:
-        status, extra_headers, body = problem(error, self.id)
+        status, extra_headers, body = problem(error, self.told_id)
         await self.answer(status, extra_headers, body, headers)
 
 

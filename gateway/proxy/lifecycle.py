@@ -125,7 +125,7 @@ class Lifecycle:
                 await self._serve_matched(client, route, rules)
         except GatewayError as error:
             self._count(error, client)
-            self._evidence.tell(error, client.id)
+            self._evidence.tell(error, client.told_id)
             if client.started:
                 raise
             await client.refuse(error)
@@ -244,7 +244,7 @@ class Lifecycle:
 
     async def _refuse(self, record: CallRecord, error: GatewayError) -> None:
         record.record_reject(self._audit, error.slug())
-        self._evidence.tell(error, record.client.id)
+        self._evidence.tell(error, record.client.told_id)
         if record.client.started:
             raise error
         record.status = error.status

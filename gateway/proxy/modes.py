@@ -45,19 +45,32 @@ async def enforce(phases: Phases, matched: MatchedCall, rejected: Reply | None =
 
 async def on_reject(phases: Phases, matched: MatchedCall) -> Reply:
     """Untouched first, and repaired only when the upstream refuses it so."""
-    reply = await phases.untouched(matched, "not-rejected")
-    if reply.status not in CURABLE or not await reply.hold(HELD):
-        return reply
+    refusal = await phases.untouched(matched, None)
+    if refusal.status not in CURABLE:
+        phases.skip(matched, "not-rejected")
+        return refusal
+    try:
+        return await _cured(phases, matched, refusal)
+    finally:
+        record = matched.record
+        if not record.changes:
+            phases.skip(matched, record.skipped or "rejected")
+
+
+async def _cured(phases: Phases, matched: MatchedCall, refusal: Reply) -> Reply:
+    """The reply to the repaired call, or the refusal where there is none."""
+    if not await refusal.hold(HELD):
+        return refusal
     matched.client.cancel_on_disconnect()
     try:
-        return await enforce(phases, matched, rejected=reply)
+        return await enforce(phases, matched, rejected=refusal)
     except LookupRefused:
         matched.record.skipped = "lookup-refused"
     except (NotSent, UpstreamError, LookupFailed) as error:
         if matched.record.changes:
             raise
         matched.record.skipped = error.slug()
-    return reply
+    return refusal
 
 
 async def shadow(phases: Phases, matched: MatchedCall) -> Reply:

@@ -160,15 +160,29 @@ class Phases:
 
     # --- record and forward
 
-    async def untouched(self, matched: MatchedCall, reason: str, **details: Any) -> Reply:
-        """Takes the lock, forwards the call as it came, and records why it did so."""
+    async def untouched(self, matched: MatchedCall, reason: str | None, **details: Any) -> Reply:
+        """
+        Takes the lock, forwards the call as it came, and records why it did so. `reason` is None where only
+        the reply tells: then who asked for it calls `skip`.
+        """
 
         def record() -> None:
-            matched.record.record_skip(self._audit, reason, **details)
+            if reason is not None:
+                self.skip(matched, reason, **details)
 
         departure = Departure(matched.client.shield_from_disconnect, record)
-        with await self._lock(matched):
-            return await self._send(matched, matched.call, NOTHING, departure)
+        reply = None
+        try:
+            with await self._lock(matched):
+                reply = await self._send(matched, matched.call, NOTHING, departure)
+        finally:
+            if reply is None and reason is None and departure.left:
+                self.skip(matched, "unanswered")
+        return reply
+
+    def skip(self, matched: MatchedCall, reason: str, **details: Any) -> None:
+        """Records why a call was left as it came."""
+        matched.record.record_skip(self._audit, reason, **details)
 
     async def forward(self, matched: MatchedCall, rewritten: Rewritten, results: LookupResults) -> Reply:
         """

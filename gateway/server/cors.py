@@ -10,7 +10,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from gateway.server.asgi import AsgiApp, Message, Receive, Send
 
-EXPOSED = ("Gateway-Rewrite", "Server-Timing", "X-Request-Id")
+EXPOSED = ("Gateway-Rewrite", "Server-Timing", "X-Request-Id", "Deprecation", "Sunset", "Link")
 
 
 def with_cors(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import re
 from datetime import UTC, datetime
 
 import pytest
@@ -32,7 +33,8 @@ async def test_a_rewrite_and_its_outcome_are_recorded_as_the_contract_has_them()
         assert rewrite == {
             "event": "rewrite",
             "time": "2026-11-22T12:00:00.250Z",
-            "id": "it-1",
+            "id": rewrite["id"],
+            "request_id": "it-1",
             "rule": "web-participant-state",
             "mode": "enforce",
             "method": "PATCH",
@@ -50,15 +52,29 @@ async def test_a_rewrite_and_its_outcome_are_recorded_as_the_contract_has_them()
         }  # fmt: skip
         assert 0 <= rewrite["changes"][1]["age_ms"] <= 1000
         assert len(credential) == 32
+        assert re.fullmatch("[0-9a-f]{32}", rewrite["id"])
         times = {name: outcome.pop(name) for name in ("lookup_ms", "upstream_ms", "total_ms")}
         assert outcome == {
             "event": "outcome",
             "time": "2026-11-22T12:00:00.250Z",
-            "id": "it-1",
+            "id": rewrite["id"],
+            "request_id": "it-1",
             "status": 202,
         }
         assert 0 < times["lookup_ms"] < times["total_ms"]
         assert 0 < times["upstream_ms"] < times["total_ms"]
+
+
+async def test_calls_to_which_a_client_gave_one_name_have_ids_of_their_own_and_the_name_beside() -> None:
+    async with mocked(rule={"mode": "observe"}) as (_, running, client):
+        for headers in (TOKEN | {"X-Request-Id": "same"}, TOKEN | {"X-Request-Id": "same"}, TOKEN):
+            await client.patch(PARTICIPANT, content=BODY, headers=headers)
+
+        lines = running.lines()
+        assert [line["event"] for line in lines] == ["skip", "outcome"] * 3
+        assert [line.get("request_id") for line in lines] == ["same"] * 4 + [None] * 2
+        assert len({line["id"] for line in lines}) == 3
+        assert all(lines[at]["id"] == lines[at + 1]["id"] for at in (0, 2, 4))
 
 
 async def test_a_rewrite_is_on_the_log_before_the_upstream_sees_it() -> None:

@@ -249,7 +249,7 @@ async def test_the_reply_tells_what_was_done_how_long_it_took_and_under_which_id
         assert first.headers["x-request-id"] == "of-the-client"
         ids = [dict(entry.headers)[b"x-request-id"].decode() for entry in upstream.ledger.entries]
         assert ids == ["of-the-client", "of-the-client", second.headers["x-request-id"]]
-        assert {line["id"] for line in running.lines()} == set(ids)
+        assert {line.get("request_id", line["id"]) for line in running.lines()} == set(ids)
 
 
 @pytest.mark.parametrize("sent", ["", "a b", "x" * 129, 'a"b', "caf\xe9", "a,b"])
@@ -260,6 +260,7 @@ async def test_a_request_id_that_no_log_should_hold_is_replaced(sent: str) -> No
 
         assert re.fullmatch("[0-9a-f]{32}", answer.headers["x-request-id"])
         assert running.lines()[0]["id"] == answer.headers["x-request-id"]
+        assert "request_id" not in running.lines()[0]
 
 
 @pytest.mark.parametrize("body", [BODY, b"[object Object]", b"", b'{"state":"connected"}'])

@@ -136,7 +136,8 @@ async def test_with_cors_every_reply_to_a_call_says_who_may_read_it(credentials:
         b"HTTP/1.1 409 Conflict\r\nContent-Length: 0\r\n\r\n",
         b"nonsense",
     )
-    expected = {"allow-origin": HERE, "expose-headers": "Gateway-Rewrite, Server-Timing, X-Request-Id"}
+    exposed = "Gateway-Rewrite, Server-Timing, X-Request-Id, Deprecation, Sunset, Link"
+    expected = {"allow-origin": HERE, "expose-headers": exposed}
     if credentials:
         expected["allow-credentials"] = "true"
     cors = policy(HERE, "http://other.example", credentials=credentials)

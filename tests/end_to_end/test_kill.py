@@ -72,7 +72,8 @@ async def test_killed_at_any_moment_every_rewrite_that_the_upstream_saw_is_on_th
             assert len(upstream.ledger.entries) < 9_000, "the ledger forgets: judge more often"
             upstream.ledger.clear()
 
-    rewrites = {line["id"]: line for line in audit_lines(log, killed=True) if line["event"] == "rewrite"}
+    recorded_lines = audit_lines(log, killed=True)
+    rewrites = {line["request_id"]: line for line in recorded_lines if line["event"] == "rewrite"}
     told = f"seed {seed}: {len(seen)} seen, {accepted} accepted, {len(rewrites)} recorded"
     assert len(seen) >= accepted > 200, told
     assert not seen.keys() - rewrites.keys(), told

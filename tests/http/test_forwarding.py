@@ -419,6 +419,18 @@ def test_a_page_of_another_origin_may_read_what_the_gateway_says() -> None:
     assert exposed.split(b", ")[0] == b"gateway-rewrite"
     assert named(response_headers([allowed], (), "i"), b"access-control-expose-headers") == []
     assert named(response_headers([], mine, "i"), b"access-control-expose-headers") == []
+    mine.append((b"sunset", b"Wed, 30 Jun 2027 00:00:00 GMT"))
+    (exposed,) = named(response_headers([allowed], mine, "i"), b"access-control-expose-headers")
+    assert exposed == b"gateway-rewrite, server-timing, x-request-id, sunset"
+
+
+def test_an_upstream_s_own_sunset_stands_alone() -> None:
+    theirs: Header = (b"sunset", b"Wed, 30 Jun 2027 00:00:00 GMT")
+    mine: list[Header] = [(b"deprecation", b"@1"), (b"sunset", b"Thu, 01 Jul 2027 00:00:00 GMT")]
+    found = response_headers([theirs], mine, "i")
+
+    assert named(found, b"sunset") == [theirs[1]]
+    assert named(found, b"deprecation") == [b"@1"]
 
 
 @pytest.mark.parametrize(

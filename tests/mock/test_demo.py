@@ -57,3 +57,17 @@ async def test_without_once_it_stays_up_with_lines_to_try_until_it_is_told_to_st
                 except httpx.ConnectError:
                     continue
                 raise AssertionError(f"something still answers at {url}")
+
+
+def children(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+async def test_told_to_end_amid_its_story_it_leaves_no_child(tmp_path: Path) -> None:
+    async with process("demo", "--once", folder=tmp_path) as running:
+        await until(lambda: len(children(running.pid)) == 2, 20)
+        started = children(running.pid)
+        running.signal(signal.SIGTERM)
+        assert await running.exit(15) != 0
+    assert not set(started) & set(os.listdir("/proc"))
+    assert os.listdir(tmp_path) == []

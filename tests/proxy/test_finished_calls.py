@@ -33,13 +33,15 @@ async def test_a_matched_call_is_told_of_when_it_is_over(
         headers = {**TOKEN, "Content-Type": "text/plain", "User-Agent": "legacy/1.0", "X-Request-Id": "one"}
         await client.patch(PARTICIPANT, content=BODY, headers=headers)
         await until(lambda: seen)
+        recorded = running.lines()[0]["id"]
     (call,) = seen
-    assert (call.id, call.rule, call.mode, call.user_agent) == (
+    assert (call.request_id, call.rule, call.mode, call.user_agent) == (
         "one",
         "web-participant-state",
         mode,
         "legacy/1.0",
     )
+    assert call.id == recorded != "one"
     assert (call.method, call.path, call.address) == ("PATCH", PARTICIPANT, "127.0.0.1")
     assert [one["repair"] for one in call.changes] == changed
     assert [one["repair"] for one in call.would_change] == would_change

@@ -142,7 +142,7 @@ async def test_on_reject_repairs_what_was_refused(kind: str | None, first: int) 
         assert sent == ([kind.encode()] if kind else [])
         assert told(answer.headers["gateway-rewrite"])["filled"] == "state"
         events = [(line["event"], line.get("reason")) for line in running.lines()]
-        assert events == [("skip", "not-rejected"), ("rewrite", None), ("outcome", None)]
+        assert events == [("rewrite", None), ("outcome", None)]
         assert len({line["id"] for line in running.lines()}) == 1
         assert running.lines("outcome")[0]["status"] == 202
 
@@ -184,12 +184,15 @@ async def test_on_reject_repairs_after_any_of_400_415_and_422(status: int) -> No
 
 
 async def test_on_reject_never_sends_again_what_broke_off() -> None:
-    async with mocked(rule=ON_REJECT) as (upstream, _, client):
+    async with mocked(rule=ON_REJECT) as (upstream, running, client):
         upstream.faults.append(Fault(method="PATCH", reset=True))
         answer = await client.patch(PARTICIPANT, content=BODY, headers=JSON)
 
         assert refused_by_the_gateway(answer.headers, answer.json(), 502) == "connection_terminated"
         assert traffic(upstream) == [("PATCH", BODY)]
+        skip, outcome = running.lines()
+        assert (skip["event"], skip["reason"]) == ("skip", "unanswered")
+        assert outcome["error"] == "connection-terminated"
 
 
 @pytest.mark.parametrize("fault", FAILING, ids=lambda it: str(it.status))
@@ -210,17 +213,20 @@ async def test_on_reject_relays_the_refusal_when_the_look_up_fails(fault: Fault)
         }
         assert running.lines("outcome")[0]["status"] == 400
         assert running.lines("rewrite") == []
+        (skip,) = running.lines("skip")
+        assert skip["reason"] == told(answer.headers["gateway-rewrite"])["skipped"]
 
 
 async def test_on_reject_relays_the_refusal_when_there_is_nothing_to_fill_in() -> None:
     ended = one_conversation(p1="disconnected")
-    async with mocked(ended, rule=ON_REJECT) as (upstream, _, client):
+    async with mocked(ended, rule=ON_REJECT) as (upstream, running, client):
         answer = await client.patch(PARTICIPANT, content=BODY, headers=JSON)
 
         assert answer.status_code == 400
         assert "Missing required property" in answer.json()["message"]
         assert [method for method, _ in traffic(upstream)] == ["PATCH", "GET"]
         assert told(answer.headers["gateway-rewrite"]) == {"skipped": "state-not-allowed"}
+        assert [line.get("reason") for line in running.lines()] == ["state-not-allowed", None]
 
 
 async def test_on_reject_relays_the_refusal_when_the_repair_cannot_be_recorded() -> None:
@@ -263,6 +269,8 @@ async def test_a_refusal_of_any_size_is_relayed_whole_and_holds_no_connection(si
             repaired = await client.patch(PARTICIPANT, content=BODY, headers=JSON)
 
             assert (refused.status_code, refused.content) == (400, said)
+            reasons = [line["reason"] for line in running.lines("skip")]
+            assert reasons == ["rejected" if size > 1_000_000 else "lookup-refused"]
             assert repaired.status_code == 202
 
 

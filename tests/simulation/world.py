@@ -109,9 +109,12 @@ class Journal(AuditLog):
         super().__init__(path, wall)
         self._clock = clock
         self._log = log
+        self._actions: dict[str, str] = {}  # by the gateway's own ids
 
     def append_best_effort(self, line: Line) -> None:
-        self._log.append(Recorded(self._clock(), line.event, line.id, msgspec.to_builtins(line)))
+        record = msgspec.to_builtins(line)
+        action = self._actions.setdefault(line.id, record.get("request_id", line.id))
+        self._log.append(Recorded(self._clock(), line.event, action, record))
 
     def append(self, line: Line) -> Batch:
         self.append_best_effort(line)

@@ -22,9 +22,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "http/grammar": set(),
     "paths": set(),
     "units": set(),
+    "sunset": {"units"},
     "http": set(),
     "repairs": {"http", "paths", "units"},
-    "rules": {"repairs", "paths", "units"},
+    "rules": {"repairs", "paths", "units", "sunset"},
     "config": {"repairs", "paths", "units", "rules"},
     "explain": {"rules", "repairs", "http"},
     "server": {"http", "direct_task"},
@@ -41,7 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "config", "rules", "repairs", "paths", "units", "http", "server", "upstream", "state", "audit",
         "proxy", "admin", "reloads",
     },
-    "cli": {"app", "config", "explain", "mock", "mock/demo", "rules", "http", "admin/client"},
+    "cli": {"app", "config", "explain", "mock", "mock/demo", "rules", "http", "admin/client", "audit"},
     "__main__": {"cli"},
 }  # fmt: skip
 

@@ -1,0 +1,358 @@
+"""Who still needs the gateway: kept across restarts, bounded, and no trouble to any call."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import sqlite3
+import time
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from gateway.audit import callers_file, report
+from gateway.audit.callers import Callers
+from gateway.audit.callers_file import OTHERS, Caller, CallersFile, Seen, Tally
+from gateway.audit.finished_call import FinishedCall
+from gateway.cli import cli
+from gateway.errors import Unrecordable
+from tests.support.audit_lines import KEY
+from tests.support.gateways import BODY, PARTICIPANT, TOKEN, Running, gateway
+from tests.support.mocking import mock
+from tests.support.waiting import until
+
+NOON = 1_800_000_000.0 - 1_800_000_000.0 % 86_400 + 43_200
+DAY = 86_400.0
+CONFORMING = b'{"state":"connected"}'
+JSON = TOKEN | {"Content-Type": "application/json"}
+
+
+def tallied(at: float = NOON, calls: int = 1, accepted: int = 1) -> Tally:
+    return Tally(at, at, calls, accepted)
+
+
+def seen(
+    credential: str = "c1",
+    agent: str = "legacy/1.0",
+    needs: tuple[str, ...] = ("fill state",),
+    left: str | None = None,
+    mode: str = "enforce",
+) -> Seen:
+    return credential, agent, "web", mode, needs, left
+
+
+def finished(**changes: Any) -> FinishedCall:
+    values: dict[str, Any] = {
+        "id": "1", "rule": "web", "mode": "enforce", "method": "PATCH", "path": "/", "address": "::1",
+        "request_id": None,
+        "user_agent": "legacy/1.0", "credential": "c1", "changes": (), "would_change": (), "needs": (),
+        "skipped": None, "error": None, "status": 202, "lookup": 0.0, "upstream": 0.0, "total": 0.0,
+        "attempts": 1, "conflict": False,
+    }  # fmt: skip
+    return FinishedCall(**(values | changes))
+
+
+def read(path: Path, days: int = 14, now: float = NOON) -> list[Caller]:
+    return callers_file.read(str(path), days, now)
+
+
+def agents(callers: Sequence[Caller]) -> list[str]:
+    return [caller.user_agent for caller in callers]
+
+
+async def patched(running: Running, agent: str, body: bytes = BODY, kind: str = "application/json") -> None:
+    async with running.client() as client:
+        headers = TOKEN | {"User-Agent": agent, "Content-Type": kind}
+        await client.patch(PARTICIPANT, content=body, headers=headers)
+
+
+# --- over sockets
+
+
+@pytest.mark.parametrize("mode", ["enforce", "shadow", "observe"])
+async def test_every_mode_tells_who_needs_what(mode: str, tmp_path: Path) -> None:
+    path = tmp_path / "callers.sqlite3"
+    async with (
+        mock() as upstream,
+        gateway(upstream.url, rule={"mode": mode}, callers={"path": str(path)}) as running,
+    ):
+        await patched(running, "legacy/1.0", kind="text/plain")
+        await patched(running, "legacy/1.0")
+        await patched(running, "modern/2.0", CONFORMING)
+
+    legacy, modern = callers_file.read(str(path), 1, time.time())
+    assert (legacy.user_agent, legacy.calls, legacy.needed) == ("legacy/1.0", 2, 2)
+    assert legacy.repairs == {"fill state": 2, "content_type": 1}
+    assert legacy.modes == {mode: 2}
+    assert legacy.rules == {"web-participant-state": 2}
+    assert legacy.accepted == (2 if mode == "enforce" else 0)
+    assert legacy.left == {}
+    assert legacy.last_need == legacy.last >= legacy.first
+    assert (modern.user_agent, modern.calls, modern.needed, modern.last_need) == ("modern/2.0", 1, 0, None)
+
+
+async def test_what_was_counted_outlives_a_restart_and_adds_up(tmp_path: Path) -> None:
+    path = tmp_path / "callers.sqlite3"
+    settings: dict[str, Any] = {"callers": {"path": str(path)}, "credentials": {"key": KEY}}
+    async with mock() as upstream:
+        for day, mode in enumerate(["observe", "enforce"]):
+            at = NOON - DAY + day * DAY
+            wall = partial(float, at)
+            async with gateway(upstream.url, rule={"mode": mode}, wall=wall, **settings) as running:
+                await patched(running, "legacy/1.0")
+
+    (caller,) = read(path, days=3)
+    assert (caller.calls, caller.needed, caller.first, caller.last) == (2, 2, NOON - DAY, NOON)
+    assert caller.modes == {"observe": 1, "enforce": 1}
+    assert [day.needed for day in caller.days] == [0, 1, 1]
+
+
+async def test_a_disk_that_fails_disturbs_no_call_is_told_once_and_loses_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "gone" / "callers.sqlite3"
+    async with (
+        mock() as upstream,
+        gateway(upstream.url, callers={"path": str(path)}) as running,
+    ):
+        callers = running.gateway.callers
+        assert callers is not None
+        callers._every = 0.01
+        await patched(running, "legacy/1.0")
+        await until(lambda: running.counts("gateway_callers_failures_total") > 2)
+        async with running.client() as client:
+            answer = await client.patch(
+                PARTICIPANT, content=BODY, headers=JSON | {"User-Agent": "legacy/1.0"}
+            )
+            assert answer.status_code == 202
+        path.parent.mkdir()
+        await until(path.exists)
+        await until(lambda: not callers._pending and callers._written is None)
+    said = [record.getMessage() for record in caplog.records if "callers.sqlite3" in record.getMessage()]
+    assert len([line for line in said if "calls go on, the report waits" in line]) == 1
+    assert sum(caller.calls for caller in callers_file.read(str(path), 1, NOON)) == 2
+
+
+# --- the observer
+
+
+def failed_since(counts: Counter[tuple[str, ...]], before: int) -> bool:
+    return counts["gateway_callers_failures_total",] > before
+
+
+class Full(CallersFile):
+    """A disk without room, until it has some."""
+
+    full = True
+
+    def add(self, batch: Any) -> None:
+        if self.full:
+            raise Unrecordable("no room")
+        super().add(batch)
+
+
+async def test_what_waits_for_a_full_disk_is_bounded_and_written_when_it_has_room(tmp_path: Path) -> None:
+    file = Full(str(tmp_path / "c.sqlite3"), 5)
+    counts: Counter[tuple[str, ...]] = Counter()
+    callers = Callers(file, lambda: NOON, counts, every=0.001)
+    for _ in range(3):
+        for number in range(50):
+            callers.saw(finished(credential=f"c{number}", needs=("content_type",)))
+        await until(partial(failed_since, counts, counts["gateway_callers_failures_total",]))
+        assert len(callers._pending) <= 6
+    file.full = False
+    await callers.end()
+
+    told = read(tmp_path / "c.sqlite3")
+    assert sum(caller.calls for caller in told) == 150
+    assert next(caller for caller in told if caller.credential == OTHERS).calls == 135
+
+
+async def test_a_fill_that_was_left_out_is_told_with_its_reason(tmp_path: Path) -> None:
+    callers = Callers(CallersFile(str(tmp_path / "c"), 5), lambda: NOON, Counter())
+    changed = ({"repair": "content_type", "before": None, "after": "application/json"},)
+    callers.saw(finished(changes=changed, skipped="state-not-allowed"))
+    callers.saw(finished(skipped="not-rejected", mode="on_reject"))
+    await callers.end()
+
+    (caller,) = read(tmp_path / "c")
+    assert (caller.calls, caller.needed) == (2, 1)
+    assert caller.left == {"state-not-allowed": 1}
+
+
+HOSTILE = [
+    "<img onerror=alert(1)>",
+    "\x1b[2J\x07",
+    "=cmd|' /C calc'!A0",
+    "\ud800",
+    "'; DROP TABLE callers;--",
+    "n\0ul",
+]
+
+
+@pytest.mark.parametrize("agent", HOSTILE, ids=range(len(HOSTILE)))
+async def test_a_hostile_user_agent_is_text_and_no_more(agent: str, tmp_path: Path) -> None:
+    callers = Callers(CallersFile(str(tmp_path / "c"), 5), lambda: NOON, Counter())
+    callers.saw(finished(user_agent=agent, needs=("content_type",)))
+    callers.saw(finished(user_agent=agent + "x" * 100_000, needs=("content_type",)))
+    await callers.end()
+
+    told = read(tmp_path / "c")
+    assert len(told) == 2
+    assert all(len(one.user_agent) <= 200 and one.user_agent.isprintable() for one in told)
+    assert all(line.isprintable() for line in report.table(told, stable=True))
+    cells = [row["user_agent"] for row in csv.DictReader(report.as_csv(told).splitlines())]
+    assert len(cells) == 2
+    assert not any(cell.startswith("=") for cell in cells)
+
+
+# --- the file
+
+
+def test_callers_are_bounded_and_those_the_upstream_accepts_outlast_a_flood(tmp_path: Path) -> None:
+    file = CallersFile(str(tmp_path / "c"), 10)
+    file.add({seen("real"): tallied(NOON - 9 * DAY)})
+    file.add({seen(f"junk{number}"): tallied(accepted=0) for number in range(200)})
+
+    told = read(tmp_path / "c")
+    assert len(told) == 10
+    assert "real" in {caller.credential for caller in told}
+    with sqlite3.connect(tmp_path / "c") as rows:
+        for table in ("days", "counts"):
+            (orphans,) = rows.execute(
+                f"SELECT count(*) FROM {table} WHERE caller NOT IN (SELECT id FROM callers)"
+            ).fetchone()
+            assert orphans == 0
+
+
+def test_one_credential_takes_no_more_than_its_share_of_user_agents(tmp_path: Path) -> None:
+    file = CallersFile(str(tmp_path / "c"), 1000)
+    for _ in range(2):
+        file.add({seen(agent=f"a{number}"): tallied() for number in range(100)})
+
+    told = read(tmp_path / "c")
+    assert len(told) == callers_file.AGENTS_KEPT + 1
+    others = next(caller for caller in told if caller.user_agent == OTHERS)
+    assert sum(caller.calls for caller in told) == 200
+    assert others.calls == 160
+
+
+def test_old_days_are_dropped(tmp_path: Path) -> None:
+    file = CallersFile(str(tmp_path / "c"), 10)
+    for day in range(60, -1, -1):
+        file.add({seen(): tallied(NOON - day * DAY)})
+
+    with sqlite3.connect(tmp_path / "c") as rows:
+        assert rows.execute("SELECT count(*) FROM days").fetchone() == (callers_file.DAYS_KEPT,)
+    (caller,) = read(tmp_path / "c")
+    assert caller.calls == 61
+
+
+def test_two_processes_add_to_one_file(tmp_path: Path) -> None:
+    one, other = (CallersFile(str(tmp_path / "c"), 10) for _ in range(2))
+    for file in (one, other, one):
+        file.add({seen(): tallied(calls=2)})
+
+    (caller,) = read(tmp_path / "c")
+    assert (caller.calls, caller.repairs) == (6, {"fill state": 6})
+
+
+def test_a_file_that_is_no_database_is_told_and_stays_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "c"
+    path.write_text("somebody's own file, and long enough to be looked at" * 100)
+    before = path.read_bytes()
+    with pytest.raises(Unrecordable, match="not a database"):
+        CallersFile(str(path), 10).add({seen(): tallied()})
+    with pytest.raises(Unrecordable, match="not a database"):
+        read(path)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full here")
+def test_after_a_failure_the_file_is_opened_anew(tmp_path: Path) -> None:
+    path = tmp_path / "c"
+    path.symlink_to("/dev/full")
+    file = CallersFile(str(path), 10)
+    with pytest.raises(Unrecordable):
+        file.add({seen(): tallied()})
+    path.unlink()
+    file.add({seen(): tallied()})
+
+    assert len(read(path)) == 1
+
+
+# --- gateway report
+
+CONFIG = """\
+upstream: {{url: "http://127.0.0.1:9"}}
+callers: {{path: "{path}"}}
+rules: []
+"""
+
+
+def reported(folder: Path, *options: str, more: str = "") -> tuple[int, str]:
+    config = folder / "config.yaml"
+    config.write_text(CONFIG.format(path=folder / "c") + more)
+    done = CliRunner().invoke(cli, ["report", "--config", str(config), *options])
+    return done.exit_code, done.output
+
+
+@pytest.fixture
+def known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr("gateway.cli.time.time", lambda: NOON)
+    file = CallersFile(str(tmp_path / "c"), 10)
+    file.add({seen("early", "cron/1"): tallied(NOON - 3 * DAY, 8)})
+    file.add({seen("late", "java/8", ("content_type", "fill state")): tallied(NOON - DAY, 3)})
+    file.add({seen("old", "perl/5"): tallied(NOON - 20 * DAY)})
+    file.add({seen("fine", "modern/2", ()): tallied(NOON, 70)})
+    return tmp_path
+
+
+def test_the_table_has_who_needs_it_the_last_first(known: Path) -> None:
+    code, said = reported(known, more=f"credentials: {{key: {KEY}}}\n")
+
+    lines = said.splitlines()
+    assert code == 0
+    assert lines[0] == "2 callers needed a repair in the last 14 days, of 4 known"
+    assert [line.split()[0] for line in lines[2:]] == ["CALLER", "late", "early"]
+    assert "content_type, fill state" in lines[3]
+    assert lines[4].endswith("··········█···")
+    assert report.UNSTABLE not in said
+
+
+def test_it_says_when_fingerprints_do_not_outlast_a_restart(known: Path) -> None:
+    assert report.UNSTABLE in reported(known)[1]
+    assert json.loads(reported(known, "--json")[1])["fingerprints_are_stable"] is False
+
+
+def test_fewer_days_leave_out_who_needed_it_before(known: Path) -> None:
+    assert reported(known, "--days", "2")[1].startswith("1 caller needed")
+    assert reported(known, "--days", "1")[1].startswith("nobody: in the last 1 days no call of 4 callers")
+
+
+def test_json_and_csv_have_everybody(known: Path) -> None:
+    told = json.loads(reported(known, "--json", more=f"credentials: {{key: {KEY}}}\n")[1])
+    rows = list(
+        csv.DictReader(reported(known, "--csv", more=f"credentials: {{key: {KEY}}}\n")[1].splitlines())
+    )
+
+    order = ["late", "early", "old", "fine"]
+    assert [one["credential"] for one in told["callers"]] == order
+    assert [row["credential"] for row in rows] == order
+    assert told["callers"][1]["trend"][10] == {"day": "2027-01-12", "calls": 8, "needed": 8}
+    assert rows[0]["repairs"] == "content_type=3; fill state=3"
+    assert rows[3]["last_need"] == ""
+
+
+def test_a_report_without_a_file_or_a_section_says_so(tmp_path: Path) -> None:
+    code, said = reported(tmp_path)
+    assert (code, "no gateway has written it" in said) == (1, True)
+    (tmp_path / "config.yaml").write_text("upstream: {url: 'http://127.0.0.1:9'}\n")
+    done = CliRunner().invoke(cli, ["report", "--config", str(tmp_path / "config.yaml")])
+    assert (done.exit_code, "no section callers" in done.output) == (1, True)
