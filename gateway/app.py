@@ -12,6 +12,7 @@ import ipaddress
 import logging
 import math
 import os
+import platform
 import secrets
 import signal
 import socket
@@ -28,12 +29,12 @@ from starlette.applications import Starlette
 from uvicorn.server import ServerState
 
 from gateway import __version__
-from gateway.admin import changes, health
+from gateway.admin import call_metrics, changes, health, process
 from gateway.admin.console import Console
 from gateway.admin.hosts import guarded
 from gateway.admin.line_writer import LineWriter
 from gateway.admin.log_lines import JsonLines, LineHandler, TextLines
-from gateway.admin.metrics import Counts, Gauge, MetricKey, Metrics
+from gateway.admin.metrics import Counts, Gauge, Histograms, MetricKey, Metrics, WatchedRule
 from gateway.admin.troubles import Troubles
 from gateway.audit.callers import Callers
 from gateway.audit.callers_file import CallersFile
@@ -121,6 +122,7 @@ class Gateway:
         was read before is not used: one of them may have passed by unnoticed (S3).
         """
         self.lifecycle.follow(Rules(settings.rules, settings.limits.max_body))
+        self.metrics.follow(watched_rules(settings))
         if writes_differ:
             await self.lookups.invalidate_after(None)
 
@@ -178,7 +180,7 @@ def build(
     without one the key lives with this gateway.
     """
     shown = certificates(settings)
-    counts = Counts()
+    counts, histograms = Counts(), Histograms()
     key = credential_key or _key(settings.credentials) or secrets.token_bytes(32)
     audit = parts.audit(
         settings.audit.path,
@@ -218,6 +220,7 @@ def build(
         sweeps=SweepRate(limits.unnamed_write_rate, limits.lock_timeout, clock),
         budget=budget,
         ignored=credentials.ignored,
+        timed=lambda ended, seconds: histograms["gateway_lookup_duration_seconds", ended].observe(seconds),
     )
     spools = parts.spools(max_body=limits.max_body, max_write=limits.max_write, timeout=limits.upload_timeout)
     callers = None
@@ -237,7 +240,7 @@ def build(
         refused,
         budget,
         spools,
-        observers,
+        (call_metrics.counted(counts, histograms), *observers),
     )
     troubles = parts.troubles(
         settings.upstream.url,
@@ -250,8 +253,16 @@ def build(
     lookups.on_pause = troubles.paused
     audit.on_turn = troubles.audit_turned
     metrics = Metrics(
-        counts, {"gateway_refusals_total": stats.refused, "gateway_aborts_total": stats.aborted}
+        counts,
+        {"gateway_refusals_total": stats.refused, "gateway_aborts_total": stats.aborted},
+        histograms,
     )
+    metrics.follow(watched_rules(settings))
+    metrics.measure(process.readings())
+    metrics.measure({("gateway_build_info", __version__, platform.python_version()): lambda: 1})
+    audit.on_write = histograms["gateway_audit_write_seconds",].observe
+    if isinstance(locks, MemoryLocks):
+        locks.on_waited = histograms["gateway_lock_wait_seconds",].observe
     metrics.measure(gauges(transport, store, locks, audit))
     metrics.measure({("gateway_access_lines_lost",): lambda: 0 if access is None else access.lost})
     metrics.measure({("gateway_buffered_bytes",): lambda: budget.held + unsent.held})
@@ -396,16 +407,27 @@ def gauges(transport: Transport, store: Store, locks: Locks, audit: AuditLog) ->
     """
     found: dict[MetricKey, Gauge] = {
         ("gateway_locked_conversations",): lambda: len(locks),
-        ("gateway_audit_lines_lost",): lambda: audit.lost,
+        ("gateway_audit_lines_total",): lambda: audit.written,
+        ("gateway_audit_lines_lost_total",): lambda: audit.lost_in_all,
+        ("gateway_audit_failures_total",): lambda: audit.failures,
+        ("gateway_audit_failing",): lambda: float(audit.problem is not None),
     }
     if isinstance(transport, Pool):
         found["gateway_upstream_connections", "idle"] = lambda: transport.idle
         found["gateway_upstream_connections", "open"] = lambda: transport.size
         found["gateway_upstream_waiting",] = lambda: transport.waiting
     if isinstance(store, MemoryStore):
+        found["gateway_store_bytes",] = lambda: store.bytes
         for number, table in enumerate(Sizes._fields):
             found["gateway_store_entries", table] = partial(_size, store, number)
     return found
+
+
+def watched_rules(settings: Settings) -> list[WatchedRule]:
+    return [
+        WatchedRule(rule.name, rule.match.method, rule.mode, tuple(repair.type for repair in rule.repairs))
+        for rule in settings.rules
+    ]
 
 
 def server_gauges(state: ServerState, stats: ServerStats) -> dict[MetricKey, Gauge]:

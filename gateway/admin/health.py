@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from gateway.admin.exposition import OPENMETRICS, TEXT, exposition, wants_openmetrics
 from gateway.admin.metrics import Metrics
 
 # Each says what is wrong, or None.
@@ -30,6 +31,19 @@ def build(checks: Checks, metrics: Metrics) -> Starlette:
         )
 
     async def counted(_: Request) -> Response:
-        return JSONResponse({sample.name: sample.value for sample in metrics.samples()})
+        found = (sample for sample in metrics.samples() if sample.counted)
+        return JSONResponse({sample.name: sample.value for sample in found})
 
-    return Starlette(routes=[Route("/healthz", healthz), Route("/readyz", readyz), Route("/counts", counted)])
+    async def scraped(request: Request) -> Response:
+        openmetrics = wants_openmetrics(",".join(request.headers.getlist("accept")))
+        headers = {"Content-Type": OPENMETRICS if openmetrics else TEXT, "Vary": "Accept"}
+        return Response(exposition(metrics, openmetrics=openmetrics), headers=headers)
+
+    return Starlette(
+        routes=[
+            Route("/healthz", healthz),
+            Route("/readyz", readyz),
+            Route("/counts", counted),
+            Route("/metrics", scraped),
+        ]
+    )

@@ -1,14 +1,18 @@
 """
 Everything that is counted or measured, in one table. To add a metric: its row in METRICS, and its count
 where it happens (`counts["gateway_…_total", "label value"] += 1`), or its reading in app.py if it is a
-gauge.
+gauge. exposition.py writes them as Prometheus reads them.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import product
 from typing import Literal, NamedTuple, TypeAlias
+
+from gateway import errors
 
 # A metric's name, then the values of its labels: `counts["gateway_refills_total",]` has none.
 MetricKey: TypeAlias = tuple[str, ...]
@@ -17,27 +21,102 @@ Gauge: TypeAlias = Callable[[], float]
 
 class Metric(NamedTuple):
     """
-    Named as Prometheus wants it. `labels` has the values that each may have; none listed: the names of
-    errors. They are few: never an id, a path or a caller.
+    Named as Prometheus wants it. `labels` has the values that each may have; none listed: the rules', or
+    what the code has words for. They are few: never an id, a path or a caller. `buckets` are upper bounds.
     """
 
     name: str
-    kind: Literal["counter", "gauge"]
+    kind: Literal["counter", "gauge", "histogram"]
     help: str
     labels: Mapping[str, tuple[str, ...]] = {}
+    buckets: tuple[float, ...] = ()
+
+
+class WatchedRule(NamedTuple):
+    """What a rule's series are labelled with, so that they are there before its first call."""
+
+    name: str
+    method: str
+    mode: str
+    repairs: tuple[str, ...]
 
 
 # Of values that calls wanted: cached, waited for with another call (coalesced), or held back by a pause. Of
-# GETs: sent, answered 304 (revalidated), in disagreement with the last accepted value. And clients' own
-# GETs kept.
-RESULTS = ("cached", "coalesced", "held_back", "sent", "revalidated", "disagreed", "learned")
+# GETs: sent, answered 304 (revalidated), refused, without a usable reply (failed), in disagreement with the
+# last accepted value. And clients' own GETs kept.
+RESULTS = (
+    "cached", "coalesced", "held_back", "sent", "revalidated", "refused", "failed", "disagreed", "learned",
+)  # fmt: skip
+ENDED = ("read", "revalidated", "refused", "failed")
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT", "TRACE", "other")
+STATUSES = ("1xx", "2xx", "3xx", "4xx", "5xx", "none")
+MODES = ("observe", "shadow", "enforce", "on_reject")
+# What became of a rewrite: the reply's status was below 400, 4xx, or another or none. Or it was only worked
+# out.
+REWRITTEN = ("accepted", "refused", "failed", "not_sent")
+UNMATCHED = "none"
+# From 100 µs, which is what a call costs here, to the time for which a call may wait.
+SECONDS = (
+    0.0001,
+    0.00025,
+    0.0005,
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+)
 ABORTS = (
     "application-error", "body-rate", "body-timeout", "cancelled", "stalled", "tunnel", "write-rate",
     "write-timeout",
 )  # fmt: skip
 TABLES = ("readings", "generations", "accepted", "pauses")
 
+
+def _leaves(error: type[errors.GatewayError]) -> Iterator[str]:
+    below = error.__subclasses__()
+    if not below:
+        yield error.slug()
+    for one in below:
+        yield from _leaves(one)
+
+
+REFUSALS = tuple(sorted(_leaves(errors.GatewayError)))
+
 METRICS: tuple[Metric, ...] = (
+    Metric(
+        "gateway_requests_total",
+        "counter",
+        "Requests that are over, by the class of the status that their client got.",
+        {"rule": (), "method": METHODS, "status": STATUSES},
+    ),
+    Metric(
+        "gateway_rewrites_total",
+        "counter",
+        "Repairs of matched calls, made or only found to be needed.",
+        {"rule": (), "repair": (), "mode": MODES, "result": REWRITTEN},
+    ),
+    Metric(
+        "gateway_skips_total",
+        "counter",
+        "Matched calls that went on without a repair, or without one of theirs.",
+        {"rule": (), "reason": ()},
+    ),
+    Metric(
+        "gateway_added_latency_seconds",
+        "histogram",
+        "Time that a matched call took beside its wait for the upstream's answer to it.",
+        {"rule": ()},
+        SECONDS,
+    ),
     Metric("gateway_matched_calls_total", "counter", "Calls that a rule matched, when they are over."),
     Metric(
         "gateway_forwards_total", "counter", "Matched calls the upstream answered.", {"filled": ("yes", "no")}
@@ -51,9 +130,28 @@ METRICS: tuple[Metric, ...] = (
         {"result": ("right", "wrong", "unreported")},
     ),
     Metric("gateway_lookups_total", "counter", "What became of look-ups.", {"result": RESULTS}),
+    Metric(
+        "gateway_lookup_duration_seconds",
+        "histogram",
+        "Time that a GET for a value took, by how it ended.",
+        {"result": ENDED},
+        SECONDS,
+    ),
+    Metric(
+        "gateway_lock_wait_seconds",
+        "histogram",
+        "Time that calls waited for their conversation's lock, of those that had to.",
+        {},
+        SECONDS,
+    ),
+    Metric(
+        "gateway_invalidations_total", "counter", "Times that what was read of a conversation was dropped."
+    ),
     Metric("gateway_sweeps_total", "counter", "Writes that made what was read of all conversations useless."),
     Metric("gateway_lookup_pauses_total", "counter", "Times that a 429 paused a caller's look-ups."),
-    Metric("gateway_refusals_total", "counter", "Requests that the gateway answered itself.", {"cause": ()}),
+    Metric(
+        "gateway_refusals_total", "counter", "Requests that the gateway answered itself.", {"cause": REFUSALS}
+    ),
     Metric("gateway_aborts_total", "counter", "Client connections cut off.", {"cause": ABORTS}),
     Metric(
         "gateway_reloads_total",
@@ -88,9 +186,30 @@ METRICS: tuple[Metric, ...] = (
     Metric("gateway_store_failures_total", "counter", "Times that the store could not be asked or told."),
     Metric("gateway_locked_conversations", "gauge", "Conversations that a call has locked or waits for."),
     Metric("gateway_access_lines_lost", "gauge", "Lines of the access log that were dropped."),
-    Metric("gateway_audit_lines_lost", "gauge", "Lines lost since the audit log last could be written."),
+    Metric("gateway_store_bytes", "gauge", "Bytes that the readings in memory are taken to need."),
+    Metric("gateway_audit_lines_total", "counter", "Lines that are on the audit log."),
+    Metric(
+        "gateway_audit_lines_lost_total", "counter", "Lines that are not, of those a call went on without."
+    ),
+    Metric("gateway_audit_failures_total", "counter", "Writes of the audit log that failed."),
+    Metric("gateway_audit_failing", "gauge", "1 while the audit log cannot be written, else 0."),
+    Metric(
+        "gateway_audit_write_seconds",
+        "histogram",
+        "Time that a write of the audit log took, without its sync.",
+        {},
+        SECONDS,
+    ),
+    Metric("gateway_rule_info", "gauge", "1 for the mode that a rule has.", {"rule": (), "mode": MODES}),
+    Metric("gateway_build_info", "gauge", "1, for what is running.", {"version": (), "python": ()}),
+    Metric("process_cpu_seconds_total", "counter", "Seconds of CPU time that the process has used."),
+    Metric("process_resident_memory_bytes", "gauge", "Bytes of memory that the process has (Linux)."),
+    Metric("process_open_fds", "gauge", "File descriptors that the process has open (Linux)."),
+    Metric("process_max_fds", "gauge", "File descriptors that the process may have open."),
+    Metric("process_start_time_seconds", "gauge", "When the process began, in Unix seconds (Linux)."),
 )
 _DECLARED = {metric.name: metric for metric in METRICS}
+_ORDER = {name: number for number, name in enumerate(_DECLARED)}
 
 
 class Counts(Counter[MetricKey]):
@@ -101,10 +220,38 @@ class Counts(Counter[MetricKey]):
         return 0
 
 
+class Histogram:
+    """Counts values by the bucket that they fall in."""
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = 0.0
+
+    def observe(self, value: float) -> None:
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+
+class Histograms(dict[MetricKey, Histogram]):
+    """As Counts: `histograms["gateway_…_seconds", "label value"].observe(seconds)`."""
+
+    def __missing__(self, key: MetricKey) -> Histogram:
+        histogram = self[key] = Histogram(_declared(key, "histogram").buckets)
+        return histogram
+
+
 class Sample(NamedTuple):
     metric: Metric
     labels: tuple[str, ...]
     value: float
+
+    @property
+    def counted(self) -> bool:
+        """Whether there is more to say than that it has not happened."""
+        return bool(self.value) or self.metric.kind == "gauge" or not self.labels
 
     @property
     def name(self) -> str:
@@ -120,7 +267,9 @@ class Metrics:
     where a metric stands there and in `counts`, it is the sum.
     """
 
-    def __init__(self, counts: Counts, tallies: Mapping[str, Counter[str]]) -> None:
+    def __init__(
+        self, counts: Counts, tallies: Mapping[str, Counter[str]], histograms: Histograms | None = None
+    ) -> None:
         """Raises ValueError for a tally that METRICS does not declare."""
         for name in tallies:
             metric = _DECLARED.get(name)
@@ -128,33 +277,69 @@ class Metrics:
                 raise ValueError(f"METRICS declares no counter {name} with one label")
         self._counts = counts
         self._tallies = tallies
-        self._gauges: dict[MetricKey, Gauge] = {}
+        self.histograms = Histograms() if histograms is None else histograms
+        self._readings: dict[MetricKey, Gauge] = {}
+        self.follow(())
 
-    def measure(self, gauges: Mapping[MetricKey, Gauge]) -> None:
-        """Adds these to what is exposed. Raises ValueError for one that METRICS does not declare."""
-        for key in gauges:
-            _declared(key, "gauge")
-        self._gauges |= gauges
+    def measure(self, readings: Mapping[MetricKey, Gauge]) -> None:
+        """
+        Adds these to what is exposed: gauges, and counters that a part keeps. Raises ValueError for one that
+        METRICS does not declare.
+        """
+        for key in readings:
+            _declared(key, "gauge", "counter")
+        self._readings |= readings
+
+    def follow(self, rules: Sequence[WatchedRule]) -> None:
+        """The series of these rules are there from now on, whether or not there is a call."""
+        first = {key for metric in METRICS for key in _first(metric, rules)}
+        self._first: dict[MetricKey, float] = {key: 0 for key in first if _kind(key) == "counter"}
+        for key in first:
+            if _kind(key) == "histogram":
+                self.histograms[key]
+        self._modes: dict[MetricKey, float] = {
+            ("gateway_rule_info", rule.name, rule.mode): 1.0 for rule in rules
+        }
 
     def samples(self) -> Iterator[Sample]:
-        """In the order of METRICS; a counter without labels is there from the start."""
-        values: dict[MetricKey, float] = {
-            (metric.name,): 0 for metric in METRICS if metric.kind == "counter" and not metric.labels
-        }
-        values |= self._counts
+        """Counters and gauges, in the order of METRICS."""
+        values: dict[MetricKey, float] = self._first | self._counts
         for name, tally in self._tallies.items():
             for label, count in tally.items():
                 values[name, label] = values.get((name, label), 0) + count
-        values |= {key: gauge() for key, gauge in self._gauges.items()}
-        for metric in METRICS:
-            for key in sorted(key for key in values if key[0] == metric.name):
-                yield Sample(metric, key[1:], values[key])
+        values |= {key: reading() for key, reading in self._readings.items()}
+        values |= self._modes
+        for key in sorted(values, key=lambda key: (_ORDER[key[0]], key)):
+            yield Sample(_DECLARED[key[0]], key[1:], values[key])
 
 
-def _declared(key: MetricKey, kind: str) -> None:
+def _kind(key: MetricKey) -> str:
+    return _DECLARED[key[0]].kind
+
+
+def _first(metric: Metric, rules: Sequence[WatchedRule]) -> Iterator[MetricKey]:
+    """The keys of a counter or histogram that are known beforehand."""
+    if metric.kind == "gauge":
+        return
+    if "rule" not in metric.labels:
+        yield from product((metric.name,), *metric.labels.values())
+        return
+    for rule in rules:
+        own = {"rule": (rule.name,), "method": (rule.method,), "mode": (rule.mode,), "repair": rule.repairs}
+        values = [own.get(label, declared) for label, declared in metric.labels.items()]
+        yield from product((metric.name,), *values)
+    if "method" in metric.labels:
+        yield from product(
+            (metric.name,), (UNMATCHED,), *[v for k, v in metric.labels.items() if k != "rule"]
+        )
+
+
+def _declared(key: MetricKey, *kinds: str) -> Metric:
     metric = _DECLARED.get(key[0])
-    if metric is None or metric.kind != kind or len(metric.labels) != len(key) - 1:
-        raise ValueError(f"METRICS declares no {kind} {key}")
+    said = " or ".join(kinds)
+    if metric is None or metric.kind not in kinds or len(metric.labels) != len(key) - 1:
+        raise ValueError(f"METRICS declares no {said} {key}")
     for (label, values), value in zip(metric.labels.items(), key[1:], strict=True):
         if values and value not in values:
-            raise ValueError(f"METRICS declares no {kind} {key}: {label} is one of {', '.join(values)}")
+            raise ValueError(f"METRICS declares no {said} {key}: {label} is one of {', '.join(values)}")
+    return metric

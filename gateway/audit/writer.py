@@ -103,7 +103,10 @@ class AuditLog:
         self._second = -1
         self._millisecond = -1
         self._stamp = self._said = ""
-        self.lost = 0
+        self.lost = 0  # since the log last could be written
+        self.lost_in_all = self.written = self.failures = 0
+        # Told the seconds that a write took, by the thread where the log waits.
+        self.on_write: Callable[[float], None] = lambda seconds: None
         self.problem: str | None = None
         # Told when the log begins to fail, and when it is well again: with what is wrong, and how many lines
         # it lost.
@@ -230,9 +233,13 @@ class AuditLog:
         """The thread has not come back in time: nothing waits for it any more."""
         return self._writing is not None and self._writing.problem is not None
 
+    def _lose(self, lines: int) -> None:
+        self.lost += lines
+        self.lost_in_all += lines
+
     def _spare(self, *lines: bytes) -> None:
         if self._stuck:
-            self.lost += len(lines)
+            self._lose(len(lines))
             return
         self._batch.lines.extend(lines)
         self._batch.spare += len(lines)
@@ -261,7 +268,7 @@ class AuditLog:
         late, self._batch = self._batch, Batch([])
         self._turn(f"the audit log {self._path} cannot be written: it took longer than audit.timeout")
         due.problem = late.problem = self.problem
-        self.lost += late.spare
+        self._lose(late.spare)
         due.end()
         late.end()
 
@@ -270,7 +277,7 @@ class AuditLog:
         timer.cancel()
         self._writing = None
         if problem is not None:
-            self.lost += due.spare
+            self._lose(due.spare)
             due.problem = problem.detail
             self._turn(due.problem)
         else:
@@ -290,6 +297,7 @@ class AuditLog:
             try:
                 self._sync(self._file)
             except OSError as error:
+                self.failures += 1
                 raise Unrecordable(
                     f"the audit log {self._path} cannot be synced: {error.strerror or error}"
                 ) from error
@@ -329,7 +337,7 @@ class AuditLog:
         try:
             self._write(line, now, 0.0)
         except Unrecordable as error:
-            self.lost += lost
+            self._lose(lost)
             self._turn(error.detail)
             raise
         if self.problem is not None:
@@ -344,12 +352,14 @@ class AuditLog:
 
     def _write(self, line: bytes, now: float, patience: float) -> None:
         """`patience`: the seconds in which what is no file may take it. Raises Unrecordable."""
+        began = time.perf_counter()
         try:
             if self._file is None or self._moved(now):
                 self._open()
             assert self._file is not None
             if not line:
                 return
+            lines = line.count(b"\n")
             if self._half_line:
                 line = b"\n" + line
             if self._regular:
@@ -362,10 +372,16 @@ class AuditLog:
                 for piece in pieces(line, select.PIPE_BUF):
                     self._write_piece(self._file, piece, until)
         except OSError as error:
+            self.failures += 1
             raise Unrecordable(
                 f"the audit log {self._path} cannot be written: {error.strerror or error}"
             ) from error
+        except Unrecordable:
+            self.failures += 1
+            raise
         self._half_line = False
+        self.written += lines
+        self.on_write(time.perf_counter() - began)
 
     def _write_piece(self, file: int, piece: bytes, until: float) -> None:
         """So much at a time as a pipe that is ready takes without waiting, should it be one that blocks."""

@@ -106,6 +106,7 @@ class Client:
     """One call's client."""
 
     started = False
+    status: int | None = None  # that the client got
     _ahead = b""
     _whole = False
     _spooled: Callable[[], AsyncIterator[bytes]] | None = None
@@ -181,6 +182,7 @@ class Client:
         with _fields_that_can_be_sent():
             stream = self._request.switch(headers)
         self.started = True
+        self.status = 101
         return stream
 
     @property
@@ -314,7 +316,9 @@ class Client:
             self.started = self._request.respond(status, headers, body, extra_headers)
         except ValueError as error:
             raise InvalidReply(UNWRITABLE, evidence=str(error).encode()) from error
-        if not self.started:
+        if self.started:
+            self.status = status
+        else:
             self.cancel_on_disconnect()
             await self._start(status, headers, extra_headers)
             await self._request.write(body, False)
@@ -323,6 +327,7 @@ class Client:
         with _fields_that_can_be_sent():
             await self._request.start(status, headers, extra_headers)
         self.started = True
+        self.status = status
 
     async def refuse(self, error: GatewayError, headers: Headers = ()) -> None:
         status, extra_headers, body = problem(error, self.told_id)

@@ -45,6 +45,13 @@ from gateway.upstream.reply import Reply
 HOLD_PATIENCE = 2.0  # seconds in which a small reply is waited for, so that it is whole or an error
 
 
+# As requests are counted: methods beside these are `other`.
+METHODS = {
+    name: name for name in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT", "TRACE")
+}
+STATUSES = {1: "1xx", 2: "2xx", 3: "3xx", 4: "4xx", 5: "5xx"}
+
+
 def _nobody(address: str) -> bool:
     return False
 
@@ -104,6 +111,7 @@ class Lifecycle:
         rules = self._rules
         head = request.headers.derived(self._head, self._trusts(request.address), request.version)
         client = Client(request, head, self._budget, self._credentials.caller_of)
+        rule = "none"
         try:
             if head.dropped:
                 self._counts["gateway_fields_dropped_total",] += head.dropped
@@ -113,6 +121,7 @@ class Lifecycle:
             if route is None:
                 await self._passthrough.carry(client, rules)
             else:
+                rule = route.rule.name
                 await self._serve_matched(client, route, rules)
         except GatewayError as error:
             self._count(error, client)
@@ -124,6 +133,9 @@ class Lifecycle:
             self._counts["gateway_clients_gone_total",] += 1
         finally:
             client.release()
+            method, status = METHODS.get(client.method.upper(), "other"), client.status
+            said = "none" if status is None else STATUSES.get(status // 100, "none")
+            self._counts["gateway_requests_total", rule, method, said] += 1
 
     async def _serve_matched(self, client: Client, route: RouteMatch, rules: Rules) -> None:
         query = self._credentials.carried_query(client.target) if client.path != client.target else b""

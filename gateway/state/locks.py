@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, deque
+from collections.abc import Callable
 from types import TracebackType
 from typing import TypeAlias
 
@@ -59,6 +60,8 @@ class MemoryLocks:
         self._timeout = timeout
         self._max_waiting = max_waiting
         self._entries: dict[str, _Entry] = {}
+        # Told the seconds that a call had to wait, whether or not it then had the lock.
+        self.on_waited: Callable[[float], None] = lambda seconds: None
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -97,7 +100,9 @@ class MemoryLocks:
         queue = waiting.setdefault(caller, deque())
         if len(queue) >= self._max_waiting:
             raise LockBusy(f"{len(queue)} calls of this caller wait for the conversation's lock")
-        granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        granted: asyncio.Future[None] = loop.create_future()
         waiter = (exclusive, granted)
         queue.append(waiter)
         try:
@@ -115,6 +120,8 @@ class MemoryLocks:
             if isinstance(error, TimeoutError):
                 raise LockTimeout(f"it waited {self._timeout:g} s for the conversation's lock") from error
             raise
+        finally:
+            self.on_waited(loop.time() - began)
 
     def _release(self, conversation: str, exclusive: bool) -> None:
         entry = self._entries[conversation]

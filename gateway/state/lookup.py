@@ -216,10 +216,11 @@ class Lookups:
         sweeps: SweepRate,
         budget: Budget,
         ignored: Container[bytes],
+        timed: Callable[[str, float], None] = lambda ended, seconds: None,
     ) -> None:
         """
         `wall` gives Unix seconds; `max_body` in bytes, `max_pause` in seconds. `ignored`: fields in which the
-        calls of one key may differ.
+        calls of one key may differ. `timed` is told of each GET how it ended, and its seconds.
         """
         self._store = store
         self._sweeps = sweeps
@@ -233,6 +234,7 @@ class Lookups:
         self.on_pause: Callable[[float], None] | None = None
         self._budget = budget
         self._ignored = ignored
+        self._timed = timed
         self._in_flight: dict[Key, _InFlight] = {}  # of each key the one that may be joined
         self._tasks: set[asyncio.Task[_Found]] = set()  # all look-ups that are under way
         # A reading serves all its participants.
@@ -475,17 +477,32 @@ class Lookups:
 
     async def _get(self, request: LookupRequest, view: View) -> _Found:
         self._counts["gateway_lookups_total", "sent"] += 1
-        fill = request.target.fill
+        began = self.now()
+        ended = "failed"
         try:
-            async with asyncio.timeout(fill.lookup_timeout):
-                reading = await self._read(request, view)
-        except TimeoutError as error:
-            limit = f"{fill.lookup_timeout:g} s"
-            raise ReadTimeout(f"the look-up took longer than lookup_timeout ({limit})") from error
+            reading = await self._read_in_time(request, view)
+            # A 304 leaves the very body that was kept.
+            ended = "revalidated" if view.reading and reading.body is view.reading.body else "read"
+        except LookupRefused:
+            ended = "refused"
+            raise
+        finally:
+            if ended in {"refused", "failed"}:
+                self._counts["gateway_lookups_total", ended] += 1
+            self._timed(ended, self.now() - began)
         found = _Found(reading, "lookup", self.now())
         if reading.shared:
             await self._put(request.key, reading)
         return found
+
+    async def _read_in_time(self, request: LookupRequest, view: View) -> Reading:
+        fill = request.target.fill
+        try:
+            async with asyncio.timeout(fill.lookup_timeout):
+                return await self._read(request, view)
+        except TimeoutError as error:
+            limit = f"{fill.lookup_timeout:g} s"
+            raise ReadTimeout(f"the look-up took longer than lookup_timeout ({limit})") from error
 
     async def _read(self, request: LookupRequest, view: View) -> Reading:
         key, kept = request.key, view.reading
@@ -671,6 +688,8 @@ class Lookups:
         if conversation is None:
             self._all_invalidated_at = self.now()
             self._counts["gateway_sweeps_total",] += 1
+        else:
+            self._counts["gateway_invalidations_total",] += 1
         try:
             await self._store.invalidate(conversation)
         except StoreUnavailable:

@@ -146,6 +146,11 @@ class MemoryStore:
     def sizes(self) -> Sizes:
         return Sizes(len(self._readings), len(self._generations), len(self._accepted), len(self._pauses))
 
+    @property
+    def bytes(self) -> int:
+        """That the readings are taken to need."""
+        return self._bytes
+
     async def close(self) -> None:
         """Nothing is open."""
 

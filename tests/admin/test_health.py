@@ -106,7 +106,7 @@ async def test_a_reply_that_names_another_state_is_counted_as_a_conflict() -> No
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/metrics-not-yet", "/healthz/", "/readyz/x", "/%2e%2e/healthz", CONVERSATION]
+    "path", ["/", "/metrics/", "/healthz/", "/readyz/x", "/%2e%2e/healthz", CONVERSATION]
 )
 async def test_the_operators_side_serves_nothing_else_and_forwards_nothing(path: str) -> None:
     async with mock() as upstream, gateway(upstream.url) as running, running.admin() as admin:
@@ -124,8 +124,8 @@ async def test_the_operators_pages_are_not_on_the_clients_port(tmp_path: Path) -
         running.client() as client,
         running.admin() as admin,
     ):
-        for path in ("/healthz", "/readyz", "/counts"):
+        for path in ("/healthz", "/readyz", "/counts", "/metrics"):
             assert (await admin.get(path)).status_code == 200
             assert (await client.get(path)).status_code == 404
         targets = [entry.target for entry in upstream.ledger.entries]
-        assert targets == [b"/healthz", b"/readyz", b"/counts"]
+        assert targets == [b"/healthz", b"/readyz", b"/counts", b"/metrics"]

@@ -9,8 +9,7 @@ import pytest
 
 from gateway import app
 from gateway.admin.metrics import METRICS, Counts, Metrics
-from gateway.config import Settings
-from tests.support.gateways import BODY, PARTICIPANT, TOKEN, gateway
+from tests.support.gateways import BODY, PARTICIPANT, TOKEN, gateway, settings
 from tests.support.house import MODULES
 from tests.support.mocking import mock
 
@@ -18,7 +17,7 @@ from tests.support.mocking import mock
 def test_each_metric_is_named_and_explained_as_prometheus_wants_it() -> None:
     assert len({metric.name for metric in METRICS}) == len(METRICS)
     for metric in METRICS:
-        assert re.fullmatch(r"gateway(_[a-z]+)+", metric.name)
+        assert re.fullmatch(r"(gateway|process)(_[a-z]+)+", metric.name)
         assert metric.name.endswith("_total") is (metric.kind == "counter"), metric.name
         assert metric.help.endswith("."), metric.name
         assert len(metric.help) > 20
@@ -26,9 +25,10 @@ def test_each_metric_is_named_and_explained_as_prometheus_wants_it() -> None:
 
 def test_every_name_in_the_code_is_declared_and_every_counter_is_counted_somewhere() -> None:
     elsewhere = [path.read_text("utf-8") for name, path in MODULES.items() if name != "admin/metrics"]
-    named = set(re.findall(r'"(gateway_[a-z_]+)"', "".join(elsewhere)))
+    named = set(re.findall(r'"(gateway_[a-z_]+|process_[a-z]+_[a-z_]+)"', "".join(elsewhere)))
 
-    assert named == {metric.name for metric in METRICS}
+    # The rules' modes are read where the rules are followed.
+    assert named | {"gateway_rule_info"} == {metric.name for metric in METRICS}
 
 
 @pytest.mark.parametrize(
@@ -50,8 +50,10 @@ def test_a_gauge_is_no_counter_and_a_counter_no_gauge() -> None:
     metrics = Metrics(Counts(), {})
     with pytest.raises(ValueError, match="declares no counter"):
         Counts()["gateway_upstream_waiting",] += 1
-    with pytest.raises(ValueError, match="declares no gauge"):
-        metrics.measure({("gateway_refills_total",): lambda: 1})
+    with pytest.raises(ValueError, match="declares no gauge or counter"):
+        metrics.measure({("gateway_lock_wait_seconds",): lambda: 1})
+    with pytest.raises(ValueError, match="declares no histogram"):
+        metrics.histograms["gateway_refills_total",].observe(1)
     with pytest.raises(ValueError, match="declares no counter"):
         Metrics(Counts(), {"gateway_nonsense_total": Counter()})
 
@@ -60,7 +62,7 @@ def test_what_two_rooms_count_is_one_sum() -> None:
     counts = Counts({("gateway_refusals_total", "overloaded"): 2})
     metrics = Metrics(counts, {"gateway_refusals_total": Counter(overloaded=3, other=1)})
 
-    found = {sample.name: sample.value for sample in metrics.samples() if sample.labels}
+    found = {sample.name: sample.value for sample in metrics.samples() if sample.labels and sample.value}
     assert found == {
         'gateway_refusals_total{cause="other"}': 1,
         'gateway_refusals_total{cause="overloaded"}': 5,
@@ -69,20 +71,13 @@ def test_what_two_rooms_count_is_one_sum() -> None:
 
 async def test_a_running_gateway_has_every_gauge(tmp_path_factory: pytest.TempPathFactory) -> None:
     audit = tmp_path_factory.mktemp("audit") / "rewrites.jsonl"
-    settings = Settings.model_validate(
-        {
-            "listen": {"port": 0},
-            "admin": {"port": 0},
-            "upstream": {"url": "http://127.0.0.1:9"},
-            "audit": {"path": str(audit)},
-        }
-    )
-    built = app.build(settings)
-    async with app.running(settings, built):
+    chosen = settings("http://127.0.0.1:9", str(audit), listen={"port": 0}, admin={"port": 0})
+    built = app.build(chosen)
+    async with app.running(chosen, built):
         there = {sample.metric.name for sample in built.metrics.samples()}
 
     assert there >= {metric.name for metric in METRICS if metric.kind == "gauge"}
-    assert there >= {metric.name for metric in METRICS if not metric.labels}
+    assert there >= {metric.name for metric in METRICS if not metric.labels and metric.kind != "histogram"}
 
 
 async def test_the_server_s_own_refusals_are_among_the_counts() -> None:

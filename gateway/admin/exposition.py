@@ -1,0 +1,79 @@
+"""
+The metrics as Prometheus reads them: its text format 0.0.4, or OpenMetrics 1.0.0 for who asks for that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import accumulate, groupby
+
+from gateway.admin.metrics import METRICS, Histograms, Metric, Metrics, Sample
+
+TEXT = "text/plain; version=0.0.4; charset=utf-8"
+OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+
+
+def wants_openmetrics(accept: str) -> bool:
+    """Whether an Accept field prefers it to the text format (RFC 9110 section 12.5.1)."""
+    quality = {"application/openmetrics-text": 0.0, "text/plain": 0.0}
+    for one in accept.split(","):
+        media_type, *parameters = (part.strip().lower() for part in one.split(";"))
+        given = dict(part.partition("=")[::2] for part in parameters)
+        if media_type in quality and given.get("version", "1.0.0") in {"1.0.0", "0.0.4"}:
+            try:
+                quality[media_type] = max(quality[media_type], float(given.get("q", "1")))
+            except ValueError:
+                continue
+    return quality["application/openmetrics-text"] > quality["text/plain"]
+
+
+def exposition(metrics: Metrics, *, openmetrics: bool) -> str:
+    by_metric = {name: list(found) for name, found in groupby(metrics.samples(), lambda one: one.metric.name)}
+    lines: list[str] = []
+    for metric in METRICS:
+        if metric.kind == "histogram":
+            found = list(_histograms(metric, metrics.histograms))
+        else:
+            found = list(_plain(metric, by_metric.get(metric.name, ())))
+        if found:
+            # OpenMetrics names a counter without the `_total` of its sample.
+            family = metric.name.removesuffix("_total") if openmetrics else metric.name
+            lines += [
+                f"# HELP {family} {_help(metric.help, openmetrics)}",
+                f"# TYPE {family} {metric.kind}",
+                *found,
+            ]
+    if openmetrics:
+        lines.append("# EOF")
+    return "\n".join(lines) + "\n"
+
+
+def _plain(metric: Metric, samples: Iterable[Sample]) -> Iterator[str]:
+    for sample in samples:
+        yield _line(metric.name, dict(zip(metric.labels, sample.labels, strict=True)), sample.value)
+
+
+def _histograms(metric: Metric, histograms: Histograms) -> Iterator[str]:
+    for key in sorted(key for key in histograms if key[0] == metric.name):
+        histogram = histograms[key]
+        labels = dict(zip(metric.labels, key[1:], strict=True))
+        bounds = [*map(repr, histogram.bounds), "+Inf"]
+        counts = list(accumulate(histogram.counts))
+        for bound, count in zip(bounds, counts, strict=True):
+            yield _line(f"{metric.name}_bucket", labels | {"le": bound}, count)
+        yield _line(f"{metric.name}_sum", labels, histogram.total)
+        yield _line(f"{metric.name}_count", labels, counts[-1])
+
+
+def _line(name: str, labels: Mapping[str, str], value: float) -> str:
+    said = ",".join(f'{label}="{escaped(text)}"' for label, text in labels.items())
+    return f"{name}{{{said}}} {value!r}" if said else f"{name} {value!r}"
+
+
+def escaped(value: str) -> str:
+    return value.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
+
+
+def _help(text: str, openmetrics: bool) -> str:
+    said = text.replace("\\", "\\\\").replace("\n", "\\n")
+    return said.replace('"', '\\"') if openmetrics else said
