@@ -27,6 +27,7 @@ from starlette.applications import Starlette
 from uvicorn.server import ServerState
 
 from gateway.admin import changes, health
+from gateway.admin.access import admitting
 from gateway.admin.hosts import guarded
 from gateway.admin.metrics import Counts, Gauge, MetricKey, Metrics
 from gateway.audit.callers import Callers
@@ -428,7 +429,9 @@ def fitted(settings: Settings, available: int) -> tuple[Settings, Shares, str | 
 
 def admin_config(settings: Settings, gateway: Gateway, connections: int) -> uvicorn.Config:
     """An edge of its own: whoever reaches the port can't take what the operator needs."""
-    names = {settings.admin.host.lower(), *(host.lower() for host in settings.admin.hosts)}
+    admin = settings.admin
+    names = {admin.host.lower(), *(host.lower() for host in admin.hosts)}
+    admitted = admitting(cast(Any, gateway.admin), admin.secret, admin.reachable)
     limits = ServerLimits(
         max_connections=connections,
         max_in_flight=ADMIN_CONNECTIONS,
@@ -439,7 +442,7 @@ def admin_config(settings: Settings, gateway: Gateway, connections: int) -> uvic
         write_timeout=10.0,
     )
     return uvicorn.Config(
-        cast(Any, guarded(cast(Any, gateway.admin), names)),
+        cast(Any, guarded(admitted, names)),
         http=connection.build(limits, ServerStats()),
         timeout_graceful_shutdown=1,
         backlog=ADMIN_CONNECTIONS,

@@ -73,8 +73,21 @@ def _key(value: SecretStr) -> SecretStr:
     return value
 
 
+def _token(value: SecretStr | None) -> SecretStr | None:
+    """An empty one is none, for `${NAME:-}`."""
+    secret = "" if value is None else value.get_secret_value()
+    if secret and not re.fullmatch(rf"[!-~]{{{LEAST_TOKEN},}}", secret):
+        raise ValueError(
+            f"expected a secret of at least {LEAST_TOKEN} characters of ASCII without spaces, such as "
+            "`openssl rand -hex 32` gives"
+        )
+    return value if secret else None
+
+
 # A key that is shorter could be found by trying.
 LEAST_KEY = 32
+LEAST_TOKEN = 16
+SECRETS = {"credentials.key", "admin.token"}  # no error repeats what was given
 Count = Annotated[int, Field(gt=0)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 FieldName = Annotated[str, Field(pattern=f"^{TCHAR.decode()}+$")]
@@ -92,6 +105,19 @@ class AdminSettings(Section):
     host: str = "127.0.0.1"
     port: Port = 9901
     hosts: tuple[Annotated[str, Field(pattern=r"^[^\s/:]+$")], ...] = ()
+    token: Annotated[SecretStr | None, AfterValidator(_token)] = None
+
+    @property
+    def secret(self) -> str | None:
+        return None if self.token is None else self.token.get_secret_value()
+
+    @property
+    def reachable(self) -> bool:
+        """Whether other machines may reach it."""
+        try:
+            return not ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host.lower() != "localhost"
 
 
 class TlsSettings(Section):
@@ -238,12 +264,18 @@ class Settings(Section):
 
     def warnings(self) -> list[str]:
         """What is allowed but should be known: said by `gateway check` and at start-up."""
-        return [
+        found = [
             f"rules.{rule.name}: {warning}"
             for rule in self.rules
             for repair in rule.repairs
             for warning in repair.warnings()
         ]
+        if self.admin.reachable and self.admin.token is None:
+            found.append(
+                f"admin.token: not set, and other machines reach admin.host {self.admin.host}: only /healthz "
+                "and /readyz are served"
+            )
+        return found
 
 
 class _Loader(yaml.SafeLoader):
@@ -350,7 +382,9 @@ def _places(error: Any) -> list[_Place]:
             for found in inner
             if found
         ]
-    elif path != "credentials.key" and not isinstance(error["input"], dict | list | tuple):
+    elif path not in {"credentials.key", "admin.token"} and not isinstance(
+        error["input"], dict | list | tuple
+    ):
         # A password in a URL is refused, but not repeated.
         message += ", got " + re.sub(r"//[^/@\s]*@", "//…@", repr(error["input"]))[:200]
     return [_Place(path, " ".join(message.split()))]
