@@ -26,9 +26,10 @@ import uvicorn
 from starlette.applications import Starlette
 from uvicorn.server import ServerState
 
-from gateway.admin import changes, health
+from gateway.admin import changes, health, page_routes
 from gateway.admin.access import admitting
 from gateway.admin.hosts import guarded
+from gateway.admin.live import Live
 from gateway.admin.metrics import Counts, Gauge, MetricKey, Metrics
 from gateway.audit.callers import Callers
 from gateway.audit.callers_file import CallersFile
@@ -46,6 +47,7 @@ from gateway.proxy.phases import Phases
 from gateway.proxy.spool import Spools
 from gateway.proxy.tunnel import TunnelSlots
 from gateway.reloads import Reloads, watched
+from gateway.repairs.fill import FillSettings
 from gateway.rules import Rules
 from gateway.server import asgi, backlog, connection, descriptors, memory
 from gateway.server.cors import with_cors
@@ -103,6 +105,7 @@ class Gateway:
     counts: Counts
     stats: ServerStats
     metrics: Metrics
+    live: Live
     draining: asyncio.Event
 
     async def follow(self, settings: Settings, writes_differ: bool) -> None:
@@ -111,6 +114,7 @@ class Gateway:
         was read before is not used: one of them may have passed by unnoticed (S3).
         """
         self.lifecycle.follow(Rules(settings.rules, settings.limits.max_body))
+        self.live.rules = shown_rules(settings)
         if writes_differ:
             await self.lookups.invalidate_after(None)
 
@@ -207,6 +211,7 @@ def build(
         callers = Callers(CallersFile(settings.callers.path, settings.callers.max), wall, counts)
         observers = [*observers, callers.saw]
     refused = stats.log.refused
+    live = Live(wall, shown_rules(settings))
     lifecycle = _lifecycle(
         settings,
         lookups,
@@ -219,7 +224,7 @@ def build(
         refused,
         budget,
         spools,
-        observers,
+        (*observers, live),
     )
     metrics = Metrics(
         counts, {"gateway_refusals_total": stats.refused, "gateway_aborts_total": stats.aborted}
@@ -232,10 +237,12 @@ def build(
         "audit_log": audit.check,
         "draining": lambda: "the process is about to stop" if draining.is_set() else None,
     }
+    admin = health.build(checks, metrics)
+    admin.router.routes += page_routes.routes(live)
     return Gateway(
         lifecycle=lifecycle,
         app=lifecycle if settings.cors is None else answering_cors(lifecycle, settings.cors),
-        admin=health.build(checks, metrics),
+        admin=admin,
         lookups=lookups,
         store=store,
         locks=locks,
@@ -246,8 +253,26 @@ def build(
         counts=counts,
         stats=stats,
         metrics=metrics,
+        live=live,
         draining=draining,
     )
+
+
+def shown_rules(settings: Settings) -> list[dict[str, Any]]:
+    """As the live page has them."""
+    return [
+        {
+            "name": rule.name,
+            "mode": rule.mode,
+            "method": rule.match.method,
+            "path": rule.match.path,
+            "repairs": [
+                f"fill {repair.field}" if isinstance(repair, FillSettings) else repair.type
+                for repair in rule.repairs
+            ],
+        }
+        for rule in settings.rules
+    ]
 
 
 def stalled_replies(transport: Transport, max_connections: int) -> StalledReplies:
@@ -507,6 +532,7 @@ async def running(
             gateway.draining.set()
             server.should_exit = True
             await tasks[0]
+            gateway.live.close()
             side.should_exit = True
             await tasks[1]
             await gateway.close()

@@ -396,6 +396,7 @@ FROM_ENVIRONMENT: Mapping[str, tuple[str, str]] = {
     "GATEWAY_PORT": ("listen", "port"),
     "GATEWAY_ADMIN_HOST": ("admin", "host"),
     "GATEWAY_ADMIN_PORT": ("admin", "port"),
+    "GATEWAY_ADMIN_TOKEN": ("admin", "token"),
     "GATEWAY_UPSTREAM": ("upstream", "url"),
     "GATEWAY_AUDIT": ("audit", "path"),
     "GATEWAY_KEY": ("credentials", "key"),

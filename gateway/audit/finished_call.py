@@ -17,7 +17,8 @@ class FinishedCall(Struct, frozen=True):
     `id` is the gateway's own, `request_id` the client's. `changes` were sent; `would_change` are those that
     `shadow` only worked out, `needs` what `observe` found to be needed. `skipped` is why nothing, or not all,
     was repaired; `error` how a call ended that the gateway refused or its client left. `status` is that of
-    the reply, None without one. Times in seconds.
+    the reply, None without one. Times in seconds. `body` has size and
+    digest before and after, where something was changed.
     """
 
     id: str
@@ -40,6 +41,7 @@ class FinishedCall(Struct, frozen=True):
     total: float
     attempts: int
     conflict: bool
+    body: dict[str, Any] | None = None
 
 
 # It is called from the data path: it takes little time, and raises nothing.
