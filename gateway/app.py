@@ -29,10 +29,12 @@ from starlette.applications import Starlette
 from uvicorn.server import ServerState
 
 from gateway import __version__
-from gateway.admin import call_metrics, changes, health, process
+from gateway.admin import call_metrics, changes, health, page_routes, process
+from gateway.admin.access import admitting
 from gateway.admin.console import Console
 from gateway.admin.hosts import guarded
 from gateway.admin.line_writer import LineWriter
+from gateway.admin.live import Live
 from gateway.admin.log_lines import JsonLines, LineHandler, TextLines
 from gateway.admin.metrics import Counts, Gauge, Histograms, MetricKey, Metrics, WatchedRule
 from gateway.admin.troubles import Troubles
@@ -52,6 +54,7 @@ from gateway.proxy.phases import Phases
 from gateway.proxy.spool import Spools
 from gateway.proxy.tunnel import TunnelSlots
 from gateway.reloads import Reloads, watched
+from gateway.repairs.fill import FillSettings
 from gateway.rules import Rules
 from gateway.server import asgi, backlog, connection, descriptors, memory
 from gateway.server.access_log import AccessLog
@@ -113,6 +116,7 @@ class Gateway:
     access: LineWriter | None
     troubles: Troubles
     metrics: Metrics
+    live: Live
     draining: asyncio.Event
     certificates: Certificates | None  # that the listener shows, where it speaks TLS
 
@@ -123,6 +127,7 @@ class Gateway:
         """
         self.lifecycle.follow(Rules(settings.rules, settings.limits.max_body))
         self.metrics.follow(watched_rules(settings))
+        self.live.rules = shown_rules(settings)
         if writes_differ:
             await self.lookups.invalidate_after(None)
 
@@ -228,6 +233,7 @@ def build(
         callers = Callers(CallersFile(settings.callers.path, settings.callers.max), wall, counts)
         observers = [*observers, callers.saw]
     refused = stats.log.refused
+    live = Live(wall, shown_rules(settings))
     lifecycle = _lifecycle(
         settings,
         lookups,
@@ -240,7 +246,7 @@ def build(
         refused,
         budget,
         spools,
-        (call_metrics.counted(counts, histograms), *observers),
+        (call_metrics.counted(counts, histograms), *observers, live),
     )
     troubles = parts.troubles(
         settings.upstream.url,
@@ -272,10 +278,12 @@ def build(
         "audit_log": audit.check,
         "draining": lambda: "the process is about to stop" if draining.is_set() else None,
     }
+    admin = health.build(checks, metrics)
+    admin.router.routes += page_routes.routes(live)
     return Gateway(
         lifecycle=lifecycle,
         app=lifecycle if settings.cors is None else answering_cors(lifecycle, settings.cors),
-        admin=health.build(checks, metrics),
+        admin=admin,
         lookups=lookups,
         store=store,
         locks=locks,
@@ -288,6 +296,7 @@ def build(
         access=access,
         troubles=troubles,
         metrics=metrics,
+        live=live,
         draining=draining,
         certificates=shown,
     )
@@ -316,6 +325,23 @@ def access_lines(settings: LogSettings) -> LineWriter | None:
             log.warning("the access log %s is written again: %d lines were lost", path, lost)
 
     return LineWriter(None if path == "-" else path, file=1, told=tell)
+
+
+def shown_rules(settings: Settings) -> list[dict[str, Any]]:
+    """As the live page has them."""
+    return [
+        {
+            "name": rule.name,
+            "mode": rule.mode,
+            "method": rule.match.method,
+            "path": rule.match.path,
+            "repairs": [
+                f"fill {repair.field}" if isinstance(repair, FillSettings) else repair.type
+                for repair in rule.repairs
+            ],
+        }
+        for rule in settings.rules
+    ]
 
 
 def stalled_replies(transport: Transport, max_connections: int) -> StalledReplies:
@@ -509,7 +535,9 @@ def fitted(settings: Settings, available: int) -> tuple[Settings, Shares, str | 
 
 def admin_config(settings: Settings, gateway: Gateway, connections: int) -> uvicorn.Config:
     """An edge of its own: whoever reaches the port can't take what the operator needs."""
-    names = {settings.admin.host.lower(), *(host.lower() for host in settings.admin.hosts)}
+    admin = settings.admin
+    names = {admin.host.lower(), *(host.lower() for host in admin.hosts)}
+    admitted = admitting(cast(Any, gateway.admin), admin.secret, admin.reachable)
     limits = ServerLimits(
         max_connections=connections,
         max_in_flight=ADMIN_CONNECTIONS,
@@ -520,7 +548,7 @@ def admin_config(settings: Settings, gateway: Gateway, connections: int) -> uvic
         write_timeout=10.0,
     )
     return uvicorn.Config(
-        cast(Any, guarded(cast(Any, gateway.admin), names)),
+        cast(Any, guarded(admitted, names)),
         http=connection.build(limits, ServerStats()),
         timeout_graceful_shutdown=1,
         backlog=ADMIN_CONNECTIONS,
@@ -590,6 +618,7 @@ async def running(
             gateway.draining.set()
             server.should_exit = True
             await tasks[0]
+            gateway.live.close()
             side.should_exit = True
             await tasks[1]
             await gateway.close()

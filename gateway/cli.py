@@ -110,7 +110,7 @@ def mode_(
 def asked(path: Path, where: str, body: dict[str, str]) -> None:
     admin = loaded(path).admin
     try:
-        answer = client.post(admin.host, admin.port, where, body)
+        answer = client.post(admin.host, admin.port, where, body, admin.secret)
     except client.NoAnswer as error:
         raise fail(f"gateway: {error}") from None
     for line in answer.get("said") or ["nothing differs"]:

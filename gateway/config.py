@@ -78,8 +78,21 @@ def _key(value: SecretStr) -> SecretStr:
     return value
 
 
+def _token(value: SecretStr | None) -> SecretStr | None:
+    """An empty one is none, for `${NAME:-}`."""
+    secret = "" if value is None else value.get_secret_value()
+    if secret and not re.fullmatch(rf"[!-~]{{{LEAST_TOKEN},}}", secret):
+        raise ValueError(
+            f"expected a secret of at least {LEAST_TOKEN} characters of ASCII without spaces, such as "
+            "`openssl rand -hex 32` gives"
+        )
+    return value if secret else None
+
+
 # A key that is shorter could be found by trying.
 LEAST_KEY = 32
+LEAST_TOKEN = 16
+SECRETS = {"credentials.key", "admin.token"}  # no error repeats what was given
 Count = Annotated[int, Field(gt=0)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 FieldName = Annotated[str, Field(pattern=f"^{TCHAR.decode()}+$")]
@@ -106,6 +119,19 @@ class AdminSettings(Section):
     host: str = "127.0.0.1"
     port: Port = 9901
     hosts: tuple[Annotated[str, Field(pattern=r"^[^\s/:]+$")], ...] = ()
+    token: Annotated[SecretStr | None, AfterValidator(_token)] = None
+
+    @property
+    def secret(self) -> str | None:
+        return None if self.token is None else self.token.get_secret_value()
+
+    @property
+    def reachable(self) -> bool:
+        """Whether other machines may reach it."""
+        try:
+            return not ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host.lower() != "localhost"
 
 
 class TlsSettings(Section):
@@ -309,6 +335,11 @@ class Settings(Section):
                 f"rules.{self.rules[one.loser].name}: some of its paths are those of "
                 f"rules.{self.rules[one.winner].name} too, which {why} and takes them"
             )
+        if self.admin.reachable and self.admin.token is None:
+            warnings.append(
+                f"admin.token: not set, and other machines reach admin.host {self.admin.host}: only /healthz "
+                "and /readyz are served"
+            )
         return warnings
 
 
@@ -433,6 +464,7 @@ FROM_ENVIRONMENT: Mapping[str, tuple[str, str]] = {
     "GATEWAY_PORT": ("listen", "port"),
     "GATEWAY_ADMIN_HOST": ("admin", "host"),
     "GATEWAY_ADMIN_PORT": ("admin", "port"),
+    "GATEWAY_ADMIN_TOKEN": ("admin", "token"),
     "GATEWAY_UPSTREAM": ("upstream", "url"),
     "GATEWAY_AUDIT": ("audit", "path"),
     "GATEWAY_CALLERS": ("callers", "path"),

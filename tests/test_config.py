@@ -447,6 +447,7 @@ def test_what_the_file_leaves_out_the_environment_may_say() -> None:
         "GATEWAY_PORT": "81",
         "GATEWAY_ADMIN_HOST": "::",
         "GATEWAY_ADMIN_PORT": "82",
+        "GATEWAY_ADMIN_TOKEN": "t" * 16,
         "GATEWAY_AUDIT": "/var/log/gateway/rewrites.jsonl",
         "GATEWAY_CALLERS": "/var/lib/gateway/callers.sqlite3",
         "GATEWAY_KEY": "k" * 32,
@@ -455,7 +456,7 @@ def test_what_the_file_leaves_out_the_environment_may_say() -> None:
     settings = understood({"listen": {"port": 80, "backlog": 9}, "rules": []}, **environment)
     assert (settings.upstream.url, settings.audit.path) == ("http://other", "/var/log/gateway/rewrites.jsonl")
     assert (settings.listen.host, settings.listen.port, settings.listen.backlog) == ("0.0.0.0", 80, 9)
-    assert (settings.admin.host, settings.admin.port) == ("::", 82)
+    assert (settings.admin.host, settings.admin.port, settings.admin.secret) == ("::", 82, "t" * 16)
     assert settings.credentials.key is not None
     assert settings.callers is not None
     assert settings.callers.path == "/var/lib/gateway/callers.sqlite3"

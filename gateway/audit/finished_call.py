@@ -18,7 +18,7 @@ class FinishedCall(Struct, frozen=True):
     `shadow` only worked out, `needs` what `observe` found to be needed. `skipped` is why nothing, or not all,
     was repaired; `error` how a call ended that the gateway refused or its client left. `status` is that of
     the reply, None without one. `shadow`: whether what it would have filled was right or wrong by what the
-    reply reports. Times in seconds.
+    reply reports. Times in seconds. `body` has size and digest before and after, where something was changed.
     """
 
     id: str
@@ -42,6 +42,7 @@ class FinishedCall(Struct, frozen=True):
     attempts: int
     conflict: bool
     shadow: str | None = None
+    body: dict[str, Any] | None = None
 
 
 # It is called from the data path: it takes little time, and raises nothing.

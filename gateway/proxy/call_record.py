@@ -71,8 +71,9 @@ class CallRecord(Struct, eq=False):
     upstream: float = 0.0
     status: int | None = None
     changes: tuple[Change, ...] = ()
-    # Changes and skipped of the attempt before, should the line of the next not be written.
-    before: tuple[tuple[Change, ...], str | None] = ((), None)
+    body: dict[str, Any] | None = None
+    # Changes, body and skipped of the attempt before, should the line of the next not be written.
+    before: tuple[tuple[Change, ...], dict[str, Any] | None, str | None] = ((), None, None)
     batch: Batch | None = None  # in which the last rewrite was recorded
     skipped: str | None = None
     error: str | None = None
@@ -109,13 +110,14 @@ class CallRecord(Struct, eq=False):
         if not changes:
             self.record_skip(audit, unfilled or "conforming")
             return None
-        self.before = self.changes, self.skipped
+        self.before = self.changes, self.body, self.skipped
         self.skipped = unfilled
         self.attempt += 1
         changed = changes_recorded(audit, before, after, changes)
         line = self._decision("rewrite", skipped=unfilled, attempt=self.attempt, **changed)
         self.batch = audit.append(line)
         self.changes = changes
+        self.body = changed["body"]
         return audit.commit
 
     def drop_unsent(self, audit: AuditLog, left: bool) -> None:
@@ -126,7 +128,7 @@ class CallRecord(Struct, eq=False):
         batch, self.batch = self.batch, None
         if batch is None or left:
             return
-        self.changes, self.skipped = self.before
+        self.changes, self.body, self.skipped = self.before
         if batch.problem is None:
             audit.append_best_effort(Unsent("unsent", "", self.client.id, self.attempt))
         else:
@@ -187,6 +189,7 @@ class CallRecord(Struct, eq=False):
             self.attempt,
             self.conflict,
             self.shadow,
+            self.body,
         )
 
     def headers(self) -> list[Header]:

@@ -106,8 +106,10 @@ async def test_a_reply_that_names_another_state_is_counted_as_a_conflict() -> No
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/metrics/", "/healthz/", "/readyz/x", "/%2e%2e/healthz", CONVERSATION]
-)
+    "path",
+    ["/page/app.py", "/page/../health.py", "/page/", "/page/%2e%2e%2fhealth.py",
+     "/metrics-not-yet", "/healthz/", "/readyz/x", "/%2e%2e/healthz", CONVERSATION],
+)  # fmt: skip
 async def test_the_operators_side_serves_nothing_else_and_forwards_nothing(path: str) -> None:
     async with mock() as upstream, gateway(upstream.url) as running, running.admin() as admin:
         answer = await admin.get(path)

@@ -6,7 +6,7 @@ import asyncio
 import signal
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -14,6 +14,7 @@ import yaml
 from starlette.applications import Starlette
 from typer.testing import CliRunner
 
+from gateway.admin.access import admitting
 from gateway.admin.changes import routes
 from gateway.cli import cli
 from gateway.config import ConfigError, Settings
@@ -190,8 +191,10 @@ async def test_changes_are_asked_for_by_post_and_by_no_other_site_s_page(
 
         return answer
 
-    app = Starlette(routes=routes(answers(False), answers(True)))
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://admin") as client:
+    app = admitting(cast(Any, Starlette(routes=routes(answers(False), answers(True)))), None, False)
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app=cast(Any, app)), base_url="http://admin"
+    ) as client:
         reply = await client.request(method, path, headers=headers, content=body)
     assert reply.status_code == status
     assert bool(changed) == (status in (200, 409))

@@ -1,0 +1,85 @@
+// One call, opened: before and after with the difference marked, where the value came from, its timings.
+
+export function el(tag, attributes = {}, ...inner) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  made.append(...inner.map((one) => (one instanceof Node ? one : document.createTextNode(String(one)))));
+  return made;
+}
+
+const ms = (value) => `${value < 10 ? value.toFixed(1) : Math.round(value)} ms`;
+
+const word = (change) => change.repair + (change.field ? ` ${change.field}` : "");
+
+export function summary(call) {
+  const made = call.changes.length ? call.changes : call.would_change;
+  const said = made.map((one) => (one.field ? `${one.field}=${one.after} (${one.source || "?"})` : word(one)));
+  if (!call.changes.length && made.length) said.unshift("would change:");
+  if (!made.length && call.needs.length) said.push(`needs ${call.needs.join(", ")}`);
+  if (call.error) said.push(`refused: ${call.error}`);
+  else if (call.skipped && !call.changes.length) said.push(call.skipped);
+  return said.join(" ");
+}
+
+function pair(change) {
+  const rows = [];
+  const has = (value) => value !== undefined && value !== null;
+  if (change.repair === "content_type") {
+    rows.push(["before", has(change.before) ? ["Content-Type: ", el("del", {}, change.before)] : [el("del", {}, "no Content-Type")]]);
+    rows.push(["after", ["Content-Type: ", el("ins", {}, change.after)]]);
+  } else if (change.field) {
+    const before = has(change.before) ? ["{ ", el("del", {}, `"${change.field}": ${JSON.stringify(change.before)},`), " … }"] : ["{ … }"];
+    rows.push(["before", before]);
+    rows.push(["after", ["{ ", el("ins", {}, `"${change.field}": ${JSON.stringify(change.after)},`), " … }  (… as the client sent it)"]]);
+  } else {
+    rows.push(["before", [el("del", {}, has(change.before) ? JSON.stringify(change.before) : "as sent")]]);
+    rows.push(["after", [el("ins", {}, has(change.after) ? JSON.stringify(change.after) : change.repair)]]);
+  }
+  return rows.map(([name, inner]) => el("pre", { class: name }, `${name.padEnd(7)} `, ...inner));
+}
+
+function timings(call) {
+  const own = Math.max(0, call.total_ms - call.lookup_ms - call.upstream_ms);
+  const parts = [["lookup", "look-up", call.lookup_ms], ["upstream", "upstream", call.upstream_ms], ["own", "gateway", own]];
+  const bar = el("div", { class: "bar", role: "img", "aria-label": parts.map(([, name, took]) => `${name} ${ms(took)}`).join(", ") });
+  const words = el("p");
+  for (const [kind, name, took] of parts) {
+    const part = el("i", { class: kind });
+    part.style.width = `${(100 * took) / Math.max(call.total_ms, 0.01)}%`;
+    bar.append(part);
+    words.append(el("span", { class: `key ${kind}` }), `${name} ${ms(took)}   `);
+  }
+  words.append(`in all ${ms(call.total_ms)}`);
+  return [bar, words];
+}
+
+export function detail(call, close) {
+  const shut = el("button", { type: "button", title: "Esc" }, "Close");
+  shut.addEventListener("click", close);
+  const out = [el("header", {}, el("strong", { class: call.result }, call.result), shut)];
+  out.push(el("p", {}, `${call.method} ${call.path}`));
+  out.push(el("h3", {}, call.changes.length ? "What was changed" : call.would_change.length ? "What would have been changed" : "What was changed"));
+  const made = call.changes.length ? call.changes : call.would_change;
+  if (!made.length) out.push(el("p", {}, call.needs.length ? `Nothing: rule in ${call.mode}. It needs ${call.needs.join(", ")}.` : "Nothing: the call went on as it came."));
+  for (const change of made) {
+    out.push(el("p", {}, word(change)), ...pair(change));
+    if (change.source) {
+      const age = change.age_ms === undefined ? "" : `, ${(change.age_ms / 1000).toFixed(1)} s old`;
+      out.push(el("p", { class: "dim" }, `The value came from: ${change.source}${age}`));
+    }
+  }
+  if (call.body) {
+    const { before, after } = call.body;
+    out.push(el("p", { class: "dim" }, `Body: ${before.bytes} → ${after.bytes} bytes, sha256 ${before.sha256.slice(0, 12)}… → ${after.sha256.slice(0, 12)}…`));
+  }
+  if (call.skipped) out.push(el("p", {}, `Not ${made.length ? "all " : ""}repaired: ${call.skipped}`));
+  out.push(el("h3", {}, "Timings"), ...timings(call));
+  out.push(el("h3", {}, "Outcome"));
+  const came = call.status === null ? "no reply" : `reply ${call.status}`;
+  out.push(el("p", {}, call.error ? `${came}: ${call.error}` : came, call.conflict ? ": the reply names another value than the one filled" : "", call.attempts > 1 ? `, after ${call.attempts} attempts` : ""));
+  out.push(el("h3", {}, "Call"));
+  for (const [name, value] of [["rule", `${call.rule} (${call.mode})`], ["id", call.id], ["request id", call.request_id ?? "none sent"], ["caller", call.user_agent ?? "no User-Agent"], ["address", call.address], ["credential", call.credential], ["ended", new Date(call.ended * 1000).toISOString()]]) {
+    out.push(el("p", {}, el("span", { class: "dim" }, `${name}: `), value));
+  }
+  return out;
+}
