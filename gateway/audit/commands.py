@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from gateway.audit.log_files import LogFiles, files_of, followed, last_lines, standard_input
-from gateway.audit.reader import KEYS, LoggedCall, Reader, Tally, Wanted
+from gateway.audit.reader import KEYS, CallTally, LoggedCall, Reader, Wanted
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 NEAR = 16 * 1024  # bytes of the log that a call takes at most, as a rule
@@ -213,11 +213,11 @@ def build(configured: Callable[[Path], str], clock: Callable[[], float]) -> type
         if by not in KEYS:
             raise fail(f"--by: expected {', '.join(KEYS)}, got {by!r}")
         asked, begin = wanted(since, rule=rule, caller=caller, result=result, path=path)
-        reader, tallies, key = Reader(asked), dict[str, Tally](), KEYS[by]
+        reader, tallies, key = Reader(asked), dict[str, CallTally](), KEYS[by]
         for call in calls(path_of(log, config), reader, begin):
             name = key(call)
             if name not in tallies:
-                tallies[name] = Tally()
+                tallies[name] = CallTally()
             tallies[name].add(call)
         ordered = dict(sorted(tallies.items(), key=lambda one: -one[1].calls))
         skipped = {"damaged": reader.damaged, "foreign": reader.foreign, "lost": reader.lost}
@@ -231,8 +231,8 @@ def build(configured: Callable[[Path], str], clock: Callable[[], float]) -> type
     return commands
 
 
-def table(by: str, tallies: dict[str, Tally]) -> Iterator[str]:
-    rows = [(by, *Tally.__struct_fields__)]
+def table(by: str, tallies: dict[str, CallTally]) -> Iterator[str]:
+    rows = [(by, *CallTally.__struct_fields__)]
     rows += [(plain(name), *map(str, tally.as_dict().values())) for name, tally in tallies.items()]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for name, *counts in rows:

@@ -190,7 +190,7 @@ class Reader:
         return None
 
 
-class Tally(Struct):
+class CallTally(Struct):
     """Of the calls with one key, by what became of them."""
 
     calls: int = 0

@@ -103,7 +103,9 @@ async def test_no_other_way_of_writing_a_path_leads_round_the_token(tmp_path: Pa
 def test_a_token_that_is_short_is_refused_and_not_repeated() -> None:
     with pytest.raises(config.ConfigError) as refused:
         config.parse("upstream: {url: http://u}\nadmin: {token: '${T}'}", {"T": "hush-hush"})
-    assert refused.value.errors[0].startswith("config.yaml: admin.token: expected a secret of at least 16")
+    assert refused.value.errors[0].startswith(
+        "config.yaml:2:16: admin.token: expected a secret of at least 16"
+    )
     assert "hush" not in str(refused.value)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gateway.audit.reader import KEPT, LoggedCall, Reader, Tally, Wanted
+from gateway.audit.reader import KEPT, CallTally, LoggedCall, Reader, Wanted
 
 CALLER = {"address": "10.0.0.1", "user_agent": "legacy/1", "credential": "c0ffee"}
 CHANGES = [{"repair": "fill", "field": "state", "after": "connected", "source": "cache", "age_ms": 4}]
@@ -142,7 +142,7 @@ def test_calls_whose_outcomes_are_missing_are_told_and_do_not_pile_up() -> None:
 
 
 def test_a_tally_counts_what_became_of_calls() -> None:
-    tally = Tally()
+    tally = CallTally()
     lines = [
         rewrite("a"), outcome("a", conflict=True),
         decision("skip", "b", reason="x"), outcome("b", 400),
@@ -152,4 +152,4 @@ def test_a_tally_counts_what_became_of_calls() -> None:
     ]  # fmt: skip
     for call in read(*lines)[0]:
         tally.add(call)
-    assert tally == Tally(5, 3, 1, 1, 1, 2, 1, "2026-11-26T14:00:00.000Z")
+    assert tally == CallTally(5, 3, 1, 1, 1, 2, 1, "2026-11-26T14:00:00.000Z")

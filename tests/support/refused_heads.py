@@ -270,7 +270,6 @@ REFUSED_HEADS: list[RefusedHead] = [
     ("method no token", head(line=b"G@T / HTTP/1.1"), BadRequest),
     ("method too long", head(line=b"G" * 65 + b" / HTTP/1.1"), BadRequest),
     ("method with a space before", head(line=b" GET / HTTP/1.1"), BadRequest),
-    ("TLS", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", BadRequest),
     ("nothing", b"\r\n\r\n", BadRequest),
 ]
 # Refused before their end: nothing that may follow would mend them.
