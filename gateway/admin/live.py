@@ -6,6 +6,7 @@ what is shown is made of it four times a second, and only while somebody watches
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 from collections import deque
 from collections.abc import AsyncIterator, Callable
@@ -16,6 +17,7 @@ import msgspec
 from gateway.audit.finished_call import FinishedCall
 
 KEPT: Final = 500  # finished calls
+UNWATCHED: Final = 50  # of a second's calls, while nobody watches
 STREAMS: Final = 16  # at once
 WAITING: Final = 8  # events of one stream that its reader has not taken yet
 TICK: Final = 0.25  # seconds between two events
@@ -46,12 +48,22 @@ class Live:
         self._wall = wall
         self._ring: deque[tuple[int, float, FinishedCall]] = deque(maxlen=KEPT)
         self._number = 0
+        self._second = -math.inf  # when the one began in which calls are counted that nobody watches
+        self._in_second = 0
         self._streams: set[Stream] = set()
         self._pumping: asyncio.Task[None] | None = None
 
     def __call__(self, call: FinishedCall) -> None:
         self._number += 1
-        self._ring.append((self._number, self._wall(), call))
+        now = self._wall()
+        if not self._streams:
+            # For who opens the page later, some of each second will do.
+            if not 0 <= now - self._second < 1:
+                self._second, self._in_second = now, 0
+            self._in_second += 1
+            if self._in_second > UNWATCHED:
+                return
+        self._ring.append((self._number, now, call))
 
     def recent(self, after: int = 0, most: int = KEPT) -> list[dict[str, Any]]:
         """Calls that came after the one of this number, newest first."""

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from gateway.admin.console import Console, line, short
+from gateway.admin.console import MOST, Console, line, short
 from gateway.admin.line_writer import LineWriter
 from gateway.admin.log_lines import JsonLines, TextLines
 from gateway.audit.finished_call import FinishedCall
@@ -79,6 +79,23 @@ def test_a_rewrite_is_one_readable_line() -> None:
         "state=connected (lookup 7 ms, 0.0 s old) → 202 in 21 ms"
         '  client=127.0.0.1 "legacy/1" rule=web-participant-state id=i1\n'
     )
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_in_a_burst_so_many_calls_have_a_line_and_the_others_are_counted(as_json: bool) -> None:
+    lines: list[bytes] = []
+    now = [1.0]
+    console = Console(lines.append, lambda: now[0], as_json=as_json)
+    for _ in range(MOST + 7):
+        console(CALL)
+    assert len(lines) == MOST
+    now[0] = 2.0
+    console(CALL)
+    assert b"7 more calls had no line" in lines[MOST]
+    assert len(lines) == MOST + 2
+    now[0] = 0.0  # the clock was set back
+    console(CALL)
+    assert len(lines) == MOST + 3
 
 
 def test_how_it_ended_is_on_the_line() -> None:

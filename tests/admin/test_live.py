@@ -11,7 +11,7 @@ import httpx
 import msgspec
 
 from gateway import app
-from gateway.admin.live import KEPT, SHOWN, STREAMS, WAITING, Live, strip
+from gateway.admin.live import KEPT, SHOWN, STREAMS, UNWATCHED, WAITING, Live, strip
 from gateway.audit.finished_call import FinishedCall
 from tests.support.clients import bare_client
 from tests.support.gateways import BODY, PARTICIPANT, TOKEN, gateway, settings
@@ -35,20 +35,35 @@ def said(event: bytes) -> Any:
     return json.loads(event.split(b"data: ", 1)[1])
 
 
-def test_the_latest_calls_are_kept_and_no_more() -> None:
+async def test_the_latest_calls_are_kept_and_no_more() -> None:
     watched = live()
+    assert watched.stream() is not None
     for _ in range(KEPT + 7):
         watched(CALL)
     numbers = [call["number"] for call in watched.recent()]
+    watched.close()
     assert numbers == list(range(KEPT + 7, 7, -1))
 
 
-def test_many_calls_are_one_event_of_a_few_and_how_many_were_left_out_is_said() -> None:
+def test_of_a_second_that_nobody_watches_some_calls_are_kept() -> None:
+    now = [10.0]
+    unwatched = Live(lambda: now[0], [])
+    for second in (10.0, 10.9, 11.0, 5.0):
+        now[0] = second
+        for _ in range(UNWATCHED):
+            unwatched(CALL)
+    numbers = [call["number"] for call in unwatched.recent()]
+    assert numbers == [*range(4 * UNWATCHED, 2 * UNWATCHED, -1), *range(UNWATCHED, 0, -1)]
+
+
+async def test_many_calls_are_one_event_of_a_few_and_how_many_were_left_out_is_said() -> None:
     watched = live()
+    assert watched.stream() is not None
     watched(CALL)
     for _ in range(3 * KEPT):
         watched(CALL)
     told = said(watched.told(1, 0.25))
+    watched.close()
     assert (told["came"], told["left_out"], len(told["calls"])) == (3 * KEPT, 3 * KEPT - SHOWN, SHOWN)
     assert told["calls"][0]["number"] == 3 * KEPT + 1
 
