@@ -120,15 +120,15 @@ class Gateway:
     draining: asyncio.Event
     certificates: Certificates | None  # that the listener shows, where it speaks TLS
 
-    async def follow(self, settings: Settings, writes_differ: bool) -> None:
+    async def follow(self, settings: Settings, rules_differ: bool) -> None:
         """
-        Calls that come from now on go by the rules of these settings. Where other calls count as writes, what
-        was read before is not used: one of them may have passed by unnoticed (S3).
+        Calls that come from now on go by the rules of these settings. Where these are others but for their
+        modes, what was read before is not used: what is a write by them may have passed by unnoticed (S3).
         """
         self.lifecycle.follow(Rules(settings.rules, settings.limits.max_body))
         self.metrics.follow(watched_rules(settings))
         self.live.rules = shown_rules(settings)
-        if writes_differ:
+        if rules_differ:
             await self.lookups.invalidate_after(None)
 
     def record(self, line: Line) -> None:

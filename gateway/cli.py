@@ -8,6 +8,7 @@ import asyncio
 import json
 import os
 import re
+import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -83,6 +84,8 @@ def run(
     watch: Annotated[bool, typer.Option("--watch", help="Reload whenever the file changes.")] = False,
 ) -> None:
     """Run the gateway until SIGTERM. SIGHUP reads the configuration again."""
+    # Until its handler is there: what rotates a log may say so at any moment.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     settings = loaded(path, unusable)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -37,7 +37,7 @@ class Reloaded:
 class Reloads:
     """
     `load` reads the configuration again, and raises ConfigError. `follow` has the calls to come go by these
-    settings' rules; it is told whether what counts as a write differs. `record` writes down each mode that
+    settings' rules; it is told whether more than modes differ. `record` writes down each mode that
     changed.
     """
 
@@ -103,7 +103,7 @@ class Reloads:
         for name, rule in after.items():
             if name in before and before[name].mode != rule.mode:
                 self._record(ModeChanged.of(name, before[name].mode, rule.mode, by))
-        await self._follow(self.settings, _writes(was) != _writes(self.settings))
+        await self._follow(self.settings, _but_for_modes(was) != _but_for_modes(self.settings))
         said = [_said(before.get(name), after.get(name)) for name in before | after]
         return [line for line in said if line is not None] or ["the rules have another order"]
 
@@ -122,8 +122,8 @@ def _said(before: RuleSettings | None, after: RuleSettings | None) -> str | None
     return f"rule {after.name}: {' and '.join(changed)}"
 
 
-def _writes(settings: Settings) -> frozenset[str]:
-    return frozenset(text for rule in settings.rules for text in rule.written_by)
+def _but_for_modes(settings: Settings) -> list[RuleSettings]:
+    return [rule.model_copy(update={"mode": "enforce"}) for rule in settings.rules]
 
 
 def differing(before: Settings, after: Settings) -> list[str]:
@@ -146,14 +146,18 @@ def _differing(place: str, before: Any, after: Any) -> list[str]:
 
 
 async def watched(path: Path, reloads: Reloads, every: float = WATCHED) -> None:
-    """Reloads whenever the file is another: also where a link in its place was exchanged."""
-    known = _identity(path)
+    """
+    Reloads whenever the file is another, and stays so from one look to the next: also where a link in its
+    place was exchanged.
+    """
+    known = before = _identity(path)
     while True:
         await asyncio.sleep(every)
         found = _identity(path)
-        if found is not None and found != known:
+        if found is not None and found == before and found != known:
             known = found
             await reloads.reload("the file changed")
+        before = found
 
 
 def _identity(path: Path) -> tuple[int, int, int, int] | None:

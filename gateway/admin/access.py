@@ -30,8 +30,13 @@ def is_foreign(headers: Headers) -> bool:
     who is none says nothing.
     """
     origin = headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc.lower() != headers.get("host", "").lower():
-        return True
+    if origin is not None:
+        try:
+            asking = urlsplit(origin).netloc
+        except ValueError:
+            return True
+        if asking.lower() != headers.get("host", "").lower():
+            return True
     return headers.get("sec-fetch-site", "none") not in {"none", "same-origin"}
 
 

@@ -24,6 +24,7 @@ from gateway.errors import BadRequest, DeadlineExceeded, GatewayError, LoopDetec
 from gateway.http import forwarding
 from gateway.http import headers as h
 from gateway.http.forwarding import Hop
+from gateway.http.grammar import SAFE_METHODS
 from gateway.http.headers import Fields, text
 from gateway.proxy.buffered import BufferBudget
 from gateway.proxy.call_head import CallHead
@@ -133,6 +134,10 @@ class Lifecycle:
             self._counts["gateway_clients_gone_total",] += 1
         finally:
             client.release()
+            if rules is not self._rules and client.method.upper().encode() not in SAFE_METHODS:
+                # It took the lock, if any, that the rules before a reload asked for: by those of now it may
+                # be a write that nothing else knows of (S3).
+                await self._lookups.invalidate_after(None)
             method, status = METHODS.get(client.method.upper(), "other"), client.status
             said = "none" if status is None else STATUSES.get(status // 100, "none")
             self._counts["gateway_requests_total", rule, method, said] += 1

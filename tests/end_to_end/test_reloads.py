@@ -104,8 +104,8 @@ async def test_under_load_no_call_fails_whatever_the_files_say() -> None:
     assert set(statuses) == {202}
 
 
-@pytest.mark.parametrize("differ", [True, False], ids=["writes differ", "the same writes"])
-async def test_readings_survive_unless_other_calls_count_as_writes(differ: bool) -> None:
+@pytest.mark.parametrize("differ", [True, False], ids=["other rules", "another mode"])
+async def test_readings_survive_a_change_of_modes_alone(differ: bool) -> None:
     async with mock() as upstream, gateway(upstream.url) as running, running.client() as client:
         first = settings(upstream.url, str(running.audit))
         writes = {"writes": [f"{CONVERSATION.replace('c1', '{conversationId}')}/**", "/other/**"]}
@@ -114,6 +114,24 @@ async def test_readings_survive_unless_other_calls_count_as_writes(differ: bool)
         await reloads(running, first, lambda: later).reload("a test")
         assert "filled=state" in await patched(client)
         assert running.asked == (2 if differ else 1)
+
+
+async def test_a_write_that_only_the_new_rules_know_is_one_though_it_began_before_them() -> None:
+    """S3: it held no lock, so what was read while it was under way is not used after it."""
+    other = "/other/c1"
+    async with mock() as upstream, gateway(upstream.url) as running, running.client() as client:
+        held = asyncio.Event()
+        upstream.faults.append(Fault(method="POST", hold=held))
+        write = asyncio.create_task(client.post(other, headers=TOKEN))
+        await upstream.ledger.arrived(1)
+        first = settings(upstream.url, str(running.audit))
+        later = settings(upstream.url, str(running.audit), rule={"writes": ["/other/{conversationId}"]})
+        await reloads(running, first, lambda: later).reload("a test")
+        await patched(client)
+        held.set()
+        await write
+        assert "filled=state" in await patched(client)
+        assert running.asked == 2
 
 
 async def test_what_takes_a_restart_is_named_each_time() -> None:
@@ -174,6 +192,7 @@ async def test_a_watched_file_is_read_when_it_is_another(tmp_path: Path) -> None
         ("POST", "/api/mode", {}, b"", 400),
         ("POST", "/api/mode", {}, b"[" * 4000, 400),
         ("POST", "/api/mode", {}, b'{"rule":"r","mode":"m"}' + b" " * 5000, 400),
+        ("POST", "/api/reload", {"origin": "http://["}, b"", 403),
         ("POST", "/api/mode", {}, b'{"rule":1,"mode":"m"}', 400),
         ("POST", "/api/mode", {"origin": "http://admin"}, b'{"rule":"r","mode":"m"}', 200),
         ("POST", "/api/reload", {}, b"", 409),
