@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
 import pytest
 
+from gateway.audit.mode_changes import ModeChanged
 from gateway.audit.reader import KEPT, CallTally, LoggedCall, Reader, Wanted
 
 CALLER = {"address": "10.0.0.1", "user_agent": "legacy/1", "credential": "c0ffee"}
@@ -76,6 +78,13 @@ def test_damaged_half_and_foreign_lines_are_counted_and_cost_no_call() -> None:
 def test_half_a_line_is_counted_even_where_nobody_asked_for_it(wanted: dict[str, str]) -> None:
     _, reader = read(outcome("a"), outcome("b")[:-5], **wanted)
     assert reader.damaged == 1
+
+
+def test_a_change_of_modes_is_no_call_and_no_stranger() -> None:
+    changed = msgspec.json.encode(ModeChanged.of("r", "observe", "enforce", "SIGHUP"))
+    calls, reader = read(changed, rewrite("a"), outcome("a"))
+    assert ids(calls) == ["a"]
+    assert (reader.damaged, reader.foreign) == (0, 0)
 
 
 def test_what_a_gap_lost_is_counted() -> None:
