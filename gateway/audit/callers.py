@@ -116,6 +116,7 @@ class Callers:
                 self._write()
                 if self._written is not None:
                     await self._written
+            self._file.close()
         except TimeoutError:
             log.warning("%s: the last second of callers is not written", self._file.path)
         if self._timer is not None:

@@ -142,7 +142,7 @@ class CallersFile:
                 connection.execute(_TRIM, {"others": OTHERS, "maximum": self.maximum})
                 self._drop_old_days(connection, max(tally.last for tally in batch.values()))
         except (sqlite3.Error, OSError) as error:
-            self._close()
+            self.close()
             raise Unrecordable(f"{self.path}: cannot be written: {error}") from error
 
     def _connection(self) -> sqlite3.Connection:
@@ -157,7 +157,7 @@ class CallersFile:
             connection.executescript(_SCHEMA)
         return self._opened
 
-    def _close(self) -> None:
+    def close(self) -> None:
         """The next write begins with a new connection: the file may be another by then."""
         opened, self._opened = self._opened, None
         if opened is not None:

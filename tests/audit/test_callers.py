@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,21 @@ NOON = 1_800_000_000.0 - 1_800_000_000.0 % 86_400 + 43_200
 DAY = 86_400.0
 CONFORMING = b'{"state":"connected"}'
 JSON = TOKEN | {"Content-Type": "application/json"}
+
+
+_FILES: list[CallersFile] = []
+
+
+@pytest.fixture(autouse=True)
+def _files_are_closed() -> Iterator[None]:
+    yield
+    while _FILES:
+        _FILES.pop().close()
+
+
+def at(path: str, maximum: int) -> CallersFile:
+    _FILES.append(CallersFile(path, maximum))
+    return _FILES[-1]
 
 
 def tallied(at: float = NOON, calls: int = 1, accepted: int = 1) -> Tally:
@@ -176,7 +192,7 @@ async def test_what_waits_for_a_full_disk_is_bounded_and_written_when_it_has_roo
 
 
 async def test_a_fill_that_was_left_out_is_told_with_its_reason(tmp_path: Path) -> None:
-    callers = Callers(CallersFile(str(tmp_path / "c"), 5), lambda: NOON, Counter())
+    callers = Callers(at(str(tmp_path / "c"), 5), lambda: NOON, Counter())
     changed = ({"repair": "content_type", "before": None, "after": "application/json"},)
     callers.saw(finished(changes=changed, skipped="state-not-allowed"))
     callers.saw(finished(skipped="not-rejected", mode="on_reject"))
@@ -199,7 +215,7 @@ HOSTILE = [
 
 @pytest.mark.parametrize("agent", HOSTILE, ids=range(len(HOSTILE)))
 async def test_a_hostile_user_agent_is_text_and_no_more(agent: str, tmp_path: Path) -> None:
-    callers = Callers(CallersFile(str(tmp_path / "c"), 5), lambda: NOON, Counter())
+    callers = Callers(at(str(tmp_path / "c"), 5), lambda: NOON, Counter())
     callers.saw(finished(user_agent=agent, needs=("content_type",)))
     callers.saw(finished(user_agent=agent + "x" * 100_000, needs=("content_type",)))
     await callers.end()
@@ -217,14 +233,14 @@ async def test_a_hostile_user_agent_is_text_and_no_more(agent: str, tmp_path: Pa
 
 
 def test_callers_are_bounded_and_those_the_upstream_accepts_outlast_a_flood(tmp_path: Path) -> None:
-    file = CallersFile(str(tmp_path / "c"), 10)
+    file = at(str(tmp_path / "c"), 10)
     file.add({seen("real"): tallied(NOON - 9 * DAY)})
     file.add({seen(f"junk{number}"): tallied(accepted=0) for number in range(200)})
 
     told = read(tmp_path / "c")
     assert len(told) == 10
     assert "real" in {caller.credential for caller in told}
-    with sqlite3.connect(tmp_path / "c") as rows:
+    with contextlib.closing(sqlite3.connect(tmp_path / "c")) as rows:
         for table in ("days", "counts"):
             (orphans,) = rows.execute(
                 f"SELECT count(*) FROM {table} WHERE caller NOT IN (SELECT id FROM callers)"
@@ -233,7 +249,7 @@ def test_callers_are_bounded_and_those_the_upstream_accepts_outlast_a_flood(tmp_
 
 
 def test_one_credential_takes_no_more_than_its_share_of_user_agents(tmp_path: Path) -> None:
-    file = CallersFile(str(tmp_path / "c"), 1000)
+    file = at(str(tmp_path / "c"), 1000)
     for _ in range(2):
         file.add({seen(agent=f"a{number}"): tallied() for number in range(100)})
 
@@ -245,18 +261,18 @@ def test_one_credential_takes_no_more_than_its_share_of_user_agents(tmp_path: Pa
 
 
 def test_old_days_are_dropped(tmp_path: Path) -> None:
-    file = CallersFile(str(tmp_path / "c"), 10)
+    file = at(str(tmp_path / "c"), 10)
     for day in range(60, -1, -1):
         file.add({seen(): tallied(NOON - day * DAY)})
 
-    with sqlite3.connect(tmp_path / "c") as rows:
+    with contextlib.closing(sqlite3.connect(tmp_path / "c")) as rows:
         assert rows.execute("SELECT count(*) FROM days").fetchone() == (callers_file.DAYS_KEPT,)
     (caller,) = read(tmp_path / "c")
     assert caller.calls == 61
 
 
 def test_two_processes_add_to_one_file(tmp_path: Path) -> None:
-    one, other = (CallersFile(str(tmp_path / "c"), 10) for _ in range(2))
+    one, other = (at(str(tmp_path / "c"), 10) for _ in range(2))
     for file in (one, other, one):
         file.add({seen(): tallied(calls=2)})
 
@@ -269,7 +285,7 @@ def test_a_file_that_is_no_database_is_told_and_stays_as_it_is(tmp_path: Path) -
     path.write_text("somebody's own file, and long enough to be looked at" * 100)
     before = path.read_bytes()
     with pytest.raises(Unrecordable, match="not a database"):
-        CallersFile(str(path), 10).add({seen(): tallied()})
+        at(str(path), 10).add({seen(): tallied()})
     with pytest.raises(Unrecordable, match="not a database"):
         read(path)
     assert path.read_bytes() == before
@@ -279,7 +295,7 @@ def test_a_file_that_is_no_database_is_told_and_stays_as_it_is(tmp_path: Path) -
 def test_after_a_failure_the_file_is_opened_anew(tmp_path: Path) -> None:
     path = tmp_path / "c"
     path.symlink_to("/dev/full")
-    file = CallersFile(str(path), 10)
+    file = at(str(path), 10)
     with pytest.raises(Unrecordable):
         file.add({seen(): tallied()})
     path.unlink()
@@ -307,7 +323,7 @@ def reported(folder: Path, *options: str, more: str = "") -> tuple[int, str]:
 @pytest.fixture
 def known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr("gateway.cli.time.time", lambda: NOON)
-    file = CallersFile(str(tmp_path / "c"), 10)
+    file = at(str(tmp_path / "c"), 10)
     file.add({seen("early", "cron/1"): tallied(NOON - 3 * DAY, 8)})
     file.add({seen("late", "java/8", ("content_type", "fill state")): tallied(NOON - DAY, 3)})
     file.add({seen("old", "perl/5"): tallied(NOON - 20 * DAY)})
@@ -329,7 +345,7 @@ def test_the_table_has_who_needs_it_the_last_first(known: Path) -> None:
 
 def test_it_says_how_many_fills_of_shadow_would_have_been_wrong(known: Path) -> None:
     assert "shadow:" not in reported(known)[1]
-    file = CallersFile(str(known / "c"), 10)
+    file = at(str(known / "c"), 10)
     file.add(
         {seen(mode="shadow", shadow="right"): tallied(calls=12_398), seen(shadow="wrong"): tallied(calls=2)}
     )
