@@ -48,7 +48,7 @@ from gateway.http.forwarding import Hop
 from gateway.http.grammar import imitations
 from gateway.http.head_shapes import HeadShapes
 from gateway.proxy.buffered import BufferBudget
-from gateway.proxy.lifecycle import Lifecycle
+from gateway.proxy.lifecycle import HOLD_PATIENCE, Lifecycle
 from gateway.proxy.passthrough import Passthrough, UploadSlots
 from gateway.proxy.phases import Phases
 from gateway.proxy.spool import Spools
@@ -178,6 +178,7 @@ def build(
     parts: Parts = PARTS,
     credential_key: bytes | None = None,
     observers: Sequence[Observer] = (),
+    hold_patience: float = HOLD_PATIENCE,
 ) -> Gateway:
     """
     `clock` gives seconds that never jump, `wall` Unix seconds. The gateway closes the `store`. Gateways with
@@ -247,6 +248,7 @@ def build(
         budget,
         spools,
         (call_metrics.counted(counts, histograms), *observers, live),
+        hold_patience,
     )
     troubles = parts.troubles(
         settings.upstream.url,
@@ -376,6 +378,7 @@ def _lifecycle(
     budget: BufferBudget,
     spools: Spools,
     observers: Sequence[Observer],
+    hold_patience: float,
 ) -> Lifecycle:
     limits, to = settings.limits, settings.upstream
     hop = Hop(
@@ -423,6 +426,7 @@ def _lifecycle(
         deadline=limits.deadline,
         direct=isinstance(transport, Pool),  # httpx wants asyncio's own tasks
         observers=observers,
+        hold_patience=hold_patience,
     )
 
 

@@ -11,7 +11,7 @@ import re
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -124,6 +124,7 @@ def asked(path: Path, where: str, body: dict[str, str]) -> None:
 
 @cli.command()
 def report(
+    context: typer.Context,
     path: ConfigPath = DEFAULT,
     days: Annotated[int, typer.Option(min=1, max=callers_file.DAYS_KEPT)] = 14,
     json_: Annotated[bool, typer.Option("--json", help="Everybody, with all that is known.")] = False,
@@ -134,8 +135,9 @@ def report(
     if settings.callers is None:
         raise fail(f"gateway report: {path}: there is no section callers, so nobody writes down who calls")
     stable = settings.credentials.key is not None
+    clock: Callable[[], float] = context.obj or time.time
     try:
-        callers = callers_file.read(settings.callers.path, days, time.time())
+        callers = callers_file.read(settings.callers.path, days, clock())
     except Unrecordable as error:
         raise fail(f"gateway report: {error}") from None
     if json_:

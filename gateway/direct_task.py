@@ -51,14 +51,14 @@ class DirectTask(Struct, eq=False, weakref=True):
         except (KeyboardInterrupt, SystemExit) as raised:
             self._over, self._error = True, raised
             raise
-        except BaseException as raised:  # noqa: BLE001  # whoever asks for it gets it: `exception`
+        except BaseException as raised:  # noqa: BLE001  # it is the task's outcome, whatever it is (`exception`)
             self._over, self._error = True, raised
         finally:
             _leave_task(loop, self)  # type: ignore[arg-type]
         if self._over:
             try:
                 self._ended(self)
-            except Exception as raised:  # noqa: BLE001  # it is nothing to whoever has woken this task
+            except Exception as raised:  # noqa: BLE001  # told to the loop: it would hit who woke this task
                 said = {"message": "a task could not be ended", "exception": raised, "task": self}
                 loop.call_exception_handler(said)
             # It keeps the frames of the call, and these what they hold, until the collector comes.
@@ -79,7 +79,7 @@ class DirectTask(Struct, eq=False, weakref=True):
         self._awaited = None
         try:
             awaited.result()
-        except BaseException as error:  # noqa: BLE001  # it is raised where it is waited for
+        except BaseException as error:  # noqa: BLE001  # raised at the coroutine's await, as what it waited for
             self.start(error)
         else:
             self.start()

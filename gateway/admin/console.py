@@ -6,11 +6,11 @@ for each other too. In a burst, so many a second and no more.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
 from typing import Any, Final
 
 from gateway.admin.log_lines import coloured, printable, stamp
+from gateway.admin.per_second import PerSecond
 from gateway.audit.finished_call import FinishedCall
 
 SHOWN: Final = 60  # characters of what a client said of itself
@@ -36,19 +36,17 @@ class Console:
         self._as_json = as_json
         self._colours = colours
         self._others = others
-        self._second = -math.inf  # when the one began in which lines are counted
-        self._lines = self._unsaid = 0
+        self._lines = PerSecond(MOST)
 
     def __call__(self, call: FinishedCall) -> None:
         if not (call.changes or self._others):
             return
         now = self._wall()
-        if not 0 <= now - self._second < 1:
-            self._say_how_many(now)
-        if self._lines >= MOST:
-            self._unsaid += 1
+        left_out = self._lines.begin(now)
+        if left_out:
+            self._say_how_many(left_out, now)
+        if not self._lines.admits():
             return
-        self._lines += 1
         level = "INFO" if call.changes else "DEBUG"
         time = stamp(now)
         if self._as_json:
@@ -60,16 +58,13 @@ class Console:
                 said = coloured(said, colour(call))
             self._write(f"{time} {level} gateway: {said}\n".encode("utf-8", "backslashreplace"))
 
-    def _say_how_many(self, now: float) -> None:
-        """Another second begins: of the one before, how many calls had no line."""
-        unsaid, self._second, self._lines, self._unsaid = self._unsaid, now, 0, 0
-        if unsaid:
-            said = f"{unsaid} more calls had no line: {MOST} have one in a second; the audit log has them all"
-            if self._as_json:
-                told = {"time": stamp(now), "level": "info", "logger": "gateway", "message": said}
-                self._write(json.dumps(told).encode("ascii") + b"\n")
-            else:
-                self._write(f"{stamp(now)} INFO gateway: {said}\n".encode())
+    def _say_how_many(self, left_out: int, now: float) -> None:
+        said = f"{left_out} more calls had no line: {MOST} have one in a second; the audit log has them all"
+        if self._as_json:
+            told = {"time": stamp(now), "level": "info", "logger": "gateway", "message": said}
+            self._write(json.dumps(told).encode("ascii") + b"\n")
+        else:
+            self._write(f"{stamp(now)} INFO gateway: {said}\n".encode())
 
 
 def colour(call: FinishedCall) -> str:

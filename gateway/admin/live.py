@@ -6,7 +6,6 @@ what is shown is made of it four times a second, and only while somebody watches
 from __future__ import annotations
 
 import asyncio
-import math
 import secrets
 from collections import deque
 from collections.abc import AsyncIterator, Callable
@@ -14,6 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
+from gateway.admin.per_second import PerSecond
 from gateway.audit.finished_call import FinishedCall
 
 KEPT: Final = 500  # finished calls
@@ -48,8 +48,7 @@ class Live:
         self._wall = wall
         self._ring: deque[tuple[int, float, FinishedCall]] = deque(maxlen=KEPT)
         self._number = 0
-        self._second = -math.inf  # when the one began in which calls are counted that nobody watches
-        self._in_second = 0
+        self._unwatched = PerSecond(UNWATCHED)
         self._streams: set[Stream] = set()
         self._pumping: asyncio.Task[None] | None = None
 
@@ -58,10 +57,8 @@ class Live:
         now = self._wall()
         if not self._streams:
             # For who opens the page later, some of each second will do.
-            if not 0 <= now - self._second < 1:
-                self._second, self._in_second = now, 0
-            self._in_second += 1
-            if self._in_second > UNWATCHED:
+            self._unwatched.begin(now)
+            if not self._unwatched.admits():
                 return
         self._ring.append((self._number, now, call))
 

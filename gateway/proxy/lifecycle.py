@@ -76,6 +76,7 @@ class Lifecycle:
         deadline: float,
         direct: bool,
         observers: Sequence[Observer] = (),
+        hold_patience: float = HOLD_PATIENCE,
     ) -> None:
         """
         `log_refusal` is told the client's address too; `observers` of each matched call when it is over.
@@ -96,6 +97,7 @@ class Lifecycle:
         self._max_body = max_body
         self._deadline = Deadline(deadline)
         self._observers = observers
+        self._hold_patience = hold_patience
         self._evidence = EvidenceLog(clock)
 
         def head(headers: Fields, trusted: bool, version: str) -> CallHead:
@@ -225,7 +227,7 @@ class Lifecycle:
         if not reply.over and not client.gone and not reply.headers.derived(h.is_event_stream):
             # A real client sends a PATCH again whose reply was cut off in its middle (C3).
             client.cancel_on_disconnect()
-            await reply.hold(HELD, HOLD_PATIENCE)
+            await reply.hold(HELD, self._hold_patience)
         elif reply.error is not None:
             raise reply.error
         record.status = reply.status

@@ -316,13 +316,12 @@ rules: []
 def reported(folder: Path, *options: str, more: str = "") -> tuple[int, str]:
     config = folder / "config.yaml"
     config.write_text(CONFIG.format(path=folder / "c") + more)
-    done = CliRunner().invoke(cli, ["report", "--config", str(config), *options])
+    done = CliRunner().invoke(cli, ["report", "--config", str(config), *options], obj=lambda: NOON)
     return done.exit_code, done.output
 
 
 @pytest.fixture
-def known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr("gateway.cli.time.time", lambda: NOON)
+def known(tmp_path: Path) -> Path:
     file = at(str(tmp_path / "c"), 10)
     file.add({seen("early", "cron/1"): tallied(NOON - 3 * DAY, 8)})
     file.add({seen("late", "java/8", ("content_type", "fill state")): tallied(NOON - DAY, 3)})

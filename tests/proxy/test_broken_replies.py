@@ -82,12 +82,9 @@ async def test_a_reply_that_breaks_off_upstream_breaks_off_downstream(
 
 
 @pytest.mark.parametrize("size", [10, HELD + 2], ids=["slow", "large"])
-async def test_a_reply_that_is_slow_or_large_goes_on_as_it_comes(
-    size: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_reply_that_is_slow_or_large_goes_on_as_it_comes(size: int) -> None:
     """A reply to a matched call is waited for so long and so far, and no more."""
-    if size == 10:
-        monkeypatch.setattr(lifecycle, "HOLD_PATIENCE", 0.05)
+    patience = 0.05 if size == 10 else lifecycle.HOLD_PATIENCE
     end = asyncio.Event()
 
     async def script(peer: Peer) -> None:
@@ -98,7 +95,7 @@ async def test_a_reply_that_is_slow_or_large_goes_on_as_it_comes(
 
     async with (
         RawUpstream(script) as upstream,
-        gateway(upstream.url) as running,
+        gateway(upstream.url, hold_patience=patience) as running,
         connect(running.port) as client,
     ):
         await client.send(EXPLICIT)

@@ -122,13 +122,13 @@ class Running:
 @asynccontextmanager
 async def gateway(upstream: str, /, audit: str | None = None, **changes: Any) -> AsyncIterator[Running]:
     """
-    `changes` are those of `document`, and the seams: app.build's clock, wall, store, transport, parts and
-    observers, and the protocol's rate_window.
+    `changes` are those of `document`, and the seams: app.build's clock, wall, store, transport, parts,
+    observers and hold_patience, and the protocol's rate_window.
     """
     window = changes.pop("rate_window", None)
     seams = {
         name: changes.pop(name)
-        for name in ("clock", "wall", "store", "transport", "parts", "observers")
+        for name in ("clock", "wall", "store", "transport", "parts", "observers", "hold_patience")
         if name in changes
     }
     with tempfile.TemporaryDirectory() as folder:
