@@ -250,24 +250,8 @@ def build(
         (call_metrics.counted(counts, histograms), *observers, live),
         hold_patience,
     )
-    troubles = parts.troubles(
-        settings.upstream.url,
-        clock,
-        refusals=lambda: stats.refused["overloaded"] + counts["gateway_refusals_total", "overloaded"],
-        held_back=lambda: counts["gateway_lookups_total", "held_back"],
-        answers=transport if isinstance(transport, Pool) else None,
-    )
-    stats.log.on_refusal = troubles.refused
-    lookups.on_pause = troubles.paused
-    audit.on_turn = troubles.audit_turned
-    metrics = Metrics(
-        counts,
-        {"gateway_refusals_total": stats.refused, "gateway_aborts_total": stats.aborted},
-        histograms,
-    )
-    metrics.follow(watched_rules(settings))
-    metrics.measure(process.readings())
-    metrics.measure({("gateway_build_info", __version__, platform.python_version()): lambda: 1})
+    troubles = watched_parts(parts, settings, clock, stats, counts, transport, lookups, audit)
+    metrics = exposed(settings, counts, histograms, stats)
     audit.on_write = histograms["gateway_audit_write_seconds",].observe
     if isinstance(locks, MemoryLocks):
         locks.on_waited = histograms["gateway_lock_wait_seconds",].observe
@@ -344,6 +328,40 @@ def shown_rules(settings: Settings) -> list[dict[str, Any]]:
         }
         for rule in settings.rules
     ]
+
+
+def exposed(settings: Settings, counts: Counts, histograms: Histograms, stats: ServerStats) -> Metrics:
+    """What is counted, with what is known of the process from its start."""
+    tallies = {"gateway_refusals_total": stats.refused, "gateway_aborts_total": stats.aborted}
+    metrics = Metrics(counts, tallies, histograms)
+    metrics.follow(watched_rules(settings))
+    metrics.measure(process.readings())
+    metrics.measure({("gateway_build_info", __version__, platform.python_version()): lambda: 1})
+    return metrics
+
+
+def watched_parts(
+    parts: Parts,
+    settings: Settings,
+    clock: Callable[[], float],
+    stats: ServerStats,
+    counts: Counts,
+    transport: Transport,
+    lookups: Lookups,
+    audit: AuditLog,
+) -> Troubles:
+    """The troubles that are told, and what tells of them."""
+    troubles = parts.troubles(
+        settings.upstream.url,
+        clock,
+        refusals=lambda: stats.refused["overloaded"] + counts["gateway_refusals_total", "overloaded"],
+        held_back=lambda: counts["gateway_lookups_total", "held_back"],
+        answers=transport if isinstance(transport, Pool) else None,
+    )
+    stats.log.on_refusal = troubles.refused
+    lookups.on_pause = troubles.paused
+    audit.on_turn = troubles.audit_turned
+    return troubles
 
 
 def stalled_replies(transport: Transport, max_connections: int) -> StalledReplies:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
+from collections.abc import Iterator
 
 import pytest
 import trustme
@@ -41,14 +43,14 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
 
 
 @pytest.fixture(params=[False, True], ids=["plain", "TLS"])
-def over_tls(request: pytest.FixtureRequest, pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+def over_tls(request: pytest.FixtureRequest, pair: Pair) -> Iterator[None]:
     """Every test of a module that uses it is run both ways: a promise holds over TLS too."""
-    if request.param:
-        monkeypatch.setattr(serving, "certificates", pair.certificates())
-        monkeypatch.setattr(serving, "trust", pair.trust())
+    with serving.over(pair.certificates(), pair.trust()) if request.param else contextlib.nullcontext():
+        yield
 
 
 @pytest.fixture(params=[True, False], ids=["at once", "in a task"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def way(request: pytest.FixtureRequest) -> Iterator[None]:
     """Every test of a module that uses it is run both ways: there is one lifecycle."""
-    monkeypatch.setattr(gateways, "direct", request.param)
+    with gateways.serving_at_once(request.param):
+        yield

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +30,16 @@ TOKEN = {"Authorization": "Bearer one"}
 # Whether calls are served at once, from the step in which their bytes come (direct_task.py), or in tasks of
 # asyncio's own, as with httpx's transport. The fixture `way` tries both.
 direct = True
+
+
+@contextmanager
+def serving_at_once(at_once: bool) -> Iterator[None]:
+    global direct
+    direct = at_once
+    try:
+        yield
+    finally:
+        direct = True
 
 
 def document(

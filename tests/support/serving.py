@@ -6,12 +6,13 @@ and clients that send and receive bytes.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import inspect
 import itertools
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any, NamedTuple, cast
 
@@ -47,6 +48,16 @@ def on_both_loops(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..
 # What the servers show, where the fixture `over_tls` has them and their clients speak TLS.
 certificates: Certificates | None = None
 trust: ssl.SSLContext | None = None
+
+
+@contextlib.contextmanager
+def over(shown: Certificates, trusted: ssl.SSLContext) -> Iterator[None]:
+    global certificates, trust
+    certificates, trust = shown, trusted
+    try:
+        yield
+    finally:
+        certificates = trust = None
 
 
 def config_of(
