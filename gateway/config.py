@@ -518,17 +518,21 @@ def parse(
     return settings
 
 
-def load(
-    path: Path,
-    environment: Mapping[str, str] = os.environ,
-    also: Also = nothing_more,
-) -> Settings:
+def text_of(path: Path) -> str:
+    """Raises ConfigError where the file cannot be read."""
     try:
         with path.open("rb") as file:
             # Not more than what is refused anyway, however long the file is.
             content = file.read(document.MOST_BYTES + 1)
         # A last character that is cut in two is beyond what is allowed too.
-        text = content.decode("utf-8-sig", "strict" if len(content) <= document.MOST_BYTES else "replace")
+        return content.decode("utf-8-sig", "strict" if len(content) <= document.MOST_BYTES else "replace")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError([f"{path}: cannot be read: {error}"]) from error
-    return parse(text, environment, path.name, also)
+
+
+def load(
+    path: Path,
+    environment: Mapping[str, str] = os.environ,
+    also: Also = nothing_more,
+) -> Settings:
+    return parse(text_of(path), environment, path.name, also)

@@ -44,6 +44,7 @@ class Live:
 
     def __init__(self, wall: Callable[[], float], rules: list[dict[str, Any]]) -> None:
         self.rules = rules
+        self.polled = False  # who asks for `since` watches too, and has no stream
         self.run = secrets.token_hex(4)  # tells the calls of this process from those of one before
         self._wall = wall
         self._ring: deque[tuple[int, float, FinishedCall]] = deque(maxlen=KEPT)
@@ -55,7 +56,7 @@ class Live:
     def __call__(self, call: FinishedCall) -> None:
         self._number += 1
         now = self._wall()
-        if not self._streams:
+        if not (self._streams or self.polled):
             # For who opens the page later, some of each second will do.
             self._unwatched.begin(now)
             if not self._unwatched.admits():
@@ -123,18 +124,25 @@ class Live:
                 stream.offer(told)
 
     def told(self, seen: int, seconds: float) -> bytes:
-        """One event: the calls since number `seen`, and what they come to."""
+        """One event: what came since number `seen`."""
+        return event("calls", {"seconds": round(seconds, 3), **self.since(seen)})
+
+    def since(self, seen: int) -> dict[str, Any]:
+        """The calls since number `seen`, and what they come to."""
         came = self._number - seen
         calls = [call for number, _, call in self._ring if number > seen]
         latest = self.recent(seen, SHOWN)
-        said = {
-            "seconds": round(seconds, 3),
+        return {
             "came": came,
             "left_out": came - len(latest),
             "strip": strip(calls),
             "calls": latest,
         }
-        return event("calls", said)
+
+    @property
+    def number(self) -> int:
+        """Of the last call."""
+        return self._number
 
 
 def event(name: str, said: dict[str, Any]) -> bytes:

@@ -45,9 +45,10 @@ MAY_IMPORT: dict[str, set[str]] = {
         "config", "rules", "repairs", "paths", "units", "http", "server", "upstream", "state", "audit",
         "proxy", "admin", "reloads",
     },
+    "workers": {"app", "config", "reloads", "server", "audit", "admin"},
     "cli": {
-        "app", "config", "checks", "cases", "explain", "mock", "mock/demo", "rules", "http", "admin/client",
-        "audit",
+        "app", "workers", "config", "checks", "cases", "explain", "mock", "mock/demo", "rules", "http",
+        "admin/client", "audit",
     },
     "__main__": {"cli"},
 }  # fmt: skip
