@@ -106,8 +106,9 @@ def run(
 
 
 def number_of(workers: str) -> int:
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     try:
-        return shares.wanted(workers, len(os.sched_getaffinity(0)))
+        return shares.wanted(workers, usable or 1)
     except ValueError as error:
         raise fail(f"gateway: {error}") from None
 

@@ -44,7 +44,6 @@ class Live:
 
     def __init__(self, wall: Callable[[], float], rules: list[dict[str, Any]]) -> None:
         self.rules = rules
-        self.polled = False  # who asks for `since` watches too, and has no stream
         self.run = secrets.token_hex(4)  # tells the calls of this process from those of one before
         self._wall = wall
         self._ring: deque[tuple[int, float, FinishedCall]] = deque(maxlen=KEPT)
@@ -56,7 +55,7 @@ class Live:
     def __call__(self, call: FinishedCall) -> None:
         self._number += 1
         now = self._wall()
-        if not (self._streams or self.polled):
+        if not self._streams:
             # For who opens the page later, some of each second will do.
             self._unwatched.begin(now)
             if not self._unwatched.admits():
@@ -124,25 +123,18 @@ class Live:
                 stream.offer(told)
 
     def told(self, seen: int, seconds: float) -> bytes:
-        """One event: what came since number `seen`."""
-        return event("calls", {"seconds": round(seconds, 3), **self.since(seen)})
-
-    def since(self, seen: int) -> dict[str, Any]:
-        """The calls since number `seen`, and what they come to."""
+        """One event: the calls since number `seen`, and what they come to."""
         came = self._number - seen
         calls = [call for number, _, call in self._ring if number > seen]
         latest = self.recent(seen, SHOWN)
-        return {
+        said = {
+            "seconds": round(seconds, 3),
             "came": came,
             "left_out": came - len(latest),
             "strip": strip(calls),
             "calls": latest,
         }
-
-    @property
-    def number(self) -> int:
-        """Of the last call."""
-        return self._number
+        return event("calls", said)
 
 
 def event(name: str, said: dict[str, Any]) -> bytes:

@@ -48,7 +48,7 @@ class EventStream(StreamingResponse):
             self._leave()
 
 
-def pages() -> list[Route]:
+def routes(live: Live) -> list[Route]:
     # Read once, and by their names alone: no path of a request ever names a file.
     folder = Path(__file__).parent / "page"
     files = {one.name: (one.read_bytes(), KINDS[one.suffix]) for one in folder.iterdir()}
@@ -60,37 +60,30 @@ def pages() -> list[Route]:
         headers = {**HEADERS, "Content-Type": found[1], "Content-Security-Policy": POLICY}
         return Response(found[0], headers=headers)
 
-    return [Route("/", page), Route("/page/{name}", page)]
-
-
-def routes(live: Live) -> list[Route]:
     async def rewrites(_: Request) -> Response:
-        return as_json({"run": live.run, "calls": live.recent()})
+        return _json({"run": live.run, "calls": live.recent()})
 
     async def rules(_: Request) -> Response:
-        return as_json({"rules": live.rules})
+        return _json({"rules": live.rules})
 
     async def callers(_: Request) -> Response:
-        return as_json({"callers": live.callers()})
+        return _json({"callers": live.callers()})
 
-    return [
-        *pages(),
-        Route("/api/rewrites", rewrites),
-        Route("/api/rules", rules),
-        Route("/api/callers", callers),
-        stream_of(live),
-    ]
-
-
-def stream_of(live: Live) -> Route:
     async def events(_: Request) -> Response:
         stream = live.stream()
         if stream is None:
             return PlainTextResponse(TOO_MANY, 503, {**HEADERS, "Retry-After": "5"})
         return EventStream(live, stream)
 
-    return Route("/api/events", events)
+    return [
+        Route("/", page),
+        Route("/page/{name}", page),
+        Route("/api/rewrites", rewrites),
+        Route("/api/rules", rules),
+        Route("/api/callers", callers),
+        Route("/api/events", events),
+    ]
 
 
-def as_json(said: dict[str, Any]) -> Response:
+def _json(said: dict[str, Any]) -> Response:
     return Response(msgspec.json.encode(said), headers=HEADERS, media_type="application/json")

@@ -13,10 +13,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from gateway.admin import page_routes
 from gateway.admin.exposition import OPENMETRICS, TEXT, exposition, wants_openmetrics
 from gateway.admin.live import CALLERS, KEPT
 from gateway.admin.metrics import Metrics
+from gateway.admin.page_routes import HEADERS, routes
 from gateway.workers import merged
 from gateway.workers.channel import NoAnswerFromThere
 from gateway.workers.live import LiveOfAll
@@ -28,8 +28,6 @@ def build(
     places: Sequence[Place],
     live: LiveOfAll,
     own: Metrics,
-    *,
-    rules: Callable[[], list[dict[str, Any]]],
     draining: Callable[[], bool],
 ) -> Starlette:
     """`own`: what the supervisor counts itself."""
@@ -66,15 +64,12 @@ def build(
         return Response(exposition(await metrics(), openmetrics=openmetrics), headers=headers)
 
     async def rewrites(_: Request) -> Response:
-        found = {place.ordinal: said or [] for place, said in await asked("recent")}
-        return page_routes.as_json({"run": live.run, "calls": merged.calls(found, KEPT)})
+        found = [merged.numbered(said or [], place.ordinal) for place, said in await asked("recent")]
+        return JSONResponse({"run": live.run, "calls": merged.latest(found, KEPT)}, headers=HEADERS)
 
     async def callers(_: Request) -> Response:
         found = [said or [] for _, said in await asked("callers")]
-        return page_routes.as_json({"callers": merged.callers(found, CALLERS)})
-
-    async def ruled(_: Request) -> Response:
-        return page_routes.as_json({"rules": rules()})
+        return JSONResponse({"callers": merged.callers(found, CALLERS)}, headers=HEADERS)
 
     return Starlette(
         routes=[
@@ -82,10 +77,9 @@ def build(
             Route("/readyz", readyz),
             Route("/counts", counted),
             Route("/metrics", scraped),
+            # Before those of one process, which has all that it tells at hand.
             Route("/api/rewrites", rewrites),
             Route("/api/callers", callers),
-            Route("/api/rules", ruled),
-            *page_routes.pages(),
-            page_routes.stream_of(live),
+            *routes(live),
         ]
     )

@@ -5,7 +5,7 @@ The live page's data, of all workers: asked for four times a second, and only wh
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from gateway.admin.live import SHOWN, TICK, Live, event
@@ -15,36 +15,37 @@ from gateway.workers.place import Place
 
 
 class LiveOfAll(Live):
-    def __init__(self, wall: Callable[[], float], places: Iterable[Place]) -> None:
-        super().__init__(wall, [])
-        self._places = list(places)
+    """As of one process, but that its events are what the workers say."""
+
+    def __init__(
+        self, wall: Callable[[], float], rules: list[dict[str, Any]], places: Sequence[Place]
+    ) -> None:
+        super().__init__(wall, rules)
+        self._places = places
 
     async def _pump(self) -> None:
         clock = asyncio.get_running_loop().time
-        seen: dict[int, int] = {}  # the number of the last call, by its worker's ordinal
         before = clock()
         try:
             while True:
                 await asyncio.sleep(TICK)
-                found = [one for one in await asyncio.gather(*[_since(p, seen) for p in self._places]) if one]
+                found = await asyncio.gather(*map(_came, self._places))
                 now = clock()
-                said = {"seconds": round(now - before, 3), **merged.came(dict(found), SHOWN)}
+                told = merged.came([one for one in found if one is not None], SHOWN)
+                said = event("calls", {"seconds": round(now - before, 3), **told})
                 before = now
                 for stream in self._streams:
-                    stream.offer(event("calls", said))
+                    stream.offer(said)
         finally:
             for place in self._places:
                 if place.channel is not None:
-                    place.channel.tell("watch", False)
+                    place.channel.tell("unwatch")
 
 
-async def _since(place: Place, seen: dict[int, int]) -> tuple[int, dict[str, Any]] | None:
+async def _came(place: Place) -> dict[str, Any] | None:
     ordinal = place.ordinal
     try:
-        if ordinal not in seen:
-            seen[ordinal] = await place.ask("watch", True)
-        said = await place.ask("since", seen[ordinal])
+        said: dict[str, Any] = await place.ask("came")
     except NoAnswerFromThere:
         return None
-    seen[ordinal] = said["number"]
-    return ordinal, said
+    return {**said, "calls": merged.numbered(said["calls"], ordinal)}

@@ -9,6 +9,7 @@ from typing import Any, Final, TypeAlias
 
 from msgspec import Struct
 
+from gateway.admin.live import strip
 from gateway.admin.metrics import METRICS, Counts, Histogram, Histograms, MetricKey, Metrics
 
 KINDS: Final = {metric.name: metric.kind for metric in METRICS}
@@ -71,25 +72,26 @@ def metrics(figures: Figures) -> Metrics:
     return found
 
 
-def calls(told: Mapping[int, Sequence[dict[str, Any]]], most: int) -> list[dict[str, Any]]:
-    """The latest of those that each worker has, by its ordinal: newest first."""
-    found = [
-        {**call, "number": call["number"] * ORDINALS + ordinal % ORDINALS}
-        for ordinal, some in told.items()
-        for call in some
-    ]
+def numbered(calls: Iterable[dict[str, Any]], ordinal: int) -> list[dict[str, Any]]:
+    """The calls of the worker with this ordinal, each with a number that none of another has."""
+    return [{**call, "number": call["number"] * ORDINALS + ordinal % ORDINALS} for call in calls]
+
+
+def latest(told: Iterable[Sequence[dict[str, Any]]], most: int) -> list[dict[str, Any]]:
+    """Newest first."""
+    found = [call for some in told for call in some]
     return sorted(found, key=lambda call: call["ended"], reverse=True)[:most]
 
 
-def came(told: Mapping[int, dict[str, Any]], most: int) -> dict[str, Any]:
-    """What came in one moment, of what each worker says of it."""
-    latest = calls({ordinal: said["calls"] for ordinal, said in told.items()}, most)
-    strip: dict[str, float] = {}
-    for said in told.values():
-        for name, value in said["strip"].items():
-            strip[name] = strip.get(name, 0) + value
-    number = sum(said["came"] for said in told.values())
-    return {"came": number, "left_out": number - len(latest), "strip": strip, "calls": latest}
+def came(told: Sequence[dict[str, Any]], most: int) -> dict[str, Any]:
+    """What came in one moment, of what is said of it in parts."""
+    calls = latest([said["calls"] for said in told], most)
+    sums = strip([])
+    for said in told:
+        for name in sums:
+            sums[name] += said["strip"][name]
+    number = sum(said["came"] for said in told)
+    return {"came": number, "left_out": number - len(calls), "strip": sums, "calls": calls}
 
 
 def callers(told: Iterable[Sequence[dict[str, Any]]], most: int) -> list[dict[str, Any]]:

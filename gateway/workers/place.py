@@ -72,6 +72,7 @@ class Place:
         self._ended = ended
         self._process: asyncio.subprocess.Process | None = None
         self._stopping = asyncio.Event()
+        self._since = 0.0  # when its worker was ready
         self._gone = Figures([], [])
         self._last = Figures([], [])
 
@@ -81,12 +82,15 @@ class Place:
         """Until `stop`. Raises CannotStart."""
         failed = 0
         while not self._stopping.is_set():
-            lasted, code = await self._run_one()
+            try:
+                lasted, how = await self._run_one()
+            except OSError as error:  # no process, or no descriptor, is left
+                lasted, how = 0.0, f"before it began: {error.strerror or error}"
             if self._stopping.is_set():
                 return
             self._ended()
             failed = 0 if lasted >= WELL else failed + 1
-            seconds, how = pause(failed), said(code)
+            seconds = pause(failed)
             if failed >= ATTEMPTS and self._alone():
                 raise CannotStart(f"worker {self.number} ended {failed} times in a row, at last {how}")
             log.error("worker %d ended %s: the next begins in %g s", self.number, how, seconds)
@@ -96,8 +100,8 @@ class Place:
                 async with asyncio.timeout(seconds):
                     await self._stopping.wait()
 
-    async def _run_one(self) -> tuple[float, int]:
-        """How long its worker was ready, and its exit code."""
+    async def _run_one(self) -> tuple[float, str]:
+        """How long its worker was ready, and how it ended."""
         if self._listener is None:
             self._listener = listeners.another(self._address)
         ours, theirs = socket.socketpair()
@@ -118,10 +122,11 @@ class Place:
         if self._stopping.is_set():
             process.terminate()
         self.ordinal = next(_ordinals)
-        started = asyncio.Event()
+        started, clock = asyncio.Event(), asyncio.get_running_loop().time
         reader, writer = await asyncio.open_unix_connection(sock=ours)
 
         async def ready(_: Any) -> None:
+            self._since = clock()
             started.set()
 
         async def figures(said: Any) -> None:
@@ -131,11 +136,10 @@ class Place:
         channel.begin(msgspec.to_builtins(self._start(self.number)))
         serving = asyncio.create_task(channel.serve())
         watching = asyncio.create_task(self._watch(process, channel, started))
-        clock = asyncio.get_running_loop().time
         try:
             code = await process.wait()
             await serving  # what it said last counts
-            return (clock() - self._since if started.is_set() else 0.0), code
+            return (clock() - self._since if started.is_set() else 0.0), said(code)
         finally:
             watching.cancel()
             self.channel = self._process = None
@@ -154,7 +158,6 @@ class Place:
             log.error("worker %d has not begun in %g s: it is killed", self.number, STARTED_IN)
             process.kill()
             return
-        self._since = asyncio.get_running_loop().time()
         self.channel = channel
         self._ready(self, process.pid)
         with contextlib.suppress(NoAnswerFromThere):

@@ -70,6 +70,7 @@ class Supervisor:
         self._to_record: list[ModeChanged] = []
         self._reloads = Reloads(settings, self._load, self._follow, self._to_record.append, self._counts)
         self._places: list[Place] = []
+        self._live = LiveOfAll(time.time, app.shown_rules(settings), self._places)
         self._ready = asyncio.Event()  # all of them, once
         self._stopped = asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -119,27 +120,20 @@ class Supervisor:
     @contextlib.asynccontextmanager
     async def _serving(self, private: socket.socket) -> AsyncIterator[int]:
         """The admin side."""
-        live = LiveOfAll(time.time, self._places)
-        server = app.Server(app.admin_config(self._settings, self._admin(live), app.ADMIN_CONNECTIONS))
+        server = app.Server(app.admin_config(self._settings, self._admin(), app.ADMIN_CONNECTIONS))
         with private:
             task = asyncio.create_task(server.serve(sockets=[private]))
             try:
                 yield private.getsockname()[1]
             finally:
-                live.close()
+                self._live.close()
                 server.should_exit = True
                 await task
 
-    def _admin(self, live: LiveOfAll) -> Starlette:
+    def _admin(self) -> Starlette:
         own = Metrics(self._counts, {})
         own.measure(process.readings())
-        side = admin.build(
-            self._places,
-            live,
-            own,
-            rules=lambda: app.shown_rules(self._reloads.settings),
-            draining=self._stopped.is_set,
-        )
+        side = admin.build(self._places, self._live, own, self._stopped.is_set)
         side.router.routes += changes.routes(self._reloads.reload, self._reloads.set_mode)
         return side
 
@@ -221,10 +215,9 @@ class Supervisor:
 
     def _place_ready(self, place: Place, pid: int) -> None:
         log.info("worker %d is ready, as process %d", place.number, pid)
-        if self._ready.is_set():
-            # It may have begun before what the others follow by now.
-            self._spawn(self._told(place, rules_differ=True))
-        elif all(one.channel is not None for one in self._places):
+        # It may have begun before what the others follow by now.
+        self._spawn(self._told(place, rules_differ=True))
+        if all(one.channel is not None for one in self._places):
             self._ready.set()
 
     def _place_ended(self) -> None:
@@ -240,7 +233,9 @@ class Supervisor:
 
     async def _follow(self, settings: Settings, rules_differ: bool) -> None:
         self._text, self._modes = self._loaded, _modes(settings)
-        await self._record()
+        if self._to_record:
+            await self._record()
+        self._live.rules = app.shown_rules(settings)
         for place in self._places:
             await self._told(place, rules_differ)
 
@@ -257,15 +252,12 @@ class Supervisor:
 
     async def _record(self) -> None:
         """On the audit log once, by one worker."""
-        due = self._to_record.copy()
-        self._to_record.clear()
-        for line in due:
-            for place in self._places:
-                with contextlib.suppress(NoAnswerFromThere):
-                    await place.ask("record", msgspec.to_builtins(line))
-                    break
-            else:
-                log.error("no worker was there to record that %s is in mode %s", line.rule, line.mode)
+        due, self._to_record[:] = msgspec.to_builtins(self._to_record), []
+        for place in self._places:
+            with contextlib.suppress(NoAnswerFromThere):
+                await place.ask("record", due)
+                return
+        log.error("no worker was there to record the modes that changed")
 
     async def _hang_up(self) -> None:
         for place in self._places:

@@ -20,7 +20,6 @@ import msgspec
 import uvloop
 
 from gateway import app
-from gateway.admin.live import Live
 from gateway.audit.mode_changes import ModeChanged
 from gateway.audit.writer import AuditLog
 from gateway.config import Settings
@@ -28,6 +27,7 @@ from gateway.server import descriptors
 from gateway.workers.channel import Answer, Channel, receive
 from gateway.workers.merged import Figures
 from gateway.workers.start import Followed, Start
+from gateway.workers.watching import Watching
 
 log = logging.getLogger("gateway")
 
@@ -84,7 +84,7 @@ async def work(control: socket.socket, listener: socket.socket) -> None:
 
 def answers(gateway: app.Gateway, settings: Settings, name: str) -> dict[str, Answer]:
     """To what the supervisor asks for."""
-    live: Live = gateway.live
+    live, watching = gateway.live, Watching(gateway.live)
 
     async def follow(said: dict[str, Any]) -> None:
         followed = msgspec.convert(said["followed"], Followed)
@@ -93,8 +93,9 @@ def answers(gateway: app.Gateway, settings: Settings, name: str) -> dict[str, An
     async def reopen(_: None) -> None:
         gateway.reopen()
 
-    async def record(said: dict[str, Any]) -> None:
-        gateway.record(msgspec.convert(said, ModeChanged))
+    async def record(said: list[dict[str, Any]]) -> None:
+        for line in msgspec.convert(said, list[ModeChanged]):
+            gateway.record(line)
 
     async def ready(_: None) -> dict[str, str]:
         return {name: check() or "ok" for name, check in gateway.checks.items()}
@@ -108,12 +109,11 @@ def answers(gateway: app.Gateway, settings: Settings, name: str) -> dict[str, An
     async def callers(_: None) -> list[dict[str, Any]]:
         return live.callers()
 
-    async def watch(watching: bool) -> int:
-        live.polled = watching
-        return live.number
+    async def came(_: None) -> dict[str, Any]:
+        return watching.came()
 
-    async def since(seen: int) -> dict[str, Any]:
-        return {"number": live.number, **live.since(seen)}
+    async def unwatch(_: None) -> None:
+        watching.end()
 
     return {
         "follow": follow,
@@ -123,8 +123,8 @@ def answers(gateway: app.Gateway, settings: Settings, name: str) -> dict[str, An
         "figures": figures,
         "recent": recent,
         "callers": callers,
-        "watch": watch,
-        "since": since,
+        "came": came,
+        "unwatch": unwatch,
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gateway.admin.exposition import exposition
+from gateway.admin.live import strip
 from gateway.admin.metrics import METRICS, Counts, Histograms, Metrics
 from gateway.workers import merged
 from gateway.workers.merged import Figures, summed
@@ -64,24 +65,23 @@ def test_one_process_alone_says_what_it_says_by_itself() -> None:
 
 
 def test_the_latest_calls_of_all_are_told_apart() -> None:
-    told = {
-        1: [{"number": 2, "ended": 5.0}, {"number": 1, "ended": 1.0}],
-        2: [{"number": 2, "ended": 4.0}, {"number": 1, "ended": 2.0}],
-    }
-    found = merged.calls(told, 3)
+    one = merged.numbered([{"number": 2, "ended": 5.0}, {"number": 1, "ended": 1.0}], 1)
+    other = merged.numbered([{"number": 2, "ended": 4.0}, {"number": 1, "ended": 2.0}], 2)
+    found = merged.latest([one, other], 3)
     assert [call["ended"] for call in found] == [5.0, 4.0, 2.0]
     assert len({call["number"] for call in found}) == 3
 
 
 def test_what_came_in_a_moment_is_added_up() -> None:
     call = {"number": 1, "ended": 1.0}
-    told = {
-        1: {"came": 40, "left_out": 39, "strip": {"calls": 40, "added_ms": 1.5}, "calls": [call]},
-        2: {"came": 1, "left_out": 0, "strip": {"calls": 1, "added_ms": 0.5}, "calls": [call]},
-    }
+    nothing = merged.came([], 1)
+    told = [
+        {"came": 40, "strip": {**nothing["strip"], "calls": 40, "added_ms": 1.5}, "calls": [call]},
+        {"came": 1, "strip": {**nothing["strip"], "calls": 1, "added_ms": 0.5}, "calls": [call]},
+    ]
     found = merged.came(told, 1)
     assert (found["came"], found["left_out"], len(found["calls"])) == (41, 40, 1)
-    assert found["strip"] == {"calls": 41, "added_ms": 2.0}
+    assert found["strip"] == {**strip([]), "calls": 41, "added_ms": 2.0}
 
 
 def test_a_caller_of_two_workers_is_one_and_who_calls_most_comes_first() -> None:

@@ -176,3 +176,11 @@ async def test_workers_that_cannot_begin_end_it_after_some_attempts(tmp_path: Pa
         assert "a worker cannot run: [Errno 2] No such file or directory" in running.said
         assert "ended 3 times in a row, at last with exit code 1\n" in running.said.splitlines(True)[-1]
         assert "Traceback" not in running.said
+
+
+@pytest.mark.soak
+async def test_one_that_hangs_is_killed_and_replaced(tmp_path: Path) -> None:
+    async with mock() as upstream, workers(tmp_path, upstream.url) as running:
+        pid = running.kill(1, signal.SIGSTOP)
+        await running.replaced(1, pid)
+        assert "worker 1 has not answered for 10 s: it is killed" in running.running.said
