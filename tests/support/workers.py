@@ -111,7 +111,7 @@ async def supervised(folder: Path, count: int) -> AsyncIterator[Process]:
         finally:
             with contextlib.suppress(ProcessLookupError, TimeoutError):
                 running.signal(signal.SIGTERM)
-                await running.exit(2.0)
+                await running.exit()
 
 
 def lives(pid: int) -> bool:

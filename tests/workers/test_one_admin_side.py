@@ -94,17 +94,21 @@ async def test_a_mode_reaches_every_worker_and_those_that_come_later_and_is_reco
 
 
 async def test_on_sighup_each_follows_the_new_rules_and_has_the_rotated_log_anew(tmp_path: Path) -> None:
-    log = tmp_path / "rewrites.jsonl"
-    async with mock() as upstream, workers(tmp_path, upstream.url) as running:
+    log, access = tmp_path / "rewrites.jsonl", tmp_path / "access"
+    logs = {"access": str(access)}
+    async with mock() as upstream, workers(tmp_path, upstream.url, log=logs) as running:
         async with running.connections() as clients:
             assert {(await patch(client)).status for client in clients} == {202}
+            await until(lambda: access.read_bytes().count(b"\n") == MANY)
             log.rename(tmp_path / "rewrites.jsonl.1")
+            access.rename(tmp_path / "access.1")
             rewritten(running, upstream.url, mode="observe")
             running.running.signal(signal.SIGHUP)
             await until(lambda: "reload (SIGHUP): rule" in running.running.said)
             # No connection was dropped.
             told = [(await patch(client)).headers[b"gateway-rewrite"].decode() for client in clients]
             assert {OBSERVED in one for one in told} == {True}
+            await until(lambda: access.exists() and access.read_bytes().count(b"\n") == MANY)
         pid = running.kill(2)
         await running.replaced(2, pid)
         assert {OBSERVED in one for one in await running.rewrites()} == {True}
@@ -125,6 +129,7 @@ async def test_a_file_that_is_refused_changes_nothing_anywhere(tmp_path: Path) -
         # What waits for a restart waits for that of all: not for that of one.
         changed = json.loads(good)
         changed["limits"] = {"max_body": 10}
+        changed["rules"][0]["mode"] = "on_reject"
         (tmp_path / "config.yaml").write_text(json.dumps(changed))
         code, said = await commanded(running, "reload")
         assert (code, said.splitlines()[-1]) == (0, "limits.max_body differs: it takes a restart")
