@@ -12,6 +12,7 @@ from textwrap import dedent
 from typing import Annotated, Any
 
 import pytest
+import typer
 import yaml
 from pydantic import BaseModel, TypeAdapter
 from pydantic.fields import FieldInfo
@@ -20,6 +21,7 @@ from gateway import errors
 from gateway.audit import writer
 from gateway.audit.mode_changes import ModeChanged
 from gateway.audit.writer import Line
+from gateway.cli import cli
 from gateway.config import FROM_ENVIRONMENT, Settings, parse
 from gateway.errors import GatewayError
 from gateway.proxy.call_record import Decision, Outcome
@@ -320,6 +322,37 @@ def test_the_shortest_configuration_of_the_readme_is_one() -> None:
     assert len(lines.splitlines()) <= 10
     assert [rule.name for rule in settings.rules] == ["participant-state"]
     assert settings.warnings() == []
+
+
+# --- commands
+
+
+def commands() -> Iterator[tuple[str, str]]:
+    """Each line of the pages that calls `gateway`, alone or in a sentence, and the page."""
+    for page in PAGES:
+        lines = text(page).replace("\\\n", " ").splitlines()
+        indented = [line.strip().removeprefix("$ ") for line in lines if line.startswith("    ")]
+        alone = [line.partition("|")[0] for line in indented if line.startswith("gateway ")]
+        yield from ((page, line) for line in [*alone, *quoted(text(page))] if re.match("gateway [a-z]", line))
+
+
+@pytest.mark.parametrize(("page", "line"), sorted(set(commands())))
+def test_a_command_that_a_page_shows_is_one_with_the_options_it_has(page: str, line: str) -> None:
+    command: Any = typer.main.get_command(cli)
+    words = line.split()[1:]
+    while words and hasattr(command, "commands") and re.fullmatch("[a-z]+", words[0]):
+        assert words[0] in command.commands, line
+        command = command.commands[words.pop(0)]
+    options = {name for one in command.params for name in one.opts}
+    asked = re.findall(r"(?<![\w-])--?[a-zA-Z][a-z-]*", re.sub(r"'[^']*'", "", " ".join(words)))
+
+    assert [option for option in asked if option not in options | {"--help"}] == [], line
+
+
+def test_the_commands_of_the_pages_are_found() -> None:
+    found = {line.split()[1] for _, line in commands()}
+
+    assert {"run", "check", "explain", "report", "audit", "mode", "reload", "mock"} <= found
 
 
 # --- all pages
