@@ -300,6 +300,17 @@ def test_the_settings_page_tells_each_default_and_what_the_key_is_for(row: list[
     assert sentence.endswith("."), "a text under the key says what it is for"
 
 
+def test_the_settings_page_says_of_each_section_what_it_is_for() -> None:
+    generated = text("docs/configuration.md").partition("<!-- settings -->")[2]
+    told = dict(re.findall(r"^## (\w+)\n\n(.*)$", generated, re.MULTILINE))
+    within = [row for table in tables(generated) for row in table if row[1].startswith("section")]
+
+    assert sorted(told) == sorted(Settings.model_fields)
+    assert [name for name, begins in told.items() if not begins.endswith(".") and name != "mode"] == []
+    assert [row[0] for row in within if not row[3].endswith(".")] == []
+    assert len(within) > 4
+
+
 def test_the_settings_page_names_each_variable_that_stands_for_a_key() -> None:
     told = {row[0]: re.findall(r"GATEWAY_\w+", row[2]) for row in told_settings()}
 
