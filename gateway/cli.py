@@ -50,7 +50,8 @@ def fail(message: str) -> typer.Exit:
 
 
 def unusable(settings: config.Settings) -> Iterator[tuple[str, str]]:
-    return preflight.problems({"upstream.tls": settings.upstream.tls.model_dump()}, settings.audit.path)
+    callers = settings.callers.path if settings.callers is not None else None
+    return preflight.problems(app.tls_files(settings), settings.audit.path, callers)
 
 
 def failing(settings: config.Settings) -> Iterator[tuple[str, str]]:
@@ -164,7 +165,7 @@ def check(
     lines = [f"{path}: {len(settings.rules)} rules, forwarding to {settings.upstream.url}"]
     if tried := sum(len(rule.cases) for rule in settings.rules):
         lines.append(f"{tried} cases come out as expected")
-    lines += [f"warning: {warning}" for warning in settings.warnings()]
+    lines += [f"warning: {warning}" for warning in app.warnings(settings)]
     for rule in settings.rules:
         lines += ["", *rule.describe()]
     typer.echo("\n".join(lines))

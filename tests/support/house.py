@@ -43,7 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "mock/demo": {"mock", "http"},
     "app": {
         "config", "rules", "repairs", "paths", "units", "http", "server", "upstream", "state", "audit",
-        "proxy", "admin", "reloads",
+        "proxy", "admin", "reloads", "checks",
     },
     "cli": {
         "app", "config", "checks", "cases", "explain", "mock", "mock/demo", "rules", "http", "admin/client",
