@@ -22,6 +22,7 @@ import ssl
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Final
 
 from msgspec import Struct
@@ -66,6 +67,18 @@ class _Sending(Struct, eq=False):
     may_open: bool = False  # a new one is counted for it
     caller: str = ""
     deadline: float = 0.0  # while it waits for a connection
+
+    def __enter__(self) -> _Sending:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        """An exception in its block fails this request alone: its send() raises it."""
+        if isinstance(error, Exception):
+            self.reply.finish(error)
+            return True
+        return False
 
     def start(self, connection: UpstreamConnection) -> None:
         self.connection = connection
@@ -278,21 +291,16 @@ class Pool:
         """One commit does for all that returned the same."""
         commits: dict[Commit, list[_Sending]] = {}
         for _, sending in going:
-            if sending.before_send is None:
-                continue
-            try:
-                commit = sending.before_send()
-            except Exception as error:  # noqa: BLE001  # whatever it is, this request's send() raises it
-                sending.reply.finish(error)
-                continue
-            if commit is not None:
-                commits.setdefault(commit, []).append(sending)
+            with sending:
+                commit = sending.before_send() if sending.before_send is not None else None
+                if commit is not None:
+                    commits.setdefault(commit, []).append(sending)
         for commit, committed in commits.items():
-            try:
+            with committed[0] as first:
                 commit()
-            except Exception as error:  # noqa: BLE001  # as above, of all that it was for
-                for sending in committed:
-                    sending.reply.finish(error)
+            if first.reply.error is not None:
+                for sending in committed[1:]:
+                    sending.reply.finish(first.reply.error)
         for connection, sending in going:
             if sending.reply.error is not None:
                 sending.wake()
