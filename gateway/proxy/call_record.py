@@ -10,7 +10,7 @@ from typing import Any
 
 from msgspec import UNSET, Struct, UnsetType
 
-from gateway.audit.finished_call import FinishedCall
+from gateway.audit.finished_call import CallCounter, FinishedCall
 from gateway.audit.writer import AuditLog, Batch, Line
 from gateway.http import headers as h
 from gateway.http.headers import Header
@@ -187,6 +187,17 @@ class CallRecord(Struct, eq=False):
                 self.conflict,
             )
         )
+
+    def count(self, counted: CallCounter, now: float) -> None:
+        rule, skipped = self.rule, self.skipped
+        not_sent: tuple[str, ...] = ()
+        if not self.changes and (self.would_change or self.needs):
+            would = [change["repair"] for change in self.would_change]
+            not_sent = (*would, *[need.partition(" ")[0] for need in self.needs])  # `fill` with its member
+        if skipped is not None and skipped == self.error:
+            skipped = None  # what the gateway refused is no skip, though it names its error as one
+        added = max(0.0, now - self.begun - self.upstream)
+        counted(rule.name, rule.mode, self.status, self.changes, not_sent, skipped, added)
 
     def finished(self, now: float) -> FinishedCall:
         client, rule = self.client, self.rule

@@ -18,7 +18,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from gateway.audit.finished_call import Observer
+from gateway.audit.finished_call import CallCounter, Observer, Sampler, uncounted
 from gateway.audit.writer import AuditLog
 from gateway.errors import BadRequest, DeadlineExceeded, GatewayError, LoopDetected
 from gateway.http import forwarding
@@ -75,11 +75,13 @@ class Lifecycle:
         max_body: int,
         deadline: float,
         direct: bool,
+        counted: CallCounter = uncounted,
         observers: Sequence[Observer] = (),
         hold_patience: float = HOLD_PATIENCE,
     ) -> None:
         """
-        `log_refusal` is told the client's address too; `observers` of each matched call when it is over.
+        `log_refusal` is told the client's address too; `counted` and `observers` of each matched call when it
+        is over.
         `max_body` in bytes; `deadline` in seconds from a call's arrival to the head of its reply. `direct` as
         in server/connection.py.
         """
@@ -96,7 +98,8 @@ class Lifecycle:
         self._budget = budget
         self._max_body = max_body
         self._deadline = Deadline(deadline)
-        self._observers = observers
+        self._counted = counted
+        self._observers = [(one.wants if isinstance(one, Sampler) else None, one) for one in observers]
         self._hold_patience = hold_patience
         self._evidence = EvidenceLog(clock)
 
@@ -185,9 +188,11 @@ class Lifecycle:
             self._counts["gateway_matched_calls_total",] += 1
             now = self._clock()
             record.record_outcome(self._audit, now)
-            if self._observers:
-                finished = record.finished(now)
-                for observe in self._observers:
+            record.count(self._counted, now)
+            finished = None
+            for wants, observe in self._observers:
+                if wants is None or wants(bool(record.changes)):
+                    finished = finished or record.finished(now)
                     observe(finished)
 
     def _diagnosed(
