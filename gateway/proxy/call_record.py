@@ -122,8 +122,7 @@ class CallRecord(Struct, eq=False):
         self.before = self.changes, self.body, self.skipped
         self.skipped = unfilled
         self.attempt += 1
-        self.changes = changes
-        self.body = body = bodies_recorded(audit, before, after)
+        body = bodies_recorded(audit, before, after)
         client, rule = self.client, self.rule
         who = self.who or self._identified()
         line = Decision(
@@ -142,6 +141,7 @@ class CallRecord(Struct, eq=False):
             attempt=self.attempt,
         )
         self.batch = audit.append(line)
+        self.changes, self.body = changes, body
         return audit.commit
 
     def drop_unsent(self, audit: AuditLog) -> None:
