@@ -40,7 +40,7 @@ from gateway.admin.metrics import Counts, Gauge, Histograms, MetricKey, Metrics,
 from gateway.admin.troubles import Troubles
 from gateway.audit.callers import Callers
 from gateway.audit.callers_file import CallersFile
-from gateway.audit.finished_call import Observer
+from gateway.audit.finished_call import CallCounter, Observer
 from gateway.audit.writer import AuditLog, Line
 from gateway.checks import preflight
 from gateway.config import CorsSettings, CredentialSettings, LogSettings, Settings, UpstreamSettings
@@ -248,7 +248,8 @@ def build(
         refused,
         budget,
         spools,
-        (call_metrics.counted(counts, histograms), *observers, live),
+        call_metrics.counted(counts, histograms),
+        (*observers, live),
         hold_patience,
     )
     troubles = watched_parts(parts, settings, clock, stats, counts, transport, lookups, audit)
@@ -409,6 +410,7 @@ def _lifecycle(
     log_refusal: Callable[[GatewayError, str], None],
     budget: BufferBudget,
     spools: Spools,
+    counted: CallCounter,
     observers: Sequence[Observer],
     hold_patience: float,
 ) -> Lifecycle:
@@ -457,6 +459,7 @@ def _lifecycle(
         max_body=limits.max_body,
         deadline=limits.deadline,
         direct=isinstance(transport, Pool),  # httpx wants asyncio's own tasks
+        counted=counted,
         observers=observers,
         hold_patience=hold_patience,
     )

@@ -19,7 +19,7 @@ MOST: Final = 100  # lines a second: nobody reads more of them, and each costs a
 
 
 class Console:
-    """An Observer. `write` takes a line and does not wait; `wall` gives Unix seconds."""
+    """A Sampler. `write` takes a line and does not wait; `wall` gives Unix seconds."""
 
     def __init__(
         self,
@@ -38,15 +38,17 @@ class Console:
         self._others = others
         self._lines = PerSecond(MOST)
 
-    def __call__(self, call: FinishedCall) -> None:
-        if not (call.changes or self._others):
-            return
+    def wants(self, rewritten: bool) -> bool:
+        if not (rewritten or self._others):
+            return False
         now = self._wall()
         left_out = self._lines.begin(now)
         if left_out:
             self._say_how_many(left_out, now)
-        if not self._lines.admits():
-            return
+        return self._lines.admits()
+
+    def __call__(self, call: FinishedCall) -> None:
+        now = self._wall()
         level = "INFO" if call.changes else "DEBUG"
         time = stamp(now)
         if self._as_json:

@@ -40,7 +40,7 @@ class Stream:
 
 
 class Live:
-    """An observer. `wall` gives Unix seconds; `rules` are as the page shows them."""
+    """A Sampler. `wall` gives Unix seconds; `rules` are as the page shows them."""
 
     def __init__(self, wall: Callable[[], float], rules: list[dict[str, Any]]) -> None:
         self.rules = rules
@@ -52,15 +52,16 @@ class Live:
         self._streams: set[Stream] = set()
         self._pumping: asyncio.Task[None] | None = None
 
-    def __call__(self, call: FinishedCall) -> None:
+    def wants(self, rewritten: bool) -> bool:
         self._number += 1
-        now = self._wall()
-        if not self._streams:
-            # For who opens the page later, some of each second will do.
-            self._unwatched.begin(now)
-            if not self._unwatched.admits():
-                return
-        self._ring.append((self._number, now, call))
+        if self._streams:
+            return True
+        # For who opens the page later, some of each second will do.
+        self._unwatched.begin(self._wall())
+        return self._unwatched.admits()
+
+    def __call__(self, call: FinishedCall) -> None:
+        self._ring.append((self._number, self._wall(), call))
 
     def recent(self, after: int = 0, most: int = KEPT) -> list[dict[str, Any]]:
         """Calls that came after the one of this number, newest first."""

@@ -19,7 +19,7 @@ class CallHead(Struct, frozen=True):
     `fields` is name to value, of a repeated field the last line's, with the slots. `upstream` goes on to the
     upstream, without what was `dropped`: so many fields that imitate others. `nominated` is a field that
     Connection may not name; `looped`: the call has been here before; `bodiless`:
-    it has no body.
+    it has no body; `caller_tells_all` as in state/credentials.py.
     """
 
     fields: dict[bytes, bytes]
@@ -29,6 +29,7 @@ class CallHead(Struct, frozen=True):
     nominated: bytes | None
     overrides: list[str]
     bodiless: bool
+    caller_tells_all: bool = False
 
     @classmethod
     def of(
@@ -44,4 +45,5 @@ class CallHead(Struct, frozen=True):
             credentials.nominated(headers),
             method_overrides(headers),
             FRAMING.isdisjoint(fields),
+            credentials.caller_tells_all(headers, upstream),
         )

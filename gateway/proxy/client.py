@@ -99,7 +99,8 @@ class ClientGone(Exception):
 
 
 # A prefix that is drawn once, then a counter: enough to tell the calls of all gateways apart.
-_ids = (f"{_start}{number:016x}" for _start in [secrets.token_hex(8)] for number in itertools.count(1))
+_PREFIX: Final = secrets.token_hex(8)
+_numbers = itertools.count(1)
 
 
 class Client:
@@ -111,7 +112,7 @@ class Client:
     _whole = False
     _spooled: Callable[[], AsyncIterator[bytes]] | None = None
     _caller: str | None = None
-    _held = 0  # bytes of the budget: of a body that was not whole when its head was read
+    held = 0  # bytes of the budget: of a body that was not whole when its head was read
 
     def __init__(
         self,
@@ -122,6 +123,7 @@ class Client:
     ) -> None:
         """`caller_of` names who calls, from fields, their values, address, target and certificate."""
         self._request = request
+        self.upgrade = request.upgrade  # the protocol that the client offers to switch to
         self._budget = budget
         self._caller_of = caller_of
         self.head = head
@@ -133,7 +135,7 @@ class Client:
         self.address = request.address
         self.certificate = request.certificate
         explicit = self.field(b"x-request-id") if b"x-request-id" in head.fields else None
-        self.id = next(_ids)
+        self.id = f"{_PREFIX}{next(_numbers):016x}"
         # The client's own name for the call, which it may have given to others too.
         self.request_id = explicit.decode() if explicit is not None and sane_id(explicit) else None
         self.told_id = self.request_id or self.id  # what client and upstream know the call by
@@ -172,11 +174,6 @@ class Client:
         if self._request.gone:
             raise ClientGone
 
-    @property
-    def upgrade(self) -> bytes | None:
-        """The protocol that the client offers to switch to."""
-        return self._request.upgrade
-
     def switch(self, headers: Headers) -> ByteStream:
         """Answers 101 with these fields; what follows is raw."""
         with _fields_that_can_be_sent():
@@ -195,7 +192,8 @@ class Client:
         return self._request.gone
 
     def read_now(self, limit: int) -> bytes | None:
-        """The whole body if it is here. Raises BodyTooLarge."""
+        """The whole body if it is here. Raises BodyTooLarge. From here on as `cancel_on_disconnect`."""
+        self._request.cancel_on_disconnect = True
         whole = self._request.body.whole()
         if whole is not None and len(whole) > limit:
             raise BodyTooLarge(f"the body has {len(whole)} bytes, limits.max_body is {limit}")
@@ -264,12 +262,12 @@ class Client:
 
     def _hold(self, size: int) -> None:
         self._budget.take(self.caller(), size)
-        self._held += size
+        self.held += size
 
     def release(self) -> None:
         """The call is over, and with it what was read of its body."""
-        if self._held:
-            held, self._held = self._held, 0
+        if self.held:
+            held, self.held = self.held, 0
             self._budget.give_back(self.caller(), held)
 
     async def _piece(self) -> bytes:
@@ -291,7 +289,8 @@ class Client:
         """
         whole = body.whole()
         if whole is not None:
-            await self.answer(status, headers, whole, extra_headers)
+            if not self._answer_at_once(status, headers, whole, extra_headers):
+                await self._answer_when_it_can(status, headers, whole, extra_headers)
             return whole if len(whole) <= keep else None
         self.cancel_on_disconnect()
         self._request.holds_connection = lambda: not body.over
@@ -312,16 +311,24 @@ class Client:
                 kept.drop()
 
     async def answer(self, status: int, headers: Headers, body: bytes, extra_headers: Headers = ()) -> None:
+        if not self._answer_at_once(status, headers, body, extra_headers):
+            await self._answer_when_it_can(status, headers, body, extra_headers)
+
+    def _answer_at_once(self, status: int, headers: Headers, body: bytes, extra_headers: Headers) -> bool:
         try:
             self.started = self._request.respond(status, headers, body, extra_headers)
         except ValueError as error:
             raise InvalidReply(UNWRITABLE, evidence=str(error).encode()) from error
         if self.started:
             self.status = status
-        else:
-            self.cancel_on_disconnect()
-            await self._start(status, headers, extra_headers)
-            await self._request.write(body, False)
+        return self.started
+
+    async def _answer_when_it_can(
+        self, status: int, headers: Headers, body: bytes, extra_headers: Headers
+    ) -> None:
+        self.cancel_on_disconnect()
+        await self._start(status, headers, extra_headers)
+        await self._request.write(body, False)
 
     async def _start(self, status: int, headers: Headers, extra_headers: Headers) -> None:
         with _fields_that_can_be_sent():

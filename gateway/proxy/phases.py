@@ -206,7 +206,10 @@ class Phases:
                 await self._audit.recorded()
             return await self._send(matched, call, results, departure)
         finally:
-            matched.record.drop_unsent(self._audit, departure.left)
+            if departure.left:
+                matched.record.batch = None
+            else:
+                matched.record.drop_unsent(self._audit)
 
     async def refill(self, matched: MatchedCall, sent: LookupResults, refusal: Reply) -> Reply:
         """The refusal proves that nothing was applied: once more, if the state is another by now (C2)."""
@@ -238,10 +241,11 @@ class Phases:
         Sends once. When the call is over, what was read before is forgotten if it may have changed anything
         (S5); until then, what changes the state suspends it.
         """
-        client, filled, changing = matched.client, bool(results.values), matched.changing
+        client, record = matched.client, matched.record
+        filled, changing = bool(results.values), matched.changing
         write = None
         if (changing or not filled) and matched.writes:
-            caller = matched.record.credential
+            caller = record.credential
             write = await self._lookups.begin_write(matched.conversation, caller, exclusive=changing)
         status, reply = None, None
         began = self._clock()
@@ -264,7 +268,7 @@ class Phases:
                 departure.left = False
                 raise
             finally:
-                matched.record.upstream += self._clock() - began
+                record.upstream += self._clock() - began
                 if departure.left and may_have_changed(status, filled=filled, changing=changing):
                     if matched.writes:
                         await self._lookups.invalidate_after(matched.conversation)
@@ -275,7 +279,7 @@ class Phases:
             if reply is not None:
                 reply.close()
             raise
-        self._counts["gateway_forwards_total", "yes" if results.values else "no"] += 1
+        self._counts["gateway_forwards_total", "yes" if filled else "no"] += 1
         return reply
 
     async def _accept(self, matched: MatchedCall) -> None:

@@ -30,6 +30,11 @@ def live() -> Live:
     return Live(lambda: 1.0, [])
 
 
+def tell(watched: Live, call: FinishedCall) -> None:
+    if watched.wants(bool(call.changes)):
+        watched(call)
+
+
 def said(event: bytes) -> Any:
     assert event.count(b"\n\n") == 1
     return json.loads(event.split(b"data: ", 1)[1])
@@ -39,7 +44,7 @@ async def test_the_latest_calls_are_kept_and_no_more() -> None:
     watched = live()
     assert watched.stream() is not None
     for _ in range(KEPT + 7):
-        watched(CALL)
+        tell(watched, CALL)
     numbers = [call["number"] for call in watched.recent()]
     watched.close()
     assert numbers == list(range(KEPT + 7, 7, -1))
@@ -51,7 +56,7 @@ def test_of_a_second_that_nobody_watches_some_calls_are_kept() -> None:
     for second in (10.0, 10.9, 11.0, 5.0):
         now[0] = second
         for _ in range(UNWATCHED):
-            unwatched(CALL)
+            tell(unwatched, CALL)
     numbers = [call["number"] for call in unwatched.recent()]
     assert numbers == [*range(4 * UNWATCHED, 2 * UNWATCHED, -1), *range(UNWATCHED, 0, -1)]
 
@@ -59,9 +64,9 @@ def test_of_a_second_that_nobody_watches_some_calls_are_kept() -> None:
 async def test_many_calls_are_one_event_of_a_few_and_how_many_were_left_out_is_said() -> None:
     watched = live()
     assert watched.stream() is not None
-    watched(CALL)
+    tell(watched, CALL)
     for _ in range(3 * KEPT):
-        watched(CALL)
+        tell(watched, CALL)
     told = said(watched.told(1, 0.25))
     watched.close()
     assert (told["came"], told["left_out"], len(told["calls"])) == (3 * KEPT, 3 * KEPT - SHOWN, SHOWN)
@@ -79,8 +84,8 @@ def test_the_strip_has_sums_of_its_calls() -> None:
 def test_callers_are_counted_those_with_most_calls_first() -> None:
     watched = live()
     for agent in ("one", "two", "two"):
-        watched(msgspec.structs.replace(CALL, user_agent=agent))
-    watched(msgspec.structs.replace(CALL, user_agent="two", changes=()))
+        tell(watched, msgspec.structs.replace(CALL, user_agent=agent))
+    tell(watched, msgspec.structs.replace(CALL, user_agent="two", changes=()))
     assert [(one["user_agent"], one["calls"], one["needed"]) for one in watched.callers()] == [
         ("two", 3, 2),
         ("one", 1, 1),
@@ -89,7 +94,7 @@ def test_callers_are_counted_those_with_most_calls_first() -> None:
 
 def test_no_text_of_a_client_ends_an_event() -> None:
     watched = live()
-    watched(msgspec.structs.replace(CALL, user_agent=HOSTILE + "\n\nevent: lost\n\r", path="/\n\n"))
+    tell(watched, msgspec.structs.replace(CALL, user_agent=HOSTILE + "\n\nevent: lost\n\r", path="/\n\n"))
     told = watched.told(0, 0.25)
     assert told.count(b"\n") == 3
     assert said(told)["calls"][0]["user_agent"].startswith(HOSTILE)
