@@ -50,7 +50,9 @@ def fail(message: str) -> typer.Exit:
 
 
 def unusable(settings: config.Settings) -> Iterator[tuple[str, str]]:
-    return preflight.problems({"upstream.tls": settings.upstream.tls.model_dump()}, settings.audit.path)
+    yield from preflight.problems({"upstream.tls": settings.upstream.tls.model_dump()}, settings.audit.path)
+    if settings.tracing is not None and settings.tracing.exporter == "otlp":
+        yield from preflight.tracing()
 
 
 def failing(settings: config.Settings) -> Iterator[tuple[str, str]]:

@@ -229,6 +229,24 @@ class LimitSettings(Section):
     max_tunnels: Count | None = None
 
 
+def _collector(value: str) -> None:
+    try:
+        url = urlsplit(value)
+        usable = url.scheme in {"http", "https"} and url.hostname and url.port != 0
+    except ValueError:
+        usable = False
+    if not usable or url.username or url.password or url.query or url.fragment:
+        raise ValueError("expected http(s)://host[:port][/prefix]")
+
+
+class TracingSettings(Section):
+    """What is not given here, the OTEL_* variables of OpenTelemetry's SDK say."""
+
+    exporter: Literal["otlp", "none"] = "otlp"
+    endpoint: Annotated[str, checked(_collector)] | None = None
+    sample: Annotated[float, Field(ge=0, le=1)] | None = None
+
+
 class CorsSettings(Section):
     origins: Annotated[tuple[Origin, ...], AfterValidator(at_least_one)]
     methods: tuple[str, ...] = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
@@ -265,6 +283,7 @@ class Settings(Section):
     callers: CallersSettings | None = None
     limits: LimitSettings = LimitSettings()
     cors: CorsSettings | None = None
+    tracing: TracingSettings | None = None
     mode: Mode = "enforce"
     rules: tuple[RuleSettings, ...] = ()
 

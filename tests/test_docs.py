@@ -266,7 +266,7 @@ def keys(model: type[BaseModel], before: str = "") -> Iterator[tuple[str, Key]]:
         inner, listed = section_of(field.annotation)
         if inner is None:
             yield here
-        elif key in {"cors", "callers"}:
+        elif key in {"cors", "callers", "tracing"}:
             yield here
             yield from keys(inner, f"{key}.")
         else:

@@ -25,6 +25,7 @@ class Decision(Line):
     """The line that says what became of a call: a rewrite, a skip or a reject."""
 
     request_id: str | UnsetType
+    trace_id: str | UnsetType
     rule: str
     mode: str
     method: str
@@ -49,6 +50,7 @@ class Outcome(Line):
     """Times in milliseconds."""
 
     request_id: str | UnsetType
+    trace_id: str | UnsetType
     status: int | None
     error: str | None = None
     lookup_ms: float | UnsetType = UNSET
@@ -91,6 +93,7 @@ class CallRecord(Struct, eq=False):
             "",
             client.id,
             client.request_id or UNSET,
+            client.trace_id or UNSET,
             rule.name,
             rule.mode,
             client.method,
@@ -155,6 +158,7 @@ class CallRecord(Struct, eq=False):
                 "",
                 self.client.id,
                 self.client.request_id or UNSET,
+                self.client.trace_id or UNSET,
                 self.status,
                 self.error,
                 round(self.lookup * 1000, 2) if self.lookup else UNSET,
@@ -190,6 +194,7 @@ class CallRecord(Struct, eq=False):
             self.conflict,
             self.shadow,
             self.body,
+            client.trace_id,
         )
 
     def headers(self) -> list[Header]:

@@ -58,6 +58,8 @@ def _nobody(address: str) -> bool:
 
 
 class Lifecycle:
+    _client = Client
+
     def __init__(
         self,
         *,
@@ -113,7 +115,7 @@ class Lifecycle:
     async def serve(self, request: ClientRequest) -> None:
         rules = self._rules
         head = request.headers.derived(self._head, self._trusts(request.address), request.version)
-        client = Client(request, head, self._budget, self._credentials.caller_of)
+        client = self._client(request, head, self._budget, self._credentials.caller_of)
         rule = "none"
         try:
             if head.dropped:
