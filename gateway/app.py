@@ -64,6 +64,7 @@ from gateway.server.limits import ServerLimits, ServerStats
 from gateway.server.stalled_replies import StalledReplies
 from gateway.server.tls import Certificates, TlsListener, TlsUnusable
 from gateway.server.unsent_replies import UnsentReplies
+from gateway.state.applications import Applications
 from gateway.state.credentials import CredentialFingerprints
 from gateway.state.locks import MemoryLocks
 from gateway.state.lookup import Lookups
@@ -471,6 +472,7 @@ def _lifecycle(
         lookups=lookups,
         audit=audit,
         credentials=credentials,
+        applications=Applications(settings.credentials.application),
         hop=hop,
         clock=clock,
         counts=counts,

@@ -171,6 +171,7 @@ class CredentialSettings(Section):
     ignore: tuple[FieldName, ...] = ()
     query: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     key: Annotated[SecretStr, AfterValidator(_key)] | None = None
+    application: tuple[FieldName, ...] = ()
 
     @model_validator(mode="after")
     def _nothing_ignored_that_authenticates(self) -> CredentialSettings:
@@ -181,6 +182,11 @@ class CredentialSettings(Section):
                 errors.append(f"ignore[{i}]: expected no field that says who calls or whom, got {name!r}")
             elif name.lower() in counted:
                 errors.append(f"ignore[{i}]: expected no field that credentials.headers names, got {name!r}")
+        errors += [
+            f"application[{i}]: expected a field that may be shown, got {name!r}, which says who calls"
+            for i, name in enumerate(self.application)
+            if name.lower().encode() in NEVER_IGNORED or name.lower() in counted
+        ]
         if errors:
             raise ValueError("\n".join(errors))
         return self

@@ -168,7 +168,7 @@ class CallRecord(Struct, eq=False):
             )
         )
 
-    def finished(self, now: float) -> FinishedCall:
+    def finished(self, now: float, application: str | None) -> FinishedCall:
         client, rule = self.client, self.rule
         agent = client.field(b"user-agent")
         return FinishedCall(
@@ -195,6 +195,7 @@ class CallRecord(Struct, eq=False):
             self.shadow,
             self.body,
             client.trace_id,
+            application,
         )
 
     def headers(self) -> list[Header]:

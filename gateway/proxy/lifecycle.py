@@ -39,6 +39,7 @@ from gateway.proxy.phases import HELD, Phases
 from gateway.repairs import Diagnosis, diagnose, left_as_it_is
 from gateway.repairs.call import Call
 from gateway.rules import RouteMatch, Rules
+from gateway.state.applications import Applications
 from gateway.state.credentials import CredentialFingerprints
 from gateway.state.lookup import LookupRefused, Lookups
 from gateway.upstream.reply import Reply
@@ -69,6 +70,7 @@ class Lifecycle:
         lookups: Lookups,
         audit: AuditLog,
         credentials: CredentialFingerprints,
+        applications: Applications,
         hop: Hop,
         clock: Callable[[], float],
         counts: Counter[tuple[str, ...]],
@@ -92,6 +94,7 @@ class Lifecycle:
         self._lookups = lookups
         self._audit = audit
         self._credentials = credentials
+        self._applications = applications
         self._clock = clock
         self._counts = counts
         self._log_refusal = log_refusal
@@ -187,7 +190,8 @@ class Lifecycle:
             now = self._clock()
             record.record_outcome(self._audit, now)
             if self._observers:
-                finished = record.finished(now)
+                application = self._applications.of(record.credential, client.headers, client.values)
+                finished = record.finished(now, application)
                 for observe in self._observers:
                     observe(finished)
 
