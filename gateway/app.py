@@ -42,6 +42,7 @@ from gateway.audit.callers import Callers
 from gateway.audit.callers_file import CallersFile
 from gateway.audit.finished_call import Observer
 from gateway.audit.writer import AuditLog, Line
+from gateway.checks import preflight
 from gateway.config import CorsSettings, CredentialSettings, LogSettings, Settings, UpstreamSettings
 from gateway.errors import GatewayError
 from gateway.http.forwarding import Hop
@@ -322,6 +323,19 @@ def _kind_of_lifecycle(settings: Settings, tracing: Tracing | None) -> Callable[
     from gateway.tracing.calls import TracedLifecycle
 
     return partial(TracedLifecycle, tracing.tracer, "http" if settings.listen.tls is None else "https")
+
+
+def tls_files(settings: Settings) -> dict[str, dict[str, str | None]]:
+    """By their sections, those that have to be read and to fit before the gateway runs."""
+    files = {"upstream.tls": settings.upstream.tls.model_dump()}
+    if settings.listen.tls is not None:
+        files["listen.tls"] = settings.listen.tls.model_dump(exclude={"min_version"})
+    return files
+
+
+def warnings(settings: Settings) -> list[str]:
+    """What is allowed but should be known: said by `gateway check` and at start-up."""
+    return [*settings.warnings(), *preflight.warnings(tls_files(settings))]
 
 
 def certificates(settings: Settings) -> Certificates | None:
@@ -782,7 +796,7 @@ async def serve_until_stopped(
     loop.add_signal_handler(signal.SIGHUP, hang_up)
     if watch is not None:
         tasks.add(loop.create_task(watched(watch, reloads)))
-    for warning in settings.warnings():
+    for warning in warnings(settings):
         log.warning("%s", warning)
     await gateway.audit.begin()
     async with running(settings, gateway, shares) as listening:

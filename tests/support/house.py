@@ -44,7 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "mock/demo": {"mock", "http"},
     "app": {
         "config", "rules", "repairs", "paths", "units", "http", "server", "upstream", "state", "audit",
-        "proxy", "tracing", "admin", "reloads",
+        "proxy", "tracing", "admin", "reloads", "checks",
     },
     "cli": {
         "app", "config", "checks", "cases", "explain", "mock", "mock/demo", "rules", "http", "admin/client",
