@@ -21,7 +21,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from urllib.parse import urlsplit
 
 import uvicorn
@@ -65,6 +65,7 @@ from gateway.server.limits import ServerLimits, ServerStats
 from gateway.server.stalled_replies import StalledReplies
 from gateway.server.tls import Certificates, TlsListener, TlsUnusable
 from gateway.server.unsent_replies import UnsentReplies
+from gateway.state.applications import Applications
 from gateway.state.credentials import CredentialFingerprints
 from gateway.state.locks import MemoryLocks
 from gateway.state.lookup import Lookups
@@ -76,6 +77,9 @@ from gateway.upstream.connection import Timeouts
 from gateway.upstream.http2 import over_http2
 from gateway.upstream.pool import Pool, PoolLimits
 from gateway.upstream.transport import Transport
+
+if TYPE_CHECKING:
+    from gateway.tracing.export import Tracing
 
 log = logging.getLogger("gateway")
 
@@ -120,6 +124,7 @@ class Gateway:
     live: Live
     draining: asyncio.Event
     certificates: Certificates | None  # that the listener shows, where it speaks TLS
+    tracing: Tracing | None
 
     async def follow(self, settings: Settings, rules_differ: bool) -> None:
         """
@@ -148,6 +153,8 @@ class Gateway:
             self.access.close()
         if self.callers is not None:
             await self.callers.end()
+        if self.tracing is not None:
+            await self.tracing.end()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,6 +205,7 @@ def build(
         key=derived(key, "audit body"),
     )
     transport = transport or connect(settings.upstream)
+    tracing = traced(settings)
     if store is None:
         store = MemoryStore(settings.state_cache.max_entries, settings.state_cache.max_bytes, clock)
     limits = settings.limits
@@ -219,7 +227,7 @@ def build(
     budget = BufferBudget(limits.max_buffered, limits.max_body, memory.give_back, lambda: unsent.held)
     lookups = parts.lookups(
         store,
-        transport,
+        _carrier(transport, settings, tracing, "lookup"),
         wall=wall,
         counts=counts,
         max_body=limits.max_body,
@@ -240,7 +248,7 @@ def build(
         settings,
         lookups,
         locks,
-        transport,
+        _carrier(transport, settings, tracing, "forward"),
         credentials,
         audit,
         clock,
@@ -251,6 +259,7 @@ def build(
         call_metrics.counted(counts, histograms),
         (*observers, live),
         hold_patience,
+        tracing,
     )
     troubles = watched_parts(parts, settings, clock, stats, counts, transport, lookups, audit)
     metrics = exposed(settings, counts, histograms, stats)
@@ -287,7 +296,34 @@ def build(
         live=live,
         draining=draining,
         certificates=shown,
+        tracing=tracing,
     )
+
+
+def traced(settings: Settings) -> Tracing | None:
+    to = settings.tracing
+    if to is None or to.exporter == "none" or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
+        return None
+    # What it needs is an extra, and takes its time to be loaded.
+    from gateway.tracing.export import Tracing
+
+    return Tracing.to(to.endpoint, to.sample)
+
+
+def _carrier(transport: Transport, settings: Settings, tracing: Tracing | None, phase: str) -> Transport:
+    if tracing is None:
+        return transport
+    from gateway.tracing.transport import TracedTransport
+
+    return TracedTransport(transport, tracing.tracer, settings.upstream.url, phase)
+
+
+def _kind_of_lifecycle(settings: Settings, tracing: Tracing | None) -> Callable[..., Lifecycle]:
+    if tracing is None:
+        return Lifecycle
+    from gateway.tracing.calls import TracedLifecycle
+
+    return partial(TracedLifecycle, tracing.tracer, "http" if settings.listen.tls is None else "https")
 
 
 def tls_files(settings: Settings) -> dict[str, dict[str, str | None]]:
@@ -413,6 +449,7 @@ def _lifecycle(
     counted: CallCounter,
     observers: Sequence[Observer],
     hold_patience: float,
+    tracing: Tracing | None,
 ) -> Lifecycle:
     limits, to = settings.limits, settings.upstream
     hop = Hop(
@@ -444,13 +481,14 @@ def _lifecycle(
         counts=counts,
         lookup_deadline=limits.deadline / 2,  # the call itself is to have the rest
     )
-    return Lifecycle(
+    return _kind_of_lifecycle(settings, tracing)(
         rules=rules,
         phases=phases,
         passthrough=passthrough,
         lookups=lookups,
         audit=audit,
         credentials=credentials,
+        applications=Applications(settings.credentials.application),
         hop=hop,
         clock=clock,
         counts=counts,
@@ -458,7 +496,8 @@ def _lifecycle(
         budget=budget,
         max_body=limits.max_body,
         deadline=limits.deadline,
-        direct=isinstance(transport, Pool),  # httpx wants asyncio's own tasks
+        # httpx wants asyncio's own tasks, and so does a trace, whose calls have contexts.
+        direct=isinstance(transport, Pool),
         counted=counted,
         observers=observers,
         hold_patience=hold_patience,

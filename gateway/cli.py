@@ -51,7 +51,9 @@ def fail(message: str) -> typer.Exit:
 
 def unusable(settings: config.Settings) -> Iterator[tuple[str, str]]:
     callers = settings.callers.path if settings.callers is not None else None
-    return preflight.problems(app.tls_files(settings), settings.audit.path, callers)
+    yield from preflight.problems(app.tls_files(settings), settings.audit.path, callers)
+    if settings.tracing is not None and settings.tracing.exporter == "otlp":
+        yield from preflight.tracing()
 
 
 def failing(settings: config.Settings) -> Iterator[tuple[str, str]]:

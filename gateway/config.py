@@ -230,6 +230,11 @@ class CredentialSettings(Section):
     A secret of at least 32 bytes: `credential` and `sha256` on the audit log are then the same in every
     process and after a restart; without it each process makes its own.
     """
+    application: tuple[FieldName, ...] = ()
+    """
+    Fields in which a client names its application, for the report, as it says; without one, the claim of a
+    token that is a JWT. What they hold is written down and shown: name no credential.
+    """
 
     @model_validator(mode="after")
     def _nothing_ignored_that_authenticates(self) -> CredentialSettings:
@@ -240,6 +245,11 @@ class CredentialSettings(Section):
                 errors.append(f"ignore[{i}]: expected no field that says who calls or whom, got {name!r}")
             elif name.lower() in counted:
                 errors.append(f"ignore[{i}]: expected no field that credentials.headers names, got {name!r}")
+        errors += [
+            f"application[{i}]: expected a field that may be shown, got {name!r}, which says who calls"
+            for i, name in enumerate(self.application)
+            if name.lower().encode() in NEVER_IGNORED or name.lower() in counted
+        ]
         if errors:
             raise ValueError("\n".join(errors))
         return self
@@ -356,6 +366,33 @@ class LimitSettings(Section):
     """
 
 
+def _collector(value: str) -> None:
+    try:
+        url = urlsplit(value)
+        usable = url.scheme in {"http", "https"} and url.hostname and url.port != 0
+    except ValueError:
+        usable = False
+    if not usable or url.username or url.password or url.query or url.fragment:
+        raise ValueError("expected http(s)://host[:port][/prefix]")
+
+
+class TracingSettings(Section):
+    """What is not given here, the OTEL_* variables of OpenTelemetry's SDK say."""
+
+    exporter: Literal["otlp", "none"] = "otlp"
+    """OTLP over HTTP; `none`: as without the section."""
+    endpoint: Annotated[str, checked(_collector)] | None = None
+    """
+    The collector, such as `http://collector:4318`, to which `/v1/traces` is added; without it
+    OTEL_EXPORTER_OTLP_ENDPOINT, else localhost.
+    """
+    sample: Annotated[float, Field(ge=0, le=1)] | None = None
+    """
+    The share of the traces that begin here, 0 to 1; without it OTEL_TRACES_SAMPLER, else all. What a client
+    began is sampled as it says.
+    """
+
+
 class CorsSettings(Section):
     origins: Annotated[tuple[Origin, ...], AfterValidator(at_least_one)]
     """`https://name[:port]`, or `"*"`."""
@@ -410,6 +447,11 @@ class Settings(Section):
     """What one client, and all together, may take."""
     cors: CorsSettings | None = None
     """Where this section is there preflights are answered here; without it they pass."""
+    tracing: TracingSettings | None = None
+    """
+    Where this section is there each call has a span, sent to a collector; needs the extra:
+    `pip install 'gateway[otel]'`.
+    """
     mode: Mode = "enforce"
     """The mode of all rules that have none of their own."""
     rules: tuple[RuleSettings, ...] = ()

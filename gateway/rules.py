@@ -124,7 +124,7 @@ class Rule:
     """
     `forwards_unfilled`: whether a call goes on when its look-up failed. `watched`: the members that only
     other rules fill. A call that names one of them may change what those look up (S4). `sunset` goes with
-    the replies to repaired calls.
+    the replies to repaired calls. `path` is the template, as written.
     """
 
     name: str
@@ -134,6 +134,7 @@ class Rule:
     fills: tuple[Fill, ...]
     watched: frozenset[str]
     sunset: tuple[FieldLine, ...] = ()
+    path: str = ""
 
     @classmethod
     def of(cls, settings: RuleSettings, limit: int, filled: frozenset[str]) -> Rule:
@@ -148,6 +149,7 @@ class Rule:
             fills,
             filled.difference(fill.field for fill in fills),
             settings.sunset.field_lines() if settings.sunset is not None else (),
+            settings.match.path,
         )
 
 

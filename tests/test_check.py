@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +22,9 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from typer.testing import CliRunner, Result
 
-from gateway.cli import cli
+from gateway import config
+from gateway.checks import preflight
+from gateway.cli import cli, unusable
 
 UPSTREAM = "upstream: {url: http://u:9000}\n"
 RULE = """\
@@ -389,3 +393,30 @@ def test_mock_says_in_one_line_why_it_cannot_listen() -> None:
         said = CliRunner().invoke(cli, ["mock", "--port", str(other.getsockname()[1])])
     assert said.exit_code == 1
     assert re.fullmatch(r"gateway mock: cannot listen on 127\.0\.0\.1:\d+: .*\n", said.output)
+
+
+@pytest.mark.parametrize("command", ["check", "run"])
+def test_tracing_without_its_extra_says_what_to_install(tmp_path: Path, command: str) -> None:
+    (tmp_path / "config.yaml").write_text(GOOD + "tracing: {}\n")
+    without = "import sys; sys.modules['opentelemetry'] = None; from gateway.cli import main; main()"
+
+    ran = subprocess.run(
+        [sys.executable, "-c", without, command, "--config", str(tmp_path / "config.yaml")],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert ran.stderr == (
+        "config.yaml:7:1: tracing.exporter: expected the extra otel to be installed: "
+        "pip install 'gateway[otel]'\n"
+    )
+
+
+def test_tracing_that_is_none_needs_no_extra() -> None:
+    assert list(preflight.tracing(lambda name: None)) != []
+    assert list(preflight.tracing()) == []
+    off = config.parse(GOOD + "tracing: {exporter: none}\n", {}, also=unusable)
+    assert off.tracing is not None

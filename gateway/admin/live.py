@@ -182,6 +182,7 @@ def callers(calls: list[tuple[float, FinishedCall]]) -> list[dict[str, Any]]:
             {
                 "credential": call.credential,
                 "user_agent": call.user_agent,
+                "application": call.application,
                 "address": call.address,
                 "calls": 0,
                 "needed": 0,

@@ -19,6 +19,7 @@ class FinishedCall(Struct, frozen=True):
     was repaired; `error` how a call ended that the gateway refused or its client left. `status` is that of
     the reply, None without one. `shadow`: whether what it would have filled was right or wrong by what the
     reply reports. Times in seconds. `body` has size and digest before and after, where something was changed.
+    `trace_id`: of the trace that the call is a part of. `application`: what the client says that it is.
     """
 
     id: str
@@ -43,6 +44,8 @@ class FinishedCall(Struct, frozen=True):
     conflict: bool
     shadow: str | None = None
     body: dict[str, Any] | None = None
+    trace_id: str | None = None
+    application: str | None = None
 
 
 # It is called from the data path: it takes little time, and raises nothing.

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import os
 import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 Problem = tuple[str, str]  # the setting, and what is wrong with it
@@ -124,3 +125,13 @@ def _file(setting: str, path: str) -> Iterator[Problem]:
         yield (setting, f"expected a directory that is there, got {folder!r}")
     elif not os.access(path if os.path.exists(path) else folder, os.W_OK):
         yield (setting, f"cannot be written: no permission, got {path!r}")
+
+
+def tracing(find: Callable[[str], object] = find_spec) -> Iterator[Problem]:
+    """Whether what exports spans is installed."""
+    try:
+        there = find("opentelemetry.sdk") and find("opentelemetry.exporter.otlp.proto.http")
+    except ModuleNotFoundError:
+        there = None
+    if there is None:
+        yield ("tracing.exporter", "expected the extra otel to be installed: pip install 'gateway[otel]'")

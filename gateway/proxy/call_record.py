@@ -25,6 +25,7 @@ class Decision(Line):
     """The line that says what became of a call: a rewrite, a skip or a reject."""
 
     request_id: str | UnsetType
+    trace_id: str | UnsetType
     rule: str
     mode: str
     method: str
@@ -49,6 +50,7 @@ class Outcome(Line):
     """Times in milliseconds."""
 
     request_id: str | UnsetType
+    trace_id: str | UnsetType
     status: int | None
     error: str | None = None
     lookup_ms: float | UnsetType = UNSET
@@ -93,6 +95,7 @@ class CallRecord(Struct, eq=False):
             "",
             client.id,
             client.request_id or UNSET,
+            client.trace_id or UNSET,
             rule.name,
             rule.mode,
             client.method,
@@ -130,6 +133,7 @@ class CallRecord(Struct, eq=False):
             "",
             client.id,
             client.request_id or UNSET,
+            client.trace_id or UNSET,
             rule.name,
             rule.mode,
             client.method,
@@ -179,6 +183,7 @@ class CallRecord(Struct, eq=False):
                 "",
                 self.client.id,
                 self.client.request_id or UNSET,
+                self.client.trace_id or UNSET,
                 self.status,
                 self.error,
                 round(self.lookup * 1000, 2) if self.lookup else UNSET,
@@ -199,7 +204,7 @@ class CallRecord(Struct, eq=False):
         added = max(0.0, now - self.begun - self.upstream)
         counted(rule.name, rule.mode, self.status, self.changes, not_sent, skipped, added)
 
-    def finished(self, now: float) -> FinishedCall:
+    def finished(self, now: float, application: str | None) -> FinishedCall:
         client, rule = self.client, self.rule
         who = self.who or self._identified()
         return FinishedCall(
@@ -225,6 +230,8 @@ class CallRecord(Struct, eq=False):
             self.conflict,
             self.shadow,
             self.body,
+            client.trace_id,
+            application,
         )
 
     def headers(self) -> list[Header]:

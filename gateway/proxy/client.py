@@ -16,6 +16,7 @@ from gateway.http.forwarding import sane_id
 from gateway.http.headers import Fields, Header, Headers
 from gateway.http.problem import problem
 from gateway.http.slots import Slot, Values, peer
+from gateway.http.trace_context import TRACE_ID, is_valid
 from gateway.proxy.buffered import BufferBudget
 from gateway.proxy.call_head import CallHead
 from gateway.proxy.kept_reply import KeptReply
@@ -54,6 +55,7 @@ class ClientRequest(Protocol):
     address: str  # the peer's
     cancel_on_disconnect: bool  # whether the task is cancelled when the client leaves before it has its reply
     holds_connection: Callable[[], bool]  # whether the reply still holds a connection to the upstream
+    trace_id: str  # that whoever traces the call gave it
 
     @property
     def version(self) -> str:
@@ -108,6 +110,7 @@ class Client:
 
     started = False
     status: int | None = None  # that the client got
+    trace_id: str | None = None  # of the trace that the client says the call is a part of
     _ahead = b""
     _whole = False
     _spooled: Callable[[], AsyncIterator[bytes]] | None = None
@@ -139,6 +142,11 @@ class Client:
         # The client's own name for the call, which it may have given to others too.
         self.request_id = explicit.decode() if explicit is not None and sane_id(explicit) else None
         self.told_id = self.request_id or self.id  # what client and upstream know the call by
+        said = head.traceparent
+        if said is not None:
+            said = self.values[said.number] if isinstance(said, Slot) else said
+            if is_valid(said):
+                self.trace_id = said[TRACE_ID].decode()
         # For whatever goes upstream.
         self.extra_headers: list[Header] = [(b"x-request-id", self.told_id.encode())]
 

@@ -39,6 +39,7 @@ from gateway.proxy.phases import HELD, Phases
 from gateway.repairs import Diagnosis, diagnose, left_as_it_is
 from gateway.repairs.call import Call
 from gateway.rules import RouteMatch, Rules
+from gateway.state.applications import Applications
 from gateway.state.credentials import CredentialFingerprints
 from gateway.state.lookup import LookupRefused, Lookups
 from gateway.upstream.reply import Reply
@@ -58,6 +59,8 @@ def _method(method: str) -> str:
 
 
 class Lifecycle:
+    _client = Client
+
     def __init__(
         self,
         *,
@@ -67,6 +70,7 @@ class Lifecycle:
         lookups: Lookups,
         audit: AuditLog,
         credentials: CredentialFingerprints,
+        applications: Applications,
         hop: Hop,
         clock: Callable[[], float],
         counts: Counter[tuple[str, ...]],
@@ -92,6 +96,7 @@ class Lifecycle:
         self._lookups = lookups
         self._audit = audit
         self._credentials = credentials
+        self._applications = applications
         self._clock = clock
         self._counts = counts
         self._log_refusal = log_refusal
@@ -117,7 +122,7 @@ class Lifecycle:
         rules = self._rules
         trusted = self._trusts is not None and self._trusts(request.address)
         head = request.headers.derived(self._head, trusted, request.version)
-        client = Client(request, head, self._budget, self._credentials.caller_of)
+        client = self._client(request, head, self._budget, self._credentials.caller_of)
         rule = "none"
         try:
             if head.dropped:
@@ -192,7 +197,9 @@ class Lifecycle:
             finished = None
             for wants, observe in self._observers:
                 if wants is None or wants(bool(record.changes)):
-                    finished = finished or record.finished(now)
+                    if finished is None:
+                        application = self._applications.of(record.credential, client.headers, client.values)
+                        finished = record.finished(now, application)
                     observe(finished)
 
     def _diagnosed(

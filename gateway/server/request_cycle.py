@@ -81,6 +81,7 @@ class RequestCycle(Struct, eq=False):
     request_id: str = ""
     started: bool = False
     task: Any = None  # that serves it
+    trace_id: str = ""  # that whoever traces the call gave it
     _over: asyncio.Event | None = None
     _stream: DuplexStream | None = None
     _writer: ResponseWriter | None = None
