@@ -41,6 +41,7 @@ from gateway.admin.troubles import Troubles
 from gateway.audit.callers import Callers
 from gateway.audit.callers_file import CallersFile
 from gateway.audit.finished_call import Observer
+from gateway.audit.watched_bodies import WatchedBodies
 from gateway.audit.writer import AuditLog, Line
 from gateway.config import CorsSettings, CredentialSettings, LogSettings, Settings, UpstreamSettings
 from gateway.errors import GatewayError
@@ -234,7 +235,8 @@ def build(
         callers = Callers(CallersFile(settings.callers.path, settings.callers.max), wall, counts)
         observers = [*observers, callers.saw]
     refused = stats.log.refused
-    live = Live(wall, shown_rules(settings))
+    bodies = WatchedBodies()
+    live = Live(wall, shown_rules(settings), bodies)
     lifecycle = _lifecycle(
         settings,
         lookups,
@@ -249,6 +251,7 @@ def build(
         spools,
         (call_metrics.counted(counts, histograms), *observers, live),
         hold_patience,
+        bodies,
     )
     troubles = watched_parts(parts, settings, clock, stats, counts, transport, lookups, audit)
     metrics = exposed(settings, counts, histograms, stats)
@@ -397,6 +400,7 @@ def _lifecycle(
     spools: Spools,
     observers: Sequence[Observer],
     hold_patience: float,
+    bodies: WatchedBodies,
 ) -> Lifecycle:
     limits, to = settings.limits, settings.upstream
     hop = Hop(
@@ -427,6 +431,7 @@ def _lifecycle(
         clock=clock,
         counts=counts,
         lookup_deadline=limits.deadline / 2,  # the call itself is to have the rest
+        bodies=bodies,
     )
     return Lifecycle(
         rules=rules,

@@ -115,6 +115,8 @@ async def test_a_rewrite_appears_within_a_second_and_can_be_found_opened_and_pau
         for words in ("text/plain", "application/json", "state", "connected", "reply 202", "gateway"):
             assert words in detail
         assert await page.inner_text("#detail ins >> nth=0") == "application/json"
+        assert await page.inner_text("#detail ins >> nth=1") == '"state": string = "connected"'
+        assert '"supervisorNote": string' in detail
         await page.keyboard.press("Escape")
         assert await page.is_hidden("#detail")
 
