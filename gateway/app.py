@@ -37,12 +37,14 @@ from gateway.admin.line_writer import LineWriter
 from gateway.admin.live import Live
 from gateway.admin.log_lines import JsonLines, LineHandler, TextLines
 from gateway.admin.metrics import Counts, Gauge, Histograms, MetricKey, Metrics, WatchedRule
+from gateway.admin.shown_callers import ShownCallers
 from gateway.admin.troubles import Troubles
 from gateway.audit.callers import Callers
 from gateway.audit.callers_file import CallersFile
 from gateway.audit.finished_call import Observer
+from gateway.audit.mode_changes import ModeChanged
 from gateway.audit.watched_bodies import WatchedBodies
-from gateway.audit.writer import AuditLog, Line
+from gateway.audit.writer import AuditLog
 from gateway.config import CorsSettings, CredentialSettings, LogSettings, Settings, UpstreamSettings
 from gateway.errors import GatewayError
 from gateway.http.forwarding import Hop
@@ -132,9 +134,10 @@ class Gateway:
         if rules_differ:
             await self.lookups.invalidate_after(None)
 
-    def record(self, line: Line) -> None:
-        """What an operator did, on the audit log."""
+    def record(self, line: ModeChanged) -> None:
+        """What an operator did, on the audit log and the page."""
         self.audit.append_best_effort(line)
+        self.live.mode_changed(line)
 
     async def close(self) -> None:
         await self.lookups.close()
@@ -268,7 +271,9 @@ def build(
         "draining": lambda: "the process is about to stop" if draining.is_set() else None,
     }
     admin = health.build(checks, metrics)
-    admin.router.routes += page_routes.routes(live)
+    path = None if settings.callers is None else settings.callers.path
+    shown_callers = ShownCallers(path, live.callers, wall, clock, settings.credentials.key is not None)
+    admin.router.routes += page_routes.routes(live, shown_callers)
     return Gateway(
         lifecycle=lifecycle,
         app=lifecycle if settings.cors is None else answering_cors(lifecycle, settings.cors),
@@ -733,6 +738,7 @@ async def serve_until_stopped(
         loop.add_signal_handler(number, stop, number)
     reloads = Reloads(configured, load, gateway.follow, gateway.record, gateway.counts)
     gateway.admin.router.routes += changes.routes(reloads.reload, reloads.set_mode)
+    gateway.live.reload_problem = lambda: reloads.problem
     tasks: set[asyncio.Task[Any]] = set()
 
     def hang_up() -> None:

@@ -16,6 +16,7 @@ import msgspec
 from gateway.admin.body_shape import shape
 from gateway.admin.per_second import PerSecond
 from gateway.audit.finished_call import FinishedCall
+from gateway.audit.mode_changes import ModeChanged
 from gateway.audit.watched_bodies import LARGEST, Bodies, WatchedBodies
 
 KEPT: Final = 500  # finished calls
@@ -25,6 +26,7 @@ WAITING: Final = 8  # events of one stream that its reader has not taken yet
 TICK: Final = 0.25  # seconds between two events
 SHOWN: Final = 25  # calls in one event, the latest: nobody reads more of them in a quarter of a second
 CALLERS: Final = 100
+CHANGES: Final = 5
 SHAPED: Final = 64 * 1024  # bytes of bodies in one event: reading them holds up the calls
 TOO_LARGE: Final = f"larger than {LARGEST // 1024} KiB"
 TOO_MUCH: Final = "too much came at once"
@@ -58,6 +60,8 @@ class Live:
 
     def __init__(self, wall: Callable[[], float], rules: list[dict[str, Any]], bodies: WatchedBodies) -> None:
         self.rules = rules
+        self.changes: deque[dict[str, Any]] = deque(maxlen=CHANGES)  # of modes, the latest first
+        self.reload_problem: Callable[[], str | None] = lambda: None
         self.run = secrets.token_hex(4)  # tells the calls of this process from those of one before
         self._wall = wall
         self._bodies = bodies
@@ -65,6 +69,7 @@ class Live:
         self._number = 0
         self._unwatched = PerSecond(UNWATCHED)
         self._streams: set[Stream] = set()
+        self._closed = False
         self._pumping: asyncio.Task[None] | None = None
 
     def __call__(self, call: FinishedCall) -> None:
@@ -76,6 +81,10 @@ class Live:
             if not self._unwatched.admits():
                 return
         self._ring.append(Kept(self._number, now, call))
+
+    def mode_changed(self, line: ModeChanged) -> None:
+        said = {"rule": line.rule, "before": line.before, "mode": line.mode, "by": line.by}
+        self.changes.appendleft({"time": round(self._wall(), 3), **said})
 
     def recent(self, after: int = 0, most: int = KEPT) -> list[dict[str, Any]]:
         """Calls that came after the one of this number, newest first."""
@@ -96,8 +105,8 @@ class Live:
         return callers([(kept.ended, kept.call) for kept in self._ring])
 
     def stream(self) -> Stream | None:
-        """None where there are too many."""
-        if len(self._streams) >= STREAMS:
+        """None where there are too many, or the process is about to stop."""
+        if self._closed or len(self._streams) >= STREAMS:
             return None
         stream = Stream()
         self._streams.add(stream)
@@ -126,7 +135,8 @@ class Live:
             self._pumping = None
 
     def close(self) -> None:
-        """Ends all streams: the process is about to stop."""
+        """Ends all streams: the process is about to stop. A page that is open asks for another at once."""
+        self._closed = True
         for stream in tuple(self._streams):
             while not stream.events.empty():
                 stream.events.get_nowait()

@@ -153,6 +153,14 @@ async def test_a_stream_ends_when_the_gateway_stops(tmp_path: Path) -> None:
         assert b"event" in b"".join([b"event", *[piece async for piece in pieces]])
 
 
+async def test_once_streams_were_ended_no_other_begins() -> None:
+    watched = live()
+    assert watched.stream() is not None
+    watched.close()
+    assert watched.stream() is None
+    assert watched._pumping is None
+
+
 async def test_what_the_page_has_of_a_call_is_what_the_log_may_hold() -> None:
     async with (
         mock() as upstream,

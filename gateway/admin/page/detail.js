@@ -1,11 +1,6 @@
 // One call, opened: before and after with the difference marked, where the value came from, its timings.
 
-export function el(tag, attributes = {}, ...inner) {
-  const made = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  made.append(...inner.map((one) => (one instanceof Node ? one : document.createTextNode(String(one)))));
-  return made;
-}
+import { el } from "./elements.js";
 
 const ms = (value) => `${value < 10 ? value.toFixed(1) : Math.round(value)} ms`;
 
