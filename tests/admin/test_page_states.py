@@ -41,6 +41,8 @@ async def test_calls_one_open_callers_and_a_question(tmp_path: Path, options: di
         await watched.shows(rows(2))
         await watched.shows("document.querySelector('#callers .trend')")
         assert await violations(watched) == [], "calls"
+        height = await watched.page.evaluate("document.querySelector('#callers tbody tr').offsetHeight")
+        assert height < 80, "its words are not broken into letters"
         await watched.page.click(ROWS)
         await watched.page.wait_for_selector("#detail", state="visible")
         assert await violations(watched) == [], "one open"
