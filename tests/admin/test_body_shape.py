@@ -10,7 +10,7 @@ import pytest
 from gateway.admin.body_shape import DEPTH, LINES, NAME, shape
 
 OBJECT = b"""{"state": "on", "n": 1.50, "yes": true, "no": null, "in": {"a": {}},
-    "all": [[{"x": 1}], 2], "none": []}"""
+    "all": [[{"x": 1}, {"y": 2}], 2], "none": []}"""
 
 
 def test_names_and_types_in_their_order_each_below_what_it_is_in() -> None:
