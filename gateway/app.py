@@ -37,11 +37,14 @@ from gateway.admin.line_writer import LineWriter
 from gateway.admin.live import Live
 from gateway.admin.log_lines import JsonLines, LineHandler, TextLines
 from gateway.admin.metrics import Counts, Gauge, Histograms, MetricKey, Metrics, WatchedRule
+from gateway.admin.shown_callers import ShownCallers
 from gateway.admin.troubles import Troubles
 from gateway.audit.callers import Callers
 from gateway.audit.callers_file import CallersFile
 from gateway.audit.finished_call import CallCounter, Observer
-from gateway.audit.writer import AuditLog, Line
+from gateway.audit.mode_changes import ModeChanged
+from gateway.audit.watched_bodies import WatchedBodies
+from gateway.audit.writer import AuditLog
 from gateway.checks import preflight
 from gateway.config import CorsSettings, CredentialSettings, LogSettings, Settings, UpstreamSettings
 from gateway.errors import GatewayError
@@ -137,9 +140,10 @@ class Gateway:
         if rules_differ:
             await self.lookups.invalidate_after(None)
 
-    def record(self, line: Line) -> None:
-        """What an operator did, on the audit log."""
+    def record(self, line: ModeChanged) -> None:
+        """What an operator did, on the audit log and the page."""
         self.audit.append_best_effort(line)
+        self.live.mode_changed(line)
 
     async def close(self) -> None:
         await self.lookups.close()
@@ -243,7 +247,8 @@ def build(
         callers = Callers(CallersFile(settings.callers.path, settings.callers.max), wall, counts)
         observers = [*observers, callers.saw]
     refused = stats.log.refused
-    live = Live(wall, shown_rules(settings))
+    bodies = WatchedBodies()
+    live = Live(wall, shown_rules(settings), bodies)
     lifecycle = _lifecycle(
         settings,
         lookups,
@@ -260,6 +265,7 @@ def build(
         (*observers, live),
         hold_patience,
         tracing,
+        bodies,
     )
     troubles = watched_parts(parts, settings, clock, stats, counts, transport, lookups, audit)
     metrics = exposed(settings, counts, histograms, stats)
@@ -276,7 +282,9 @@ def build(
         "draining": lambda: "the process is about to stop" if draining.is_set() else None,
     }
     admin = health.build(checks, metrics)
-    admin.router.routes += page_routes.routes(live)
+    path = None if settings.callers is None else settings.callers.path
+    shown_callers = ShownCallers(path, live.callers, wall, clock, settings.credentials.key is not None)
+    admin.router.routes += page_routes.routes(live, shown_callers)
     return Gateway(
         lifecycle=lifecycle,
         app=lifecycle if settings.cors is None else answering_cors(lifecycle, settings.cors),
@@ -450,6 +458,7 @@ def _lifecycle(
     observers: Sequence[Observer],
     hold_patience: float,
     tracing: Tracing | None,
+    bodies: WatchedBodies,
 ) -> Lifecycle:
     limits, to = settings.limits, settings.upstream
     hop = Hop(
@@ -480,6 +489,7 @@ def _lifecycle(
         clock=clock,
         counts=counts,
         lookup_deadline=limits.deadline / 2,  # the call itself is to have the rest
+        bodies=bodies,
     )
     return _kind_of_lifecycle(settings, tracing)(
         rules=rules,
@@ -784,6 +794,7 @@ async def serve_until_stopped(
         loop.add_signal_handler(number, stop, number)
     reloads = Reloads(configured, load, gateway.follow, gateway.record, gateway.counts)
     gateway.admin.router.routes += changes.routes(reloads.reload, reloads.set_mode)
+    gateway.live.reload_problem = lambda: reloads.problem
     tasks: set[asyncio.Task[Any]] = set()
 
     def hang_up() -> None:

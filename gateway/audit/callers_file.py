@@ -83,6 +83,8 @@ DELETE FROM callers WHERE id IN (
     LIMIT max(0, (SELECT count(*) FROM callers WHERE credential <> :others) - :maximum)
 )
 """
+_FIRST = "ORDER BY last_need DESC NULLS LAST, last DESC, id LIMIT ?"
+_OF_THESE = f"caller IN (SELECT id FROM callers {_FIRST})"
 
 
 class Tally(Struct):
@@ -218,8 +220,11 @@ def _day(now: float, before: int = 0) -> str:
     return (datetime.fromtimestamp(now, UTC) - timedelta(days=before)).date().isoformat()
 
 
-def read(path: str, days: int, now: float) -> list[Caller]:
-    """Who needed it last comes first. Raises Unrecordable where there is no such file."""
+def read(path: str, days: int, now: float, most: int = -1) -> list[Caller]:
+    """
+    Who needed it last comes first; of more than `most` callers (-1: all) only these. Raises Unrecordable
+    where there is no such file.
+    """
     if not Path(path).is_file():
         raise Unrecordable(f"{path}: there is no such file: no gateway has written it")
     wanted = [_day(now, before) for before in range(days - 1, -1, -1)]
@@ -231,16 +236,19 @@ def read(path: str, days: int, now: float) -> list[Caller]:
             application = "application" if _has_applications(connection) else "NULL"
             rows = connection.execute(
                 "SELECT id, credential, user_agent, first, last, last_need, calls, needed, accepted,"
-                f" {application} FROM callers ORDER BY last_need DESC NULLS LAST, last DESC, id"
+                f" {application} FROM callers {_FIRST}",
+                (most,),
             ).fetchall()
             trend = _by_caller(
                 (caller, day, Day(day, calls, needed))
-                for caller, day, calls, needed in connection.execute("SELECT * FROM days")
+                for caller, day, calls, needed in connection.execute(
+                    f"SELECT * FROM days WHERE {_OF_THESE}", (most,)
+                )
             )
             counts = _by_caller(
                 (caller, (kind, name), calls)
                 for caller, kind, name, calls in connection.execute(
-                    "SELECT * FROM counts ORDER BY calls DESC, name"
+                    f"SELECT * FROM counts WHERE {_OF_THESE} ORDER BY calls DESC, name", (most,)
                 )
             )
     except sqlite3.Error as error:

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
+from gateway.audit.watched_bodies import WatchedBodies
 from gateway.audit.writer import AuditLog
 from gateway.errors import (
     UNSENT,
@@ -61,6 +62,7 @@ class Phases:
         clock: Callable[[], float],
         counts: Counter[tuple[str, ...]],
         lookup_deadline: float,
+        bodies: WatchedBodies,
     ) -> None:
         """`lookup_deadline`: seconds that a call's look-ups may take together."""
         self._lookups = lookups
@@ -70,6 +72,7 @@ class Phases:
         self._clock = clock
         self._counts = counts
         self._lookup_deadline = lookup_deadline
+        self._bodies = bodies
 
     # --- look up
 
@@ -152,7 +155,11 @@ class Phases:
     # --- rewrite
 
     def rewrite(self, matched: MatchedCall, results: LookupResults) -> Rewritten:
-        return rewrite(matched.found, results.changes(self._lookups.now()), results.guard)
+        rewritten = rewrite(matched.found, results.changes(self._lookups.now()), results.guard)
+        if self._bodies.watching:
+            call, changes = rewritten
+            self._bodies.saw(matched.client.id, matched.call.body, call.body if changes else None)
+        return rewritten
 
     def as_recorded(self, matched: MatchedCall, rewritten: Rewritten) -> dict[str, Any]:
         """What the log says of a rewrite."""
@@ -170,6 +177,8 @@ class Phases:
             if reason is not None:
                 self.skip(matched, reason, **details)
 
+        if self._bodies.watching:
+            self._bodies.saw(matched.client.id, matched.call.body)
         departure = Departure(matched.client.shield_from_disconnect, record)
         reply = None
         try:
