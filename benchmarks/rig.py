@@ -145,7 +145,8 @@ def gateway(
     chosen = settings(f"http://127.0.0.1:{upstream}", str(audit), fill=fill, **sections)
     config = work / "config.yaml"
     # JSON is YAML.
-    config.write_text(json.dumps(chosen | {"listen": {"port": port}, "admin": {"port": admin}}))
+    here = {"listen": {"port": port}, "admin": {"port": admin, "hosts": ["gateway.test"]}}
+    config.write_text(json.dumps(chosen | here))
     argv = (sys.executable, "-m", "gateway", "run", "--config", str(config))
     with process(work / "gateway.log", port, *argv, first_core=True) as running:
         yield Gateway(running, port, admin, audit)

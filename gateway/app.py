@@ -21,7 +21,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from urllib.parse import urlsplit
 
 import uvicorn
@@ -37,11 +37,15 @@ from gateway.admin.line_writer import LineWriter
 from gateway.admin.live import Live
 from gateway.admin.log_lines import JsonLines, LineHandler, TextLines
 from gateway.admin.metrics import Counts, Gauge, Histograms, MetricKey, Metrics, WatchedRule
+from gateway.admin.shown_callers import ShownCallers
 from gateway.admin.troubles import Troubles
 from gateway.audit.callers import Callers
 from gateway.audit.callers_file import CallersFile
-from gateway.audit.finished_call import Observer
-from gateway.audit.writer import AuditLog, Line
+from gateway.audit.finished_call import CallCounter, Observer
+from gateway.audit.mode_changes import ModeChanged
+from gateway.audit.watched_bodies import WatchedBodies
+from gateway.audit.writer import AuditLog
+from gateway.checks import preflight
 from gateway.config import CorsSettings, CredentialSettings, LogSettings, Settings, UpstreamSettings
 from gateway.errors import GatewayError
 from gateway.http.forwarding import Hop
@@ -64,6 +68,7 @@ from gateway.server.limits import ServerLimits, ServerStats
 from gateway.server.stalled_replies import StalledReplies
 from gateway.server.tls import Certificates, TlsListener, TlsUnusable
 from gateway.server.unsent_replies import UnsentReplies
+from gateway.state.applications import Applications
 from gateway.state.credentials import CredentialFingerprints
 from gateway.state.locks import MemoryLocks
 from gateway.state.lookup import Lookups
@@ -75,6 +80,9 @@ from gateway.upstream.connection import Timeouts
 from gateway.upstream.http2 import over_http2
 from gateway.upstream.pool import Pool, PoolLimits
 from gateway.upstream.transport import Transport
+
+if TYPE_CHECKING:
+    from gateway.tracing.export import Tracing
 
 log = logging.getLogger("gateway")
 
@@ -120,6 +128,7 @@ class Gateway:
     checks: health.Checks
     draining: asyncio.Event
     certificates: Certificates | None  # that the listener shows, where it speaks TLS
+    tracing: Tracing | None
 
     async def follow(self, settings: Settings, rules_differ: bool) -> None:
         """
@@ -132,9 +141,10 @@ class Gateway:
         if rules_differ:
             await self.lookups.invalidate_after(None)
 
-    def record(self, line: Line) -> None:
-        """What an operator did, on the audit log."""
+    def record(self, line: ModeChanged) -> None:
+        """What an operator did, on the audit log and the page."""
         self.audit.append_best_effort(line)
+        self.live.mode_changed(line)
 
     def reopen(self) -> None:
         """The files that may be others by now: the logs after a rotation, the certificate."""
@@ -156,6 +166,8 @@ class Gateway:
             self.access.close()
         if self.callers is not None:
             await self.callers.end()
+        if self.tracing is not None:
+            await self.tracing.end()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,6 +218,7 @@ def build(
         key=derived(key, "audit body"),
     )
     transport = transport or connect(settings.upstream)
+    tracing = traced(settings)
     if store is None:
         store = MemoryStore(settings.state_cache.max_entries, settings.state_cache.max_bytes, clock)
     limits = settings.limits
@@ -227,7 +240,7 @@ def build(
     budget = BufferBudget(limits.max_buffered, limits.max_body, memory.give_back, lambda: unsent.held)
     lookups = parts.lookups(
         store,
-        transport,
+        _carrier(transport, settings, tracing, "lookup"),
         wall=wall,
         counts=counts,
         max_body=limits.max_body,
@@ -243,12 +256,13 @@ def build(
         callers = Callers(CallersFile(settings.callers.path, settings.callers.max), wall, counts)
         observers = [*observers, callers.saw]
     refused = stats.log.refused
-    live = Live(wall, shown_rules(settings))
+    bodies = WatchedBodies()
+    live = Live(wall, shown_rules(settings), bodies)
     lifecycle = _lifecycle(
         settings,
         lookups,
         locks,
-        transport,
+        _carrier(transport, settings, tracing, "forward"),
         credentials,
         audit,
         clock,
@@ -256,8 +270,11 @@ def build(
         refused,
         budget,
         spools,
-        (call_metrics.counted(counts, histograms), *observers, live),
+        call_metrics.counted(counts, histograms),
+        (*observers, live),
         hold_patience,
+        tracing,
+        bodies,
     )
     troubles = watched_parts(parts, settings, clock, stats, counts, transport, lookups, audit)
     metrics = exposed(settings, counts, histograms, stats)
@@ -274,7 +291,9 @@ def build(
         "draining": lambda: "the process is about to stop" if draining.is_set() else None,
     }
     admin = health.build(checks, metrics)
-    admin.router.routes += page_routes.routes(live)
+    path = None if settings.callers is None else settings.callers.path
+    shown_callers = ShownCallers(path, live.callers, wall, clock, settings.credentials.key is not None)
+    admin.router.routes += page_routes.routes(live, shown_callers)
     return Gateway(
         lifecycle=lifecycle,
         app=lifecycle if settings.cors is None else answering_cors(lifecycle, settings.cors),
@@ -295,7 +314,47 @@ def build(
         checks=checks,
         draining=draining,
         certificates=shown,
+        tracing=tracing,
     )
+
+
+def traced(settings: Settings) -> Tracing | None:
+    to = settings.tracing
+    if to is None or to.exporter == "none" or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
+        return None
+    # What it needs is an extra, and takes its time to be loaded.
+    from gateway.tracing.export import Tracing
+
+    return Tracing.to(to.endpoint, to.sample)
+
+
+def _carrier(transport: Transport, settings: Settings, tracing: Tracing | None, phase: str) -> Transport:
+    if tracing is None:
+        return transport
+    from gateway.tracing.transport import TracedTransport
+
+    return TracedTransport(transport, tracing.tracer, settings.upstream.url, phase)
+
+
+def _kind_of_lifecycle(settings: Settings, tracing: Tracing | None) -> Callable[..., Lifecycle]:
+    if tracing is None:
+        return Lifecycle
+    from gateway.tracing.calls import TracedLifecycle
+
+    return partial(TracedLifecycle, tracing.tracer, "http" if settings.listen.tls is None else "https")
+
+
+def tls_files(settings: Settings) -> dict[str, dict[str, str | None]]:
+    """By their sections, those that have to be read and to fit before the gateway runs."""
+    files = {"upstream.tls": settings.upstream.tls.model_dump()}
+    if settings.listen.tls is not None:
+        files["listen.tls"] = settings.listen.tls.model_dump(exclude={"min_version"})
+    return files
+
+
+def warnings(settings: Settings) -> list[str]:
+    """What is allowed but should be known: said by `gateway check` and at start-up."""
+    return [*settings.warnings(), *preflight.warnings(tls_files(settings))]
 
 
 def certificates(settings: Settings) -> Certificates | None:
@@ -406,8 +465,11 @@ def _lifecycle(
     log_refusal: Callable[[GatewayError, str], None],
     budget: BufferBudget,
     spools: Spools,
+    counted: CallCounter,
     observers: Sequence[Observer],
     hold_patience: float,
+    tracing: Tracing | None,
+    bodies: WatchedBodies,
 ) -> Lifecycle:
     limits, to = settings.limits, settings.upstream
     hop = Hop(
@@ -438,14 +500,16 @@ def _lifecycle(
         clock=clock,
         counts=counts,
         lookup_deadline=limits.deadline / 2,  # the call itself is to have the rest
+        bodies=bodies,
     )
-    return Lifecycle(
+    return _kind_of_lifecycle(settings, tracing)(
         rules=rules,
         phases=phases,
         passthrough=passthrough,
         lookups=lookups,
         audit=audit,
         credentials=credentials,
+        applications=Applications(settings.credentials.application),
         hop=hop,
         clock=clock,
         counts=counts,
@@ -453,7 +517,9 @@ def _lifecycle(
         budget=budget,
         max_body=limits.max_body,
         deadline=limits.deadline,
-        direct=isinstance(transport, Pool),  # httpx wants asyncio's own tasks
+        # httpx wants asyncio's own tasks, and so does a trace, whose calls have contexts.
+        direct=isinstance(transport, Pool),
+        counted=counted,
         observers=observers,
         hold_patience=hold_patience,
     )
@@ -750,6 +816,7 @@ async def serve_until_stopped(
         loop.add_signal_handler(number, stop, number)
     reloads = Reloads(configured, load, gateway.follow, gateway.record, gateway.counts)
     gateway.admin.router.routes += changes.routes(reloads.reload, reloads.set_mode)
+    gateway.live.reload_problem = lambda: reloads.problem
     tasks: set[asyncio.Task[Any]] = set()
 
     def hang_up() -> None:
@@ -761,7 +828,7 @@ async def serve_until_stopped(
     loop.add_signal_handler(signal.SIGHUP, hang_up)
     if watch is not None:
         tasks.add(loop.create_task(watched(watch, reloads)))
-    for warning in settings.warnings():
+    for warning in warnings(settings):
         log.warning("%s", warning)
     await gateway.audit.begin()
     async with running(settings, gateway, shares) as listening:

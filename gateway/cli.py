@@ -53,7 +53,10 @@ def fail(message: str) -> typer.Exit:
 
 
 def unusable(settings: config.Settings) -> Iterator[tuple[str, str]]:
-    return preflight.problems({"upstream.tls": settings.upstream.tls.model_dump()}, settings.audit.path)
+    callers = settings.callers.path if settings.callers is not None else None
+    yield from preflight.problems(app.tls_files(settings), settings.audit.path, callers)
+    if settings.tracing is not None and settings.tracing.exporter == "otlp":
+        yield from preflight.tracing()
 
 
 def failing(settings: config.Settings) -> Iterator[tuple[str, str]]:
@@ -189,7 +192,7 @@ def check(
     lines = [f"{path}: {len(settings.rules)} rules, forwarding to {settings.upstream.url}"]
     if tried := sum(len(rule.cases) for rule in settings.rules):
         lines.append(f"{tried} cases come out as expected")
-    lines += [f"warning: {warning}" for warning in settings.warnings()]
+    lines += [f"warning: {warning}" for warning in app.warnings(settings)]
     for rule in settings.rules:
         lines += ["", *rule.describe()]
     typer.echo("\n".join(lines))

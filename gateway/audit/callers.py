@@ -59,6 +59,7 @@ class Callers:
             call.needs or tuple([_named(change) for change in call.changes or call.would_change]),
             None if call.skipped in PLAIN else call.skipped,
             call.shadow,
+            call.application,
         )
         tally = self._pending.get(seen)
         if tally is None:
@@ -72,7 +73,7 @@ class Callers:
 
     def _first(self, seen: Seen) -> Tally:
         if len(self._pending) >= self._file.maximum:
-            seen = (OTHERS, "", *seen[2:])
+            seen = (OTHERS, "", *seen[2:7], None)
         tally = self._pending.get(seen)
         if tally is None:
             tally = self._pending[seen] = Tally(self._wall())

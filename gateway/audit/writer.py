@@ -137,8 +137,7 @@ class AuditLog:
 
     def append(self, line: Line) -> Batch:
         """For what may not go on before `commit`: several lines then cost one write."""
-        line.time = self._time(self._wall())
-        self._batch.lines.append(self._encoded(line))
+        self._batch.lines.append(self._timed(line))
         return self._batch
 
     def commit(self) -> None:
@@ -155,12 +154,11 @@ class AuditLog:
 
     def append_best_effort(self, line: Line) -> None:
         """For what may go on without its line (an outcome): a line that is lost is counted and reported."""
-        line.time = self._time(self._wall())
         if self.waits:
-            self._spare(self._encoded(line))
+            self._spare(self._timed(line))
             return
         held = self._held
-        held.append(self._encoded(line))
+        held.append(self._timed(line))
         if len(held) == 1:
             self._soon(self._flush)
 
@@ -306,14 +304,17 @@ class AuditLog:
 
     # --- lines and the file
 
-    def _encoded(self, record: Line | _Gap) -> bytes:
+    def _timed(self, line: Line) -> bytes:
+        """The line as it is written, with the time."""
+        now = self._wall()
+        line.time = self._said if int(now * 1000) == self._millisecond else self._time(now)
         try:
-            line = self._encode(record)
+            text = self._encode(line)
+            if text.isascii() and b"\x7f" not in text:
+                return text + b"\n"
         except UnicodeEncodeError:  # a lone surrogate
-            line = b""
-        if not line or not line.isascii() or b"\x7f" in line:
-            line = json.dumps(msgspec.to_builtins(record)).encode("ascii")
-        return line + b"\n"
+            pass
+        return json.dumps(msgspec.to_builtins(line)).encode("ascii") + b"\n"
 
     def _flush(self) -> None:
         held = self._held
@@ -326,8 +327,8 @@ class AuditLog:
 
     def _gap(self, now: float, lines: bytes) -> bytes:
         """The first line after a failure tells a reader that some are missing before these."""
-        gap = self._encoded(_Gap(self._time(now), self.lost))
-        return gap[:-2].ljust(ROOM - 2 - len(lines)) + b"}\n" + lines
+        gap = self._encode(_Gap(self._time(now), self.lost))
+        return gap[:-1].ljust(ROOM - 2 - len(lines)) + b"}\n" + lines
 
     def _put(self, line: bytes, now: float) -> None:
         lost = len(self._held)
@@ -464,14 +465,12 @@ class AuditLog:
             os.ftruncate(self._file, os.fstat(self._file).st_size - written)
 
     def _time(self, now: float) -> str:
-        millisecond = int(now * 1000)
-        if millisecond != self._millisecond:  # many lines are of one
-            self._millisecond = millisecond
-            second, left = divmod(millisecond, 1000)
-            if second != self._second:
-                self._second = second
-                self._stamp = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-            self._said = f"{self._stamp}.{left:03d}Z"
+        self._millisecond = int(now * 1000)  # many lines are of one
+        second, left = divmod(self._millisecond, 1000)
+        if second != self._second:
+            self._second = second
+            self._stamp = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+        self._said = f"{self._stamp}.{left:03d}Z"
         return self._said
 
 

@@ -18,7 +18,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from gateway.audit.finished_call import Observer
+from gateway.audit.finished_call import CallCounter, Observer, Sampler, uncounted
 from gateway.audit.writer import AuditLog
 from gateway.errors import BadRequest, DeadlineExceeded, GatewayError, LoopDetected
 from gateway.http import forwarding
@@ -39,6 +39,7 @@ from gateway.proxy.phases import HELD, Phases
 from gateway.repairs import Diagnosis, diagnose, left_as_it_is
 from gateway.repairs.call import Call
 from gateway.rules import RouteMatch, Rules
+from gateway.state.applications import Applications
 from gateway.state.credentials import CredentialFingerprints
 from gateway.state.lookup import LookupRefused, Lookups
 from gateway.upstream.reply import Reply
@@ -53,11 +54,13 @@ METHODS = {
 STATUSES = {1: "1xx", 2: "2xx", 3: "3xx", 4: "4xx", 5: "5xx"}
 
 
-def _nobody(address: str) -> bool:
-    return False
+def _method(method: str) -> str:
+    return METHODS.get(method.upper(), "other")
 
 
 class Lifecycle:
+    _client = Client
+
     def __init__(
         self,
         *,
@@ -67,6 +70,7 @@ class Lifecycle:
         lookups: Lookups,
         audit: AuditLog,
         credentials: CredentialFingerprints,
+        applications: Applications,
         hop: Hop,
         clock: Callable[[], float],
         counts: Counter[tuple[str, ...]],
@@ -75,11 +79,13 @@ class Lifecycle:
         max_body: int,
         deadline: float,
         direct: bool,
+        counted: CallCounter = uncounted,
         observers: Sequence[Observer] = (),
         hold_patience: float = HOLD_PATIENCE,
     ) -> None:
         """
-        `log_refusal` is told the client's address too; `observers` of each matched call when it is over.
+        `log_refusal` is told the client's address too; `counted` and `observers` of each matched call when it
+        is over.
         `max_body` in bytes; `deadline` in seconds from a call's arrival to the head of its reply. `direct` as
         in server/connection.py.
         """
@@ -90,13 +96,15 @@ class Lifecycle:
         self._lookups = lookups
         self._audit = audit
         self._credentials = credentials
+        self._applications = applications
         self._clock = clock
         self._counts = counts
         self._log_refusal = log_refusal
         self._budget = budget
         self._max_body = max_body
         self._deadline = Deadline(deadline)
-        self._observers = observers
+        self._counted = counted
+        self._observers = [(one.wants if isinstance(one, Sampler) else None, one) for one in observers]
         self._hold_patience = hold_patience
         self._evidence = EvidenceLog(clock)
 
@@ -104,7 +112,7 @@ class Lifecycle:
             return CallHead.of(headers, hop, credentials, trusted, version)
 
         self._head = head
-        self._trusts = hop.trusts if hop.trusted else _nobody
+        self._trusts = hop.trusts if hop.trusted else None
 
     def follow(self, rules: Rules) -> None:
         """From now on: calls in flight end under the rules that they began with."""
@@ -112,8 +120,9 @@ class Lifecycle:
 
     async def serve(self, request: ClientRequest) -> None:
         rules = self._rules
-        head = request.headers.derived(self._head, self._trusts(request.address), request.version)
-        client = Client(request, head, self._budget, self._credentials.caller_of)
+        trusted = self._trusts is not None and self._trusts(request.address)
+        head = request.headers.derived(self._head, trusted, request.version)
+        client = self._client(request, head, self._budget, self._credentials.caller_of)
         rule = "none"
         try:
             if head.dropped:
@@ -135,12 +144,13 @@ class Lifecycle:
         except ClientGone:
             self._counts["gateway_clients_gone_total",] += 1
         finally:
-            client.release()
+            if client.held:
+                client.release()
             if rules is not self._rules and client.method.upper().encode() not in SAFE_METHODS:
                 # It took the lock, if any, that the rules before a reload asked for: by those of now it may
                 # be a write that nothing else knows of (S3).
                 await self._lookups.invalidate_after(None)
-            method, status = METHODS.get(client.method.upper(), "other"), client.status
+            method, status = METHODS.get(client.method) or _method(client.method), client.status
             said = "none" if status is None else STATUSES.get(status // 100, "none")
             self._counts["gateway_requests_total", rule, method, said] += 1
 
@@ -154,7 +164,6 @@ class Lifecycle:
                 nominated = client.head.nominated
                 if nominated is not None:
                     raise BadRequest(f"Connection names {text(nominated, 64)}, which may say who calls")
-                client.cancel_on_disconnect()
                 body = client.read_now(self._max_body)  # read
                 if body is None:
                     body = await client.read(self._max_body)
@@ -184,9 +193,13 @@ class Lifecycle:
             self._counts["gateway_matched_calls_total",] += 1
             now = self._clock()
             record.record_outcome(self._audit, now)
-            if self._observers:
-                finished = record.finished(now)
-                for observe in self._observers:
+            record.count(self._counted, now)
+            finished = None
+            for wants, observe in self._observers:
+                if wants is None or wants(bool(record.changes)):
+                    if finished is None:
+                        application = self._applications.of(record.credential, client.headers, client.values)
+                        finished = record.finished(now, application)
                     observe(finished)
 
     def _diagnosed(
@@ -206,7 +219,8 @@ class Lifecycle:
         conversation, changing = self._concerns(client, route, rules, found)
         query, fingerprint = query or b"", ""
         if found.missing:
-            fingerprint = self._credentials.of_call(headers, query, client.certificate, client.values)
+            caller = record.credential if client.head.caller_tells_all else ""
+            fingerprint = self._credentials.of_call(headers, query, client.certificate, client.values, caller)
         return MatchedCall(client, route, call, found, conversation, changing, record, fingerprint, query)
 
     def _concerns(

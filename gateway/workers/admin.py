@@ -17,6 +17,7 @@ from gateway.admin.exposition import OPENMETRICS, TEXT, exposition, wants_openme
 from gateway.admin.live import CALLERS, KEPT
 from gateway.admin.metrics import Metrics
 from gateway.admin.page_routes import HEADERS, routes
+from gateway.admin.shown_callers import ShownCallers
 from gateway.workers import merged
 from gateway.workers.channel import NoAnswerFromThere
 from gateway.workers.live import LiveOfAll
@@ -28,9 +29,10 @@ def build(
     places: Sequence[Place],
     live: LiveOfAll,
     own: Metrics,
+    kept: ShownCallers | None,
     draining: Callable[[], bool],
 ) -> Starlette:
-    """`own`: what the supervisor counts itself."""
+    """`own`: what the supervisor counts itself. `kept`: the callers on disk, where they are kept."""
 
     async def asked(what: str, seconds: float = 2.0) -> list[tuple[Place, Any]]:
         async def one(place: Place) -> tuple[Place, Any]:
@@ -67,9 +69,11 @@ def build(
         found = [merged.numbered(said or [], place.ordinal) for place, said in await asked("recent")]
         return JSONResponse({"run": live.run, "calls": merged.latest(found, KEPT)}, headers=HEADERS)
 
-    async def callers(_: Request) -> Response:
+    async def callers() -> dict[str, Any]:
+        if kept is not None:
+            return await kept()
         found = [said or [] for _, said in await asked("callers")]
-        return JSONResponse({"callers": merged.callers(found, CALLERS)}, headers=HEADERS)
+        return {"kept": False, "callers": merged.callers(found, CALLERS)}
 
     return Starlette(
         routes=[
@@ -79,7 +83,6 @@ def build(
             Route("/metrics", scraped),
             # Before those of one process, which has all that it tells at hand.
             Route("/api/rewrites", rewrites),
-            Route("/api/callers", callers),
-            *routes(live),
+            *routes(live, callers),
         ]
     )

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from gateway.admin.live import SHOWN, TICK, Live, event
+from gateway.audit.watched_bodies import WatchedBodies
 from gateway.workers import merged
 from gateway.workers.channel import NoAnswerFromThere
 from gateway.workers.place import Place
@@ -20,7 +21,7 @@ class LiveOfAll(Live):
     def __init__(
         self, wall: Callable[[], float], rules: list[dict[str, Any]], places: Sequence[Place]
     ) -> None:
-        super().__init__(wall, rules)
+        super().__init__(wall, rules, WatchedBodies())
         self._places = places
 
     async def _pump(self) -> None:

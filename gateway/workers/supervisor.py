@@ -26,6 +26,7 @@ from starlette.applications import Starlette
 from gateway import app, config
 from gateway.admin import changes, process
 from gateway.admin.metrics import Counts, Metrics
+from gateway.admin.shown_callers import ShownCallers
 from gateway.audit.mode_changes import ModeChanged
 from gateway.config import Settings
 from gateway.reloads import Reloads, watched
@@ -72,6 +73,7 @@ class Supervisor:
         self._places: list[Place] = []
         self._live = LiveOfAll(time.time, app.shown_rules(settings), self._places)
         self._ready = asyncio.Event()  # all of them, once
+        self._live.reload_problem = lambda: self._reloads.problem
         self._stopped = asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -133,7 +135,12 @@ class Supervisor:
     def _admin(self) -> Starlette:
         own = Metrics(self._counts, {})
         own.measure(process.readings())
-        side = admin.build(self._places, self._live, own, self._stopped.is_set)
+        callers = self._settings.callers
+        stable = self._settings.credentials.key is not None
+        kept = None
+        if callers is not None:
+            kept = ShownCallers(callers.path, list, time.time, time.monotonic, stable)
+        side = admin.build(self._places, self._live, own, kept, self._stopped.is_set)
         side.router.routes += changes.routes(self._reloads.reload, self._reloads.set_mode)
         return side
 
@@ -149,7 +156,7 @@ class Supervisor:
             self._workers,
         )
         problem = backlog.shortage(self._settings.listen.backlog)
-        for warning in [*self._settings.warnings(), *([problem] if problem else [])]:
+        for warning in [*app.warnings(self._settings), *([problem] if problem else [])]:
             log.warning("%s", warning)
 
     async def _until(self, event: asyncio.Event, keeping: list[asyncio.Task[None]]) -> None:
@@ -252,6 +259,8 @@ class Supervisor:
 
     async def _record(self) -> None:
         """On the audit log once, by one worker."""
+        for line in self._to_record:
+            self._live.mode_changed(line)
         due, self._to_record[:] = msgspec.to_builtins(self._to_record), []
         for place in self._places:
             with contextlib.suppress(NoAnswerFromThere):

@@ -60,8 +60,9 @@ def seen(
     left: str | None = None,
     mode: str = "enforce",
     shadow: str | None = None,
+    application: str | None = None,
 ) -> Seen:
-    return credential, agent, "web", mode, needs, left, shadow
+    return credential, agent, "web", mode, needs, left, shadow, application
 
 
 def finished(**changes: Any) -> FinishedCall:
@@ -154,6 +155,41 @@ async def test_a_disk_that_fails_disturbs_no_call_is_told_once_and_loses_nothing
     said = [record.getMessage() for record in caplog.records if "callers.sqlite3" in record.getMessage()]
     assert len([line for line in said if "calls go on, the report waits" in line]) == 1
     assert sum(caller.calls for caller in callers_file.read(str(path), 1, NOON)) == 2
+
+
+async def test_the_application_that_a_token_names_is_told_and_the_token_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "callers.sqlite3"
+    token = "eyJhbGciOiJub25lIn0.eyJhenAiOiJuaWdodGx5LWpvYiJ9.c2VjcmV0"
+    async with (
+        mock() as upstream,
+        gateway(upstream.url, callers={"path": str(path)}) as running,
+        running.client() as client,
+        running.admin() as admin,
+    ):
+        headers = {"Authorization": f"Bearer {token}"}
+        await client.patch(PARTICIPANT, content=BODY, headers=headers)
+        await client.patch(PARTICIPANT, content=BODY, headers=TOKEN)
+        told = (await admin.get("/api/callers")).json()["callers"]
+    kept = path.read_bytes()
+
+    assert {one["application"] for one in told} == {"nightly-job", None}
+    assert {one.application for one in callers_file.read(str(path), 1, time.time())} == {"nightly-job", None}
+    assert not any(part.encode() in kept for part in token.split("."))
+
+
+async def test_a_field_that_is_configured_names_the_application_call_by_call(tmp_path: Path) -> None:
+    path = tmp_path / "callers.sqlite3"
+    async with (
+        mock() as upstream,
+        gateway(upstream.url, callers={"path": str(path)}, credentials={"application": ["X-App"]}) as running,
+        running.client() as client,
+    ):
+        for name in ("one", "two"):
+            headers = TOKEN | {"X-App": name, "User-Agent": name}
+            await client.patch(PARTICIPANT, content=BODY, headers=headers)
+
+    told = {one.user_agent: one.application for one in callers_file.read(str(path), 1, time.time())}
+    assert told == {"one": "one", "two": "two"}
 
 
 # --- the observer
@@ -280,6 +316,21 @@ def test_two_processes_add_to_one_file(tmp_path: Path) -> None:
     assert (caller.calls, caller.repairs) == (6, {"fill state": 6})
 
 
+def test_a_file_of_an_earlier_version_is_read_and_added_to(tmp_path: Path) -> None:
+    file = at(str(tmp_path / "c"), 10)
+    file.add({seen(): tallied()})
+    file.close()
+    with contextlib.closing(sqlite3.connect(tmp_path / "c")) as earlier:
+        earlier.execute("ALTER TABLE callers DROP COLUMN application")
+    assert [one.application for one in read(tmp_path / "c")] == [None]
+
+    for application in ("nightly-job", None):
+        at(str(tmp_path / "c"), 10).add({seen(application=application): tallied()})
+
+    (caller,) = read(tmp_path / "c")
+    assert (caller.calls, caller.application) == (3, "nightly-job")
+
+
 def test_a_file_that_is_no_database_is_told_and_stays_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "c"
     path.write_text("somebody's own file, and long enough to be looked at" * 100)
@@ -355,6 +406,17 @@ def test_it_says_how_many_fills_of_shadow_would_have_been_wrong(known: Path) -> 
 def test_it_says_when_fingerprints_do_not_outlast_a_restart(known: Path) -> None:
     assert report.UNSTABLE in reported(known)[1]
     assert json.loads(reported(known, "--json")[1])["fingerprints_are_stable"] is False
+
+
+def test_applications_have_a_column_where_one_is_known(known: Path) -> None:
+    assert "APPLICATION" not in reported(known)[1]
+    at(str(known / "c"), 10).add({seen("late", "java/8", application="nightly-job"): tallied()})
+
+    _, said = reported(known)
+    rows = [line.split() for line in said.splitlines()[2:5]]
+    assert [row[2] for row in rows] == ["APPLICATION", "nightly-job", "-"]
+    assert json.loads(reported(known, "--json")[1])["callers"][0]["application"] == "nightly-job"
+    assert "java/8,nightly-job," in reported(known, "--csv")[1]
 
 
 def test_fewer_days_leave_out_who_needed_it_before(known: Path) -> None:

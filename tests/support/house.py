@@ -36,6 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "state": {"rules", "repairs", "http", "upstream", "paths"},
     "audit": set(),
     "proxy": {"rules", "repairs", "paths", "http", "upstream", "state", "audit"},
+    "tracing": {"audit", "http", "proxy", "rules", "upstream"},
     "admin": {"audit", "state"},
     "admin/client": set(),
     "reloads": {"config", "rules", "audit"},
@@ -43,7 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "mock/demo": {"mock", "http"},
     "app": {
         "config", "rules", "repairs", "paths", "units", "http", "server", "upstream", "state", "audit",
-        "proxy", "admin", "reloads",
+        "proxy", "tracing", "admin", "reloads", "checks",
     },
     "workers": {"app", "config", "reloads", "server", "audit", "admin"},
     "cli": {
