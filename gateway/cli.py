@@ -90,7 +90,7 @@ def run(
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(app.run(settings, lambda: config.load(path, also=unusable), path if watch else None))
-    except (app.CannotListen, OSError) as error:
+    except (app.CannotListen, app.LogInUse, OSError) as error:
         raise fail(f"gateway: {error}") from None
 
 

@@ -92,6 +92,7 @@ def _token(value: SecretStr | None) -> SecretStr | None:
 # A key that is shorter could be found by trying.
 LEAST_KEY = 32
 LEAST_TOKEN = 16
+LEAST_ROTATED = 64 * 2**10  # bytes: smaller ones would come by the second
 SECRETS = {"credentials.key", "admin.token"}  # no error repeats what was given
 Count = Annotated[int, Field(gt=0)]
 Port = Annotated[int, Field(ge=0, le=65535)]
@@ -190,6 +191,15 @@ class AuditSettings(Section):
     path: Annotated[str, Field(min_length=1)] = "rewrites.jsonl"
     sync: Literal["never", "always"] = "never"
     timeout: Timeout = 0.25
+    rotate: Annotated[Size, Field(ge=LEAST_ROTATED)] | None = None
+    keep: Count = 10
+    compress: bool = False
+
+    @model_validator(mode="after")
+    def _a_file_where_it_is_rotated(self) -> AuditSettings:
+        if self.rotate is not None and self.path == "-":
+            raise ValueError("rotate: expected a file as audit.path, got standard output")
+        return self
 
 
 class LogSettings(Section):

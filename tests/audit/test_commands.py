@@ -187,10 +187,12 @@ def test_following_goes_on_over_half_lines_rotation_and_truncation(tmp_path: Pat
         lambda: append(b"ee\n"),
         rotate,
         lambda: None,
+        lambda: None,
         lambda: os.truncate(log, 0),
         lambda: append(b"a\n"),
         lambda: (tmp_path / "log").unlink(),
         lambda: append(b"again\n"),
+        lambda: None,
     ])  # fmt: skip
 
     def wait() -> bool:
