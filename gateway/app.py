@@ -140,9 +140,14 @@ class Gateway:
         if rules_differ:
             await self.lookups.invalidate_after(None)
 
-    def record(self, line: Line) -> None:
-        """What an operator did, on the audit log."""
-        self.audit.append_best_effort(line)
+    async def record(self, lines: Sequence[Line]) -> None:
+        """What an operator is about to change, on the audit log. Raises Unrecordable."""
+        for line in lines:
+            self.audit.append(line)
+        if self.audit.waits:
+            await self.audit.recorded()
+        else:
+            self.audit.commit()
 
     async def close(self) -> None:
         await self.lookups.close()

@@ -161,6 +161,34 @@ async def test_a_mode_holds_until_the_next_reload() -> None:
     assert lines == [("enforce", "observe", "me"), ("observe", "enforce", "a test")]
 
 
+@pytest.mark.parametrize("sync", ["never", "always"])
+async def test_no_mode_changes_while_the_audit_log_cannot_be_written(sync: str, tmp_path: Path) -> None:
+    log = tmp_path / "rewrites.jsonl"
+    async with mock() as upstream, gateway(upstream.url, str(log)) as running, running.client() as client:
+        first = settings(upstream.url, str(log))
+        later = settings(upstream.url, str(log), rule={"mode": "shadow"})
+        again = reloads(running, first, lambda: later)
+        running.gateway.audit.waits = sync == "always"
+        await running.gateway.audit.begin()
+        log.unlink()
+        log.mkdir()
+        for told in (
+            await again.set_mode("web-participant-state", "observe", "me"),
+            await again.reload("me"),
+        ):
+            assert not told.ok
+            assert told.said[0].startswith(
+                f"no mode changes unrecorded: the audit log {log} cannot be opened"
+            )
+        assert again.settings == first
+        assert running.counts("gateway_reloads_total", "failed") == 1
+        log.rmdir()
+        assert "filled=state" in await patched(client)
+        assert (await again.reload("me")).ok
+        lines = [(line["before"], line["mode"]) for line in running.lines("mode")]
+    assert lines == [("enforce", "shadow")]
+
+
 async def test_a_watched_file_is_read_when_it_is_another(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text("one")
