@@ -14,9 +14,11 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 import typer
 import uvloop
+from pydantic import SecretStr
 
 from gateway import __version__, app, config
 from gateway.admin import client
@@ -94,10 +96,21 @@ def run(
         raise fail(f"gateway: {error}") from None
 
 
+AdminUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--admin",
+        metavar="URL",
+        help="The gateway's admin side, as http://127.0.0.1:9901; its token is GATEWAY_ADMIN_TOKEN. Else "
+        "the section admin of --config says where it is.",
+    ),
+]
+
+
 @cli.command(name="reload")
-def reload_(path: ConfigPath = DEFAULT) -> None:
+def reload_(path: ConfigPath = DEFAULT, admin: AdminUrl = None) -> None:
     """Have the running gateway read its configuration again."""
-    asked(path, "/api/reload", {})
+    asked(admin_side(path, admin), "/api/reload", {})
 
 
 @cli.command(name="mode")
@@ -105,13 +118,31 @@ def mode_(
     rule: Annotated[str, typer.Argument(help="The rule's name.")],
     mode: Annotated[str, typer.Argument(help="observe, shadow, enforce or on_reject.")],
     path: ConfigPath = DEFAULT,
+    admin: AdminUrl = None,
 ) -> None:
     """Give a rule of the running gateway another mode, until its next reload or restart."""
-    asked(path, "/api/mode", {"rule": rule, "mode": mode})
+    asked(admin_side(path, admin), "/api/mode", {"rule": rule, "mode": mode})
 
 
-def asked(path: Path, where: str, body: dict[str, str]) -> None:
-    admin = loaded(path).admin
+def admin_side(path: Path, url: str | None) -> config.AdminSettings:
+    """Of the file only that section has to be right: it may be read where the gateway does not run."""
+    if url is None:
+        try:
+            return config.load_admin(path)
+        except config.ConfigError as error:
+            raise fail(str(error)) from None
+    try:
+        there = urlsplit(url)
+        port = there.port or 9901
+    except ValueError:
+        port = -1
+    if port < 0 or there.scheme != "http" or not there.hostname or there.path.strip("/") or there.query:
+        raise fail(f"gateway: --admin: expected a URL such as http://127.0.0.1:9901, got {url!r}")
+    token = os.environ.get("GATEWAY_ADMIN_TOKEN")
+    return config.AdminSettings(host=there.hostname, port=port, token=SecretStr(token) if token else None)
+
+
+def asked(admin: config.AdminSettings, where: str, body: dict[str, str]) -> None:
     try:
         answer = client.post(admin.host, admin.port, where, body, admin.secret)
     except client.NoAnswer as error:
