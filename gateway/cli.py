@@ -22,9 +22,11 @@ from pydantic import SecretStr
 
 from gateway import __version__, app, config
 from gateway.admin import client
-from gateway.audit import callers_file
+from gateway.audit import callers_file, logged_callers
 from gateway.audit import commands as audit_log
 from gateway.audit import report as reports
+from gateway.audit.reader import Reader, Wanted
+from gateway.audit.selection import Selection
 from gateway.cases import run as cases
 from gateway.checks import preflight
 from gateway.errors import Unrecordable
@@ -157,25 +159,34 @@ def asked(admin: config.AdminSettings, where: str, body: dict[str, str]) -> None
 def report(
     context: typer.Context,
     path: ConfigPath = DEFAULT,
+    log: Annotated[
+        str | None,
+        typer.Option("--log", "-l", help="An audit log, instead of the callers' file; - is standard input."),
+    ] = None,
     days: Annotated[int, typer.Option(min=1, max=callers_file.DAYS_KEPT)] = 14,
     json_: Annotated[bool, typer.Option("--json", help="Everybody, with all that is known.")] = False,
     csv: Annotated[bool, typer.Option("--csv", help="Everybody, a line each.")] = False,
 ) -> None:
     """Say which callers still need the gateway, the last to need it first."""
-    settings = loaded(path)
-    if settings.callers is None:
-        raise fail(f"gateway report: {path}: there is no section callers, so nobody writes down who calls")
-    stable = settings.credentials.key is not None
     clock: Callable[[], float] = context.obj or time.time
+    stable = None  # whose log it is, and so under which key, is not known
+    source: config.CallersSettings | None = None
+    if log is None:
+        settings = loaded(path)
+        stable, source = settings.credentials.key is not None, settings.callers
     try:
-        callers = callers_file.read(settings.callers.path, days, clock())
+        if source is None:
+            selected = Selection(lambda path: loaded(path).audit.path, clock).selected(log, path)
+            callers = logged_callers.added_up(selected.calls(Reader(Wanted())), days, clock())
+        else:
+            callers = callers_file.read(source.path, days, clock())
     except Unrecordable as error:
         raise fail(f"gateway report: {error}") from None
     if json_:
         typer.echo(reports.as_json(callers, stable))
     elif csv:
         typer.echo(reports.as_csv(callers), nl=False)
-        if not stable:
+        if stable is False:
             typer.echo(reports.UNSTABLE, err=True)
     else:
         for line in reports.table(callers, stable):

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from gateway.audit.commands import begin_of
 from gateway.audit.log_files import LARGE, LogFiles, files_of, followed, last_lines
+from gateway.audit.selection import begin_of
 from gateway.cli import cli
 from tests.audit.test_reader import CALLER, decision, outcome, rewrite
 from tests.support.gateways import BODY, PARTICIPANT, TOKEN
