@@ -1,5 +1,5 @@
 """
-The command line: run, reload, mode, report, audit, check, explain, mock, demo.
+The command line: run, reload, mode, report, audit, replay, check, explain, mock, demo.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ import typer
 import uvloop
 from pydantic import SecretStr
 
-from gateway import __version__, app, config
+from gateway import __version__, app, config, replay
 from gateway.admin import client
 from gateway.audit import callers_file, logged_callers
 from gateway.audit import commands as audit_log
 from gateway.audit import report as reports
 from gateway.audit.reader import Reader, Wanted
-from gateway.audit.selection import Selection
+from gateway.audit.selection import LOG_GIVEN, Selected, Selection
 from gateway.cases import run as cases
 from gateway.checks import preflight
 from gateway.errors import Unrecordable
@@ -262,6 +262,23 @@ def show(told: Explanation) -> None:
 
 
 cli.add_typer(audit_log.build(lambda path: loaded(path).audit.path, time.time), name="audit")
+
+
+@cli.command(name="replay")
+@Selection(lambda path: loaded(path).audit.path, time.time).command(LOG_GIVEN)
+def replay_(
+    selected: Selected,
+    new: Annotated[Path, typer.Option("--config", "-c", help="The configuration with the rules to try.")],
+    json_: Annotated[bool, typer.Option("--json", help="JSON instead of text.")] = False,
+) -> None:
+    """Say what other rules would have done with the calls on an audit log, as far as it tells."""
+    replayed = replay.replayed(loaded(new).rules, selected.calls(Reader(selected.wanted)))
+    rules, rows = replay.summed(replayed)
+    if json_:
+        typer.echo(json.dumps({"rules": rules, "differing": rows}, indent=2))
+        return
+    for line in replay.table(rules, rows):
+        typer.echo(line)
 
 
 @cli.command(name="mock")

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -47,7 +47,11 @@ OPTIONS: dict[str, tuple[Any, Any]] = {
     ),
     "path": (Annotated[str | None, typer.Option("--path", help="A part of the path.")], None),
 }
-LOG_ALONE = ("log", "config")
+LOG_ALONE = {name: OPTIONS[name] for name in ("log", "config")}
+# Of a command whose configuration is not that of the log.
+LOG_GIVEN = {name: option for name, option in OPTIONS.items() if name != "config"} | {
+    "log": (Annotated[str, typer.Argument(metavar="LOG", help="The log; - is standard input.")], ...)
+}
 
 
 def fail(message: str) -> typer.Exit:
@@ -97,19 +101,19 @@ class Selection:
         self._clock = clock
 
     def command(
-        self, names: tuple[str, ...] = tuple(OPTIONS)
+        self, options: Mapping[str, tuple[Any, Any]] = OPTIONS
     ) -> Callable[[Callable[..., None]], Callable[..., None]]:
         """Gives a command these options; it gets what they select as its first argument."""
 
         def given(command: Callable[..., None]) -> Callable[..., None]:
-            def run(**options: Any) -> None:
-                command(self.selected(**{name: options.pop(name) for name in names}), **options)
+            def run(**given: Any) -> None:
+                command(self.selected(**{name: given.pop(name) for name in options}), **given)
 
             _, *own = inspect.signature(command, eval_str=True).parameters.values()
             kind = inspect.Parameter.KEYWORD_ONLY
             shared = [
-                inspect.Parameter(name, kind, default=OPTIONS[name][1], annotation=OPTIONS[name][0])
-                for name in names
+                inspect.Parameter(name, kind, default=default, annotation=option)
+                for name, (option, default) in options.items()
             ]
             parameters = [one.replace(kind=kind) for one in own] + shared
             run.__name__, run.__doc__ = command.__name__, command.__doc__
