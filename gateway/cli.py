@@ -269,10 +269,14 @@ cli.add_typer(audit_log.build(lambda path: loaded(path).audit.path, time.time), 
 def replay_(
     selected: Selected,
     new: Annotated[Path, typer.Option("--config", "-c", help="The configuration with the rules to try.")],
+    was: Annotated[
+        Path | None, typer.Option(help="The configuration that the calls came under: then more can be told.")
+    ] = None,
     json_: Annotated[bool, typer.Option("--json", help="JSON instead of text.")] = False,
 ) -> None:
     """Say what other rules would have done with the calls on an audit log, as far as it tells."""
-    replayed = replay.replayed(loaded(new).rules, selected.calls(Reader(selected.wanted)))
+    were = () if was is None else loaded(was).rules
+    replayed = replay.replayed(loaded(new).rules, were, selected.calls(Reader(selected.wanted)))
     rules, rows = replay.summed(replayed)
     if json_:
         typer.echo(json.dumps({"rules": rules, "differing": rows}, indent=2))

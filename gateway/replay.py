@@ -68,14 +68,16 @@ def names(rule: RuleSettings) -> frozenset[str]:
 class Replay:
     """`calls`: of how many what was seen, with the id of one of them."""
 
-    def __init__(self, rules: Sequence[RuleSettings]) -> None:
+    def __init__(self, rules: Sequence[RuleSettings], were: Sequence[RuleSettings] = ()) -> None:
+        """`were`: the rules that the calls came under, where they are known."""
         self._rules = rules
         self._routes: paths.Routes[int] = paths.Routes()
         for number, rule in enumerate(rules):
             self._routes.add(rule.match.method, paths.parse(rule.match.path), number)
         self._calls: Counter[Seen] = Counter()
         self._ids: dict[Seen, str] = {}
-        self._had: dict[str, set[str]] = {}  # the repairs that a rule of then is known to have had
+        # The repairs that a rule of then is known to have had.
+        self._had: dict[str, set[str]] = {rule.name: set(names(rule)) for rule in were}
 
     def add(self, call: LoggedCall) -> None:
         decision, outcome = call.decision, call.outcome
@@ -132,6 +134,8 @@ class Replay:
             return Verdict(SAME)
         has = names(rule)
         had = frozenset(self._had.get(seen.rule, ()))
+        if any(name.startswith("fill ") for name in had):
+            had |= {"encoding"}  # a fill has read the body, and so could any other
         if not repaired and seen.reason not in DIAGNOSED:
             return Verdict(UNKNOWN, f"skipped then ({seen.reason}): what its body needs")
         if unknown := sorted(has - had - seen.needs):
@@ -168,8 +172,10 @@ def _left(seen: Seen, reason: str, why: str = "") -> Verdict:
     return Verdict(SAME) if same else Verdict(OTHER_SKIP, why or reason)
 
 
-def replayed(rules: Sequence[RuleSettings], calls: Iterable[LoggedCall]) -> Replay:
-    replay = Replay(rules)
+def replayed(
+    rules: Sequence[RuleSettings], were: Sequence[RuleSettings], calls: Iterable[LoggedCall]
+) -> Replay:
+    replay = Replay(rules, were)
     for call in calls:
         replay.add(call)
     return replay

@@ -113,6 +113,17 @@ def test_what_a_rule_of_then_never_repaired_may_still_be_needed(tmp_path: Path) 
     assert row["why"] == "whether it needs content_type, encoding, fill state: bodies are not on the log"
 
 
+def test_a_fill_that_was_made_has_read_the_body_so_that_it_needed_no_encoding(tmp_path: Path) -> None:
+    log = rewritten(TYPED, FILLED) + outcome("it")
+    assert replay(tmp_path, log, {}, {}, "--json")["differing"] == []
+
+
+def test_the_rules_of_then_tell_what_was_not_needed(tmp_path: Path) -> None:
+    log, old = then("skip", reason="conforming") + outcome("it"), tmp_path / "old.yaml"
+    old.write_text(yaml.safe_dump(document("http://127.0.0.1:9", "x", rule={"name": "r"})))
+    assert replay(tmp_path, log, {}, {}, "--json", "--was", str(old))["differing"] == []
+
+
 def test_the_table_sums_up_what_is_asked_for_of_all_files(tmp_path: Path) -> None:
     (tmp_path / "log.1.gz").write_bytes(gzip.compress(rewrite("a", path=PARTICIPANT) + outcome("a")))
     log = KNOWN + rewritten(FILLED) + outcome("it") + rewrite("b", path="/c/1", rule="gone") + outcome("b")

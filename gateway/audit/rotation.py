@@ -182,11 +182,11 @@ class Rotation:
             finally:
                 os.close(file)
             name = self._name(self._next_number())
-            os.link(self._path, name)
             try:
+                os.link(self._path, name)
                 os.replace(empty, self._path)
             except OSError:
-                os.unlink(name)
+                self._undo_half_a_rotation(found)
                 raise
             self._sync_names()
         self.rotated += 1
