@@ -178,7 +178,6 @@ async def test_who_writes_goes_on_in_the_new_file_at_its_next_line(tmp_path: Pat
     for number in range(2):
         audit.append(Line("a" * 100, "", str(number)))
         audit.commit()
-        clock.now += 0.2
     await until(lambda: one.rotated == 1)
     audit.append(Line("b", "", "2"))  # without any time passing
     audit.commit()
