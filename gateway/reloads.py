@@ -18,6 +18,7 @@ from typing import Any, Final, get_args
 
 from gateway.audit.mode_changes import ModeChanged
 from gateway.config import ConfigError, Settings
+from gateway.errors import Unrecordable
 from gateway.rules import Mode, RuleSettings
 
 MODES: Final[tuple[str, ...]] = get_args(Mode)
@@ -37,8 +38,8 @@ class Reloaded:
 class Reloads:
     """
     `load` reads the configuration again, and raises ConfigError. `follow` has the calls to come go by these
-    settings' rules; it is told whether more than modes differ. `record` writes down each mode that
-    changed.
+    settings' rules; it is told whether more than modes differ. `record` writes down the modes that are
+    about to change, all of them or none; it raises Unrecordable, and then nothing is changed.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class Reloads:
         settings: Settings,
         load: Callable[[], Settings],
         follow: Callable[[Settings, bool], Awaitable[None]],
-        record: Callable[[ModeChanged], None],
+        record: Callable[[list[ModeChanged]], Awaitable[None]],
         counts: Counter[tuple[str, ...]],
     ) -> None:
         self.settings = settings
@@ -62,16 +63,16 @@ class Reloads:
         async with self._turn:
             try:
                 settings = await asyncio.to_thread(self._load)
-            except ConfigError as error:
+                # What waits for a restart is told at each reload until it has come.
+                waiting = differing(self.settings, settings)
+                said = await self._change(settings.rules, by)
+            except (ConfigError, Unrecordable) as error:
                 self._counts["gateway_reloads_total", "failed"] += 1
-                self.problem = str(error)
-                log.error("reload (%s) refused, nothing is changed: %s", by, error)
-                return Reloaded(False, str(error).splitlines())
+                self.problem = _why(error)
+                log.error("reload (%s) refused, nothing is changed: %s", by, self.problem)
+                return Reloaded(False, self.problem.splitlines())
             self._counts["gateway_reloads_total", "ok"] += 1
             self.problem = None
-            # What waits for a restart is told at each reload until it has come.
-            waiting = differing(self.settings, settings)
-            said = await self._change(settings.rules, by)
             said += [f"{name} differs: it takes a restart" for name in waiting]
             for line in said or ["nothing differs"]:
                 log.info("reload (%s): %s", by, line)
@@ -89,23 +90,38 @@ class Reloads:
                 rule.model_copy(update={"mode": mode}) if rule.name == name else rule
                 for rule in self.settings.rules
             )
-            said = await self._change(rules, by)
+            try:
+                said = await self._change(rules, by)
+            except Unrecordable as error:
+                log.error("mode (%s) refused, nothing is changed: %s", by, _why(error))
+                return Reloaded(False, [_why(error)])
             for line in said:
                 log.warning("mode (%s): %s, until the next reload or restart", by, line)
             return Reloaded(True, said or [f"{name} is in mode {mode} already"])
 
     async def _change(self, rules: tuple[RuleSettings, ...], by: str) -> list[str]:
-        was, self.settings = self.settings, self.settings.model_copy(update={"rules": rules})
+        was = self.settings
         if was.rules == rules:
             return []
         before = {rule.name: rule for rule in was.rules}
         after = {rule.name: rule for rule in rules}
-        for name, rule in after.items():
-            if name in before and before[name].mode != rule.mode:
-                self._record(ModeChanged.of(name, before[name].mode, rule.mode, by))
+        changed = [
+            ModeChanged.of(name, before[name].mode, rule.mode, by)
+            for name, rule in after.items()
+            if name in before and before[name].mode != rule.mode
+        ]
+        if changed:
+            await self._record(changed)
+        self.settings = was.model_copy(update={"rules": rules})
         await self._follow(self.settings, _but_for_modes(was) != _but_for_modes(self.settings))
         said = [_said(before.get(name), after.get(name)) for name in before | after]
         return [line for line in said if line is not None] or ["the rules have another order"]
+
+
+def _why(error: ConfigError | Unrecordable) -> str:
+    if isinstance(error, ConfigError):
+        return str(error)
+    return f"no mode changes unrecorded: {error.detail}"
 
 
 def _said(before: RuleSettings | None, after: RuleSettings | None) -> str | None:

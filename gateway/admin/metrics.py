@@ -194,6 +194,17 @@ METRICS: tuple[Metric, ...] = (
     Metric("gateway_audit_failures_total", "counter", "Writes of the audit log that failed."),
     Metric("gateway_audit_failing", "gauge", "1 while the audit log cannot be written, else 0."),
     Metric(
+        "gateway_audit_rotations_total", "counter", "Times that the audit log was rotated by the gateway."
+    ),
+    Metric("gateway_audit_rotation_failures_total", "counter", "Times that it could not be rotated."),
+    Metric(
+        "gateway_audit_compression_failures_total",
+        "counter",
+        "Times that a rotated audit log could not be compressed.",
+    ),
+    Metric("gateway_audit_rotated_files", "gauge", "Rotated audit logs that are kept."),
+    Metric("gateway_audit_shared", "gauge", "1 while another gateway writes to the same audit log, else 0."),
+    Metric(
         "gateway_audit_write_seconds",
         "histogram",
         "Time that a write of the audit log took, without its sync.",

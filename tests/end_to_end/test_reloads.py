@@ -161,6 +161,34 @@ async def test_a_mode_holds_until_the_next_reload() -> None:
     assert lines == [("enforce", "observe", "me"), ("observe", "enforce", "a test")]
 
 
+@pytest.mark.parametrize("sync", ["never", "always"])
+async def test_no_mode_changes_while_the_audit_log_cannot_be_written(sync: str, tmp_path: Path) -> None:
+    log = tmp_path / "rewrites.jsonl"
+    async with mock() as upstream, gateway(upstream.url, str(log)) as running, running.client() as client:
+        first = settings(upstream.url, str(log))
+        later = settings(upstream.url, str(log), rule={"mode": "shadow"})
+        again = reloads(running, first, lambda: later)
+        running.gateway.audit.waits = sync == "always"
+        await running.gateway.audit.begin()
+        log.unlink()
+        log.mkdir()
+        for told in (
+            await again.set_mode("web-participant-state", "observe", "me"),
+            await again.reload("me"),
+        ):
+            assert not told.ok
+            assert told.said[0].startswith(
+                f"no mode changes unrecorded: the audit log {log} cannot be opened"
+            )
+        assert again.settings == first
+        assert running.counts("gateway_reloads_total", "failed") == 1
+        log.rmdir()
+        assert "filled=state" in await patched(client)
+        assert (await again.reload("me")).ok
+        lines = [(line["before"], line["mode"]) for line in running.lines("mode")]
+    assert lines == [("enforce", "shadow")]
+
+
 async def test_a_watched_file_is_read_when_it_is_another(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text("one")
@@ -235,6 +263,17 @@ async def test_the_command_line_asks_the_running_gateway(tmp_path: Path) -> None
             "rule web-participant-state: mode enforce is now observe\n",
         )
         assert (await command("mode", "web-participant-state", "on"))[0] == 1
+        # Of its file only where the admin side is has to be right.
+        reachable.write_text(
+            f"admin: {{port: {running.admin_port}}}\nlisten: {{port: nowhere}}\n"
+            "upstream: {url: '${NOT_SET_HERE}'}\ncredentials: {key: '${NOT_SET_HERE}'}\n"
+        )
+        in_mode = (0, "web-participant-state is in mode observe already\n")
+        assert await command("mode", "web-participant-state", "observe") == in_mode
+        reachable.write_text("not: [YAML")
+        there = ("--admin", f"http://127.0.0.1:{running.admin_port}")
+        assert await command("mode", "web-participant-state", "observe", *there) == in_mode
+        reachable.write_text(yaml.safe_dump(document | {"admin": {"port": running.admin_port}}))
         assert (await command("reload")) == (0, "rule web-participant-state: mode observe is now enforce\n")
         document["rules"][0]["mode"] = "shadow"
         file.write_text(yaml.safe_dump(document))
@@ -243,6 +282,15 @@ async def test_the_command_line_asks_the_running_gateway(tmp_path: Path) -> None
         file.write_text("rules: [")
         running.process.signal(signal.SIGHUP)
         await until(lambda: "refused, nothing is changed" in running.process.said)
+        reachable.write_text(yaml.safe_dump(document | {"admin": {"port": 1}}))
+        for wrong in ("127.0.0.1:9901", "https://a:1", "http://:1", "http://a:x", "http://a/b"):
+            code, said = await command("reload", "--admin", wrong)
+            assert (code, "expected a URL such as http://127.0.0.1:9901" in said) == (1, True)
+        reachable.write_text("admin: {prot: 1}")
+        assert await command("reload") == (
+            1,
+            "reachable.yaml:1:9: admin.prot: unknown key; did you mean 'port'?\n",
+        )
         reachable.write_text(yaml.safe_dump(document | {"admin": {"port": 1}}))
         code, said = await command("reload")
         assert code == 1

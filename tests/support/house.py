@@ -30,6 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "checks": {"paths"},
     "config": {"repairs", "paths", "units", "rules", "checks"},
     "explain": {"rules", "repairs", "http"},
+    "replay": {"rules", "repairs", "paths", "audit"},
     "cases": {"cases/settings", "explain", "rules", "repairs", "http", "state"},
     "server": {"http", "direct_task"},
     "upstream": {"http", "direct_task"},
@@ -48,7 +49,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "cli": {
         "app", "config", "checks", "cases", "explain", "mock", "mock/demo", "rules", "http", "admin/client",
-        "audit",
+        "audit", "replay",
     },
     "__main__": {"cli"},
 }  # fmt: skip
