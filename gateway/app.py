@@ -17,7 +17,7 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -732,13 +732,15 @@ async def serve_until_stopped(
 
     def hang_up() -> None:
         gateway.audit.reopen()
-        if gateway.certificates is not None:
-            gateway.certificates.reload()
         if gateway.access is not None:
             gateway.access.reopen()
-        task = loop.create_task(reloads.reload("SIGHUP"))
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
+        begun: list[Coroutine[Any, Any, Any]] = [reloads.reload("SIGHUP")]
+        if gateway.certificates is not None:
+            begun.append(gateway.certificates.reload_bounded())
+        for one in begun:
+            task = loop.create_task(one)
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
 
     loop.add_signal_handler(signal.SIGHUP, hang_up)
     if watch is not None:

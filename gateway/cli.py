@@ -106,7 +106,7 @@ def mode_(
     mode: Annotated[str, typer.Argument(help="observe, shadow, enforce or on_reject.")],
     path: ConfigPath = DEFAULT,
 ) -> None:
-    """Give a rule of the running gateway another mode, until its next reload or restart."""
+    """Give a rule of the running gateway another mode, until its file has another or a restart."""
     asked(path, "/api/mode", {"rule": rule, "mode": mode})
 
 
