@@ -51,6 +51,7 @@ from gateway.proxy.buffered import BufferBudget
 from gateway.proxy.lifecycle import HOLD_PATIENCE, Lifecycle
 from gateway.proxy.passthrough import Passthrough, UploadSlots
 from gateway.proxy.phases import Phases
+from gateway.proxy.shadow_checks import ShadowChecks
 from gateway.proxy.spool import Spools
 from gateway.proxy.tunnel import TunnelSlots
 from gateway.reloads import Reloads, watched
@@ -136,6 +137,7 @@ class Gateway:
         self.audit.append_best_effort(line)
 
     async def close(self) -> None:
+        await self.lifecycle.close()
         await self.lookups.close()
         self.transport.close()
         await self.transport.wait_closed()
@@ -443,6 +445,7 @@ def _lifecycle(
         max_body=limits.max_body,
         deadline=limits.deadline,
         direct=isinstance(transport, Pool),  # httpx wants asyncio's own tasks
+        shadow_checks=ShadowChecks(lookups, locks, clock, counts),
         observers=observers,
         hold_patience=hold_patience,
     )

@@ -126,8 +126,14 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "gateway_shadowed_total",
         "counter",
-        "Calls that shadow would have changed: whether the fill agrees with what the reply reports.",
+        "Calls that shadow would have changed: whether the fill agrees with what is reported afterwards.",
         {"result": ("right", "wrong", "unreported")},
+    ),
+    Metric(
+        "gateway_shadow_lookups_total",
+        "counter",
+        "GETs after a call of shadow whose reply did not tell the state, and calls that had no room for one.",
+        {"result": ("compared", "unclear", "failed", "no_room")},
     ),
     Metric("gateway_lookups_total", "counter", "What became of look-ups.", {"result": RESULTS}),
     Metric(
