@@ -73,7 +73,7 @@ from gateway.state.store import Locks, Store
 from gateway.state.sweeps import SweepRate
 from gateway.upstream.connect import tls_context
 from gateway.upstream.connection import Timeouts
-from gateway.upstream.http2 import over_http2
+from gateway.upstream.http2 import HttpxTransport, over_http2
 from gateway.upstream.pool import Pool, PoolLimits
 from gateway.upstream.transport import Transport
 
@@ -358,7 +358,7 @@ def watched_parts(
         clock,
         refusals=lambda: stats.refused["overloaded"] + counts["gateway_refusals_total", "overloaded"],
         held_back=lambda: counts["gateway_lookups_total", "held_back"],
-        answers=transport if isinstance(transport, Pool) else None,
+        answers=transport if isinstance(transport, (Pool, HttpxTransport)) else None,
     )
     stats.log.on_refusal = troubles.refused
     lookups.on_pause = troubles.paused
