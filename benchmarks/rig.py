@@ -144,8 +144,9 @@ def gateway(
     audit = work / "rewrites.jsonl"
     chosen = settings(f"http://127.0.0.1:{upstream}", str(audit), fill=fill, **sections)
     config = work / "config.yaml"
+    chosen["listen"] = {**sections.get("listen", {}), "port": port}
     # JSON is YAML.
-    config.write_text(json.dumps(chosen | {"listen": {"port": port}, "admin": {"port": admin}}))
+    config.write_text(json.dumps(chosen | {"admin": {"port": admin}}))
     argv = (sys.executable, "-m", "gateway", "run", "--config", str(config))
     with process(work / "gateway.log", port, *argv, first_core=True) as running:
         yield Gateway(running, port, admin, audit)
