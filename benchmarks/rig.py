@@ -63,6 +63,15 @@ class Process:
     def pid(self) -> int:
         return self.running.pid
 
+    def end(self) -> None:
+        """By its id."""
+        self.running.terminate()
+        try:
+            self.running.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self.running.kill()
+            self.running.wait()
+
     def rss(self) -> int:
         """Resident bytes."""
         return resident(self.pid)
@@ -119,20 +128,25 @@ def folder() -> Iterator[Path]:
 @contextlib.contextmanager
 def process(log: Path, port: int, *argv: str, first_core: bool = False) -> Iterator[Process]:
     """Once it listens on `port`; ended by its id when the block ends."""
+    begun = begin(log, port, *argv, first_core=first_core)
+    try:
+        yield begun
+    finally:
+        begun.end()
+
+
+def begin(log: Path, port: int, *argv: str, first_core: bool = False) -> Process:
+    """Once it listens; whoever began it ends it."""
     with log.open("wb") as said:
-        running = subprocess.Popen(argv, stdout=said, stderr=said, start_new_session=True)
-        try:
-            if first_core and 0 not in os.sched_getaffinity(0):
-                os.sched_setaffinity(running.pid, {0})
-            _wait_for(port, running, log)
-            yield Process(running, log)
-        finally:
-            running.terminate()
-            try:
-                running.wait(PATIENCE)
-            except subprocess.TimeoutExpired:
-                running.kill()
-                running.wait()
+        begun = Process(subprocess.Popen(argv, stdout=said, stderr=said, start_new_session=True), log)
+    try:
+        if first_core and 0 not in os.sched_getaffinity(0):
+            os.sched_setaffinity(begun.pid, {0})
+        _wait_for(port, begun.running, log)
+    except BaseException:
+        begun.end()
+        raise
+    return begun
 
 
 @contextlib.contextmanager
