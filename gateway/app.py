@@ -17,7 +17,7 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -64,6 +64,7 @@ from gateway.proxy.buffered import BufferBudget
 from gateway.proxy.lifecycle import HOLD_PATIENCE, Lifecycle
 from gateway.proxy.passthrough import Passthrough, UploadSlots
 from gateway.proxy.phases import Phases
+from gateway.proxy.shadow_checks import ShadowChecks
 from gateway.proxy.spool import Spools
 from gateway.proxy.tunnel import TunnelSlots
 from gateway.reloads import Reloads, watched
@@ -86,7 +87,7 @@ from gateway.state.store import Locks, Store
 from gateway.state.sweeps import SweepRate
 from gateway.upstream.connect import tls_context
 from gateway.upstream.connection import Timeouts
-from gateway.upstream.http2 import over_http2
+from gateway.upstream.http2 import HttpxTransport, over_http2
 from gateway.upstream.pool import Pool, PoolLimits
 from gateway.upstream.transport import Transport
 
@@ -161,6 +162,7 @@ class Gateway:
             self.live.mode_changed(line)
 
     async def close(self) -> None:
+        await self.lifecycle.close()
         await self.lookups.close()
         self.transport.close()
         await self.transport.wait_closed()
@@ -433,7 +435,7 @@ def watched_parts(
         clock,
         refusals=lambda: stats.refused["overloaded"] + counts["gateway_refusals_total", "overloaded"],
         held_back=lambda: counts["gateway_lookups_total", "held_back"],
-        answers=transport if isinstance(transport, Pool) else None,
+        answers=transport if isinstance(transport, (Pool, HttpxTransport)) else None,
     )
     stats.log.on_refusal = troubles.refused
     lookups.on_pause = troubles.paused
@@ -527,6 +529,7 @@ def _lifecycle(
         # httpx wants asyncio's own tasks, and so does a trace, whose calls have contexts.
         direct=isinstance(transport, Pool),
         counted=counted,
+        shadow_checks=ShadowChecks(lookups, locks, clock, counts),
         observers=observers,
         hold_patience=hold_patience,
     )
@@ -880,13 +883,15 @@ async def serve_until_stopped(
 
     def hang_up() -> None:
         gateway.audit.reopen()
-        if gateway.certificates is not None:
-            gateway.certificates.reload()
         if gateway.access is not None:
             gateway.access.reopen()
-        task = loop.create_task(reloads.reload("SIGHUP"))
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
+        begun: list[Coroutine[Any, Any, Any]] = [reloads.reload("SIGHUP")]
+        if gateway.certificates is not None:
+            begun.append(gateway.certificates.reload_bounded())
+        for one in begun:
+            task = loop.create_task(one)
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
 
     loop.add_signal_handler(signal.SIGHUP, hang_up)
     if watch is not None:

@@ -125,7 +125,7 @@ def mode_(
     path: ConfigPath = DEFAULT,
     admin: AdminUrl = None,
 ) -> None:
-    """Give a rule of the running gateway another mode, until its next reload or restart."""
+    """Give a rule of the running gateway another mode, until its file has another or a restart."""
     asked(admin_side(path, admin), "/api/mode", {"rule": rule, "mode": mode})
 
 

@@ -50,7 +50,7 @@ def table(callers: Sequence[Caller], stable: bool | None) -> Iterator[str]:
     compared = wrong + sum(one.shadow.get("right", 0) for one in callers)
     if compared:
         yield ""
-        yield f"shadow: {wrong:,} of {compared:,} fills that replies told of would have been wrong"
+        yield f"shadow: {wrong:,} of {compared:,} fills that could be compared would have been wrong"
     if stable is False:
         yield ""
         yield UNSTABLE

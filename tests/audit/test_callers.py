@@ -401,7 +401,7 @@ def test_it_says_how_many_fills_of_shadow_would_have_been_wrong(known: Path) -> 
         {seen(mode="shadow", shadow="right"): tallied(calls=12_398), seen(shadow="wrong"): tallied(calls=2)}
     )
 
-    assert "shadow: 2 of 12,400 fills that replies told of would have been wrong" in reported(known)[1]
+    assert "shadow: 2 of 12,400 fills that could be compared would have been wrong" in reported(known)[1]
 
 
 def test_it_says_when_fingerprints_do_not_outlast_a_restart(known: Path) -> None:
