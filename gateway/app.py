@@ -41,12 +41,21 @@ from gateway.admin.shown_callers import ShownCallers
 from gateway.admin.troubles import Troubles
 from gateway.audit.callers import Callers
 from gateway.audit.callers_file import CallersFile
+from gateway.audit.claim import Claim
 from gateway.audit.finished_call import CallCounter, Observer
 from gateway.audit.mode_changes import ModeChanged
+from gateway.audit.rotation import Rotation
 from gateway.audit.watched_bodies import WatchedBodies
 from gateway.audit.writer import AuditLog
 from gateway.checks import preflight
-from gateway.config import CorsSettings, CredentialSettings, LogSettings, Settings, UpstreamSettings
+from gateway.config import (
+    AuditSettings,
+    CorsSettings,
+    CredentialSettings,
+    LogSettings,
+    Settings,
+    UpstreamSettings,
+)
 from gateway.errors import GatewayError
 from gateway.http.forwarding import Hop
 from gateway.http.grammar import imitations
@@ -55,6 +64,7 @@ from gateway.proxy.buffered import BufferBudget
 from gateway.proxy.lifecycle import HOLD_PATIENCE, Lifecycle
 from gateway.proxy.passthrough import Passthrough, UploadSlots
 from gateway.proxy.phases import Phases
+from gateway.proxy.shadow_checks import ShadowChecks
 from gateway.proxy.spool import Spools
 from gateway.proxy.tunnel import TunnelSlots
 from gateway.reloads import Reloads, watched
@@ -77,7 +87,7 @@ from gateway.state.store import Locks, Store
 from gateway.state.sweeps import SweepRate
 from gateway.upstream.connect import tls_context
 from gateway.upstream.connection import Timeouts
-from gateway.upstream.http2 import over_http2
+from gateway.upstream.http2 import HttpxTransport, over_http2
 from gateway.upstream.pool import Pool, PoolLimits
 from gateway.upstream.transport import Transport
 
@@ -141,20 +151,27 @@ class Gateway:
         if rules_differ:
             await self.lookups.invalidate_after(None)
 
-    def record(self, line: ModeChanged) -> None:
-        """What an operator did, on the audit log and the page."""
-        self.audit.append_best_effort(line)
-        self.live.mode_changed(line)
+    async def record(self, lines: Sequence[ModeChanged]) -> None:
+        """What an operator is about to change, on the audit log and the page. Raises Unrecordable."""
+        for line in lines:
+            self.audit.append(line)
+        if self.audit.waits:
+            await self.audit.recorded()
+        else:
+            self.audit.commit()
+        for line in lines:
+            self.live.mode_changed(line)
 
-    def reopen(self) -> None:
+    async def reopen(self) -> None:
         """The files that may be others by now: the logs after a rotation, the certificate."""
         self.audit.reopen()
-        if self.certificates is not None:
-            self.certificates.reload()
         if self.access is not None:
             self.access.reopen()
+        if self.certificates is not None:
+            await self.certificates.reload_bounded()
 
     async def close(self) -> None:
+        await self.lifecycle.close()
         await self.lookups.close()
         self.transport.close()
         await self.transport.wait_closed()
@@ -209,6 +226,7 @@ def build(
     shown = certificates(settings)
     counts, histograms = Counts(), Histograms()
     key = credential_key or _key(settings.credentials) or secrets.token_bytes(32)
+    rotation = rotated(settings.audit, wall)
     audit = parts.audit(
         settings.audit.path,
         wall,
@@ -216,6 +234,7 @@ def build(
         timeout=settings.audit.timeout,
         synced=settings.audit.sync == "always",
         key=derived(key, "audit body"),
+        rotation=rotation,
     )
     transport = transport or connect(settings.upstream)
     tracing = traced(settings)
@@ -282,6 +301,7 @@ def build(
     if isinstance(locks, MemoryLocks):
         locks.on_waited = histograms["gateway_lock_wait_seconds",].observe
     metrics.measure(gauges(transport, store, locks, audit))
+    metrics.measure({**rotation_gauges(rotation), ("gateway_audit_shared",): lambda: 0})
     metrics.measure({("gateway_access_lines_lost",): lambda: 0 if access is None else access.lost})
     metrics.measure({("gateway_buffered_bytes",): lambda: budget.held + unsent.held})
     draining = asyncio.Event()
@@ -426,7 +446,7 @@ def watched_parts(
         clock,
         refusals=lambda: stats.refused["overloaded"] + counts["gateway_refusals_total", "overloaded"],
         held_back=lambda: counts["gateway_lookups_total", "held_back"],
-        answers=transport if isinstance(transport, Pool) else None,
+        answers=transport if isinstance(transport, (Pool, HttpxTransport)) else None,
     )
     stats.log.on_refusal = troubles.refused
     lookups.on_pause = troubles.paused
@@ -520,6 +540,7 @@ def _lifecycle(
         # httpx wants asyncio's own tasks, and so does a trace, whose calls have contexts.
         direct=isinstance(transport, Pool),
         counted=counted,
+        shadow_checks=ShadowChecks(lookups, locks, clock, counts),
         observers=observers,
         hold_patience=hold_patience,
     )
@@ -546,6 +567,30 @@ def gauges(transport: Transport, store: Store, locks: Locks, audit: AuditLog) ->
         for number, table in enumerate(Sizes._fields):
             found["gateway_store_entries", table] = partial(_size, store, number)
     return found
+
+
+def rotated(settings: AuditSettings, wall: Callable[[], float]) -> Rotation | None:
+    if settings.rotate is None:
+        return None
+    return Rotation(
+        settings.path,
+        settings.rotate,
+        settings.keep,
+        settings.compress,
+        wall,
+        synced=settings.sync == "always",
+    )
+
+
+def rotation_gauges(rotation: Rotation | None) -> dict[MetricKey, Gauge]:
+    if rotation is None:
+        return {("gateway_audit_rotated_files",): lambda: 0}
+    return {
+        ("gateway_audit_rotations_total",): lambda: rotation.rotated,
+        ("gateway_audit_rotation_failures_total",): lambda: rotation.failures,
+        ("gateway_audit_compression_failures_total",): lambda: rotation.compression_failures,
+        ("gateway_audit_rotated_files",): rotation.files,
+    }
 
 
 def watched_rules(settings: Settings) -> list[WatchedRule]:
@@ -667,6 +712,47 @@ def bind(name: str, host: str, port: int, backlog: int) -> socket.socket:
         raise CannotListen(f"{name}: cannot listen on {host}:{port}: {error.strerror or error}") from error
 
 
+@contextlib.contextmanager
+def claimed(settings: AuditSettings) -> Iterator[Claim]:
+    """
+    The audit log is this gateway's until the block ends, for all processes that it starts. Where another has
+    it, that is told; a log that both rotate is refused: each would delete what the other keeps.
+    Raises LogInUse.
+    """
+    claim = Claim(settings.path)
+    if not claim.take():
+        path = os.path.abspath(settings.path)
+        if claim.holder is None:
+            log.warning(
+                "audit.path: whether another gateway writes to %s cannot be told: %s", path, claim.problem
+            )
+        elif settings.rotate is not None:
+            raise LogInUse(
+                f"audit.path: {path} is written by another gateway ({claim.holder}), and audit.rotate is "
+                "set: stop that one, or give this one a log of its own"
+            )
+        else:
+            log.error(
+                "audit.path: %s is written by another gateway too (%s): counts and reports are of both. Stop "
+                "that one, or give this one a log of its own",
+                path,
+                claim.holder,
+            )
+    try:
+        yield claim
+    finally:
+        claim.end()
+
+
+def is_shared(claim: Claim) -> float:
+    """As it is by now: the other may have ended."""
+    return float(not claim.take() and claim.holder is not None)
+
+
+class LogInUse(Exception):
+    """Another gateway writes to the audit log, and this one may not."""
+
+
 class Server(uvicorn.Server):
     """uvicorn's server under our signals: its own would end the process by the signal, not with 0."""
 
@@ -763,6 +849,8 @@ def log_start(settings: Settings) -> None:
         log.info("rule %s: %s: %s %s", rule.name, rule.mode, rule.match.method, rule.match.path)
     audit, limits = settings.audit, settings.limits
     where = "standard output" if audit.path == "-" else os.path.abspath(audit.path)
+    if audit.rotate is not None:
+        where += f", rotated at {audit.rotate} bytes, {audit.keep} kept"
     log.info("audit log: %s (sync: %s); access log: %s", where, audit.sync, settings.log.access)
     log.info(
         "limits: max_body %d bytes, max_in_flight %d, max_connections %d, deadline %g s; upstream "
@@ -784,9 +872,9 @@ def keep_what_is_there() -> None:
 
 
 async def run(settings: Settings, load: Callable[[], Settings], watch: Path | None = None) -> None:
-    """As `serve_until_stopped`, with the log on standard error."""
-    with logging_to(2, settings.log) as observers:
-        await serve_until_stopped(settings, load, watch, observers)
+    """As `serve_until_stopped`, with the log on standard error. Raises LogInUse."""
+    with logging_to(2, settings.log) as observers, claimed(settings.audit) as claim:
+        await serve_until_stopped(settings, load, watch, observers, claim)
 
 
 async def serve_until_stopped(
@@ -794,6 +882,7 @@ async def serve_until_stopped(
     load: Callable[[], Settings],
     watch: Path | None,
     observers: Sequence[Observer],
+    claim: Claim,
 ) -> None:
     """
     Until SIGTERM or SIGINT; a second one ends the process at once. SIGHUP reopens the audit log, loads
@@ -820,16 +909,17 @@ async def serve_until_stopped(
     tasks: set[asyncio.Task[Any]] = set()
 
     def hang_up() -> None:
-        gateway.reopen()
-        task = loop.create_task(reloads.reload("SIGHUP"))
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
+        for one in (gateway.reopen(), reloads.reload("SIGHUP")):
+            task = loop.create_task(one)
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
 
     loop.add_signal_handler(signal.SIGHUP, hang_up)
     if watch is not None:
         tasks.add(loop.create_task(watched(watch, reloads)))
     for warning in warnings(settings):
         log.warning("%s", warning)
+    gateway.metrics.measure({("gateway_audit_shared",): lambda: is_shared(claim)})
     await gateway.audit.begin()
     async with running(settings, gateway, shares) as listening:
         log_start(settings)

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -92,6 +92,7 @@ def _token(value: SecretStr | None) -> SecretStr | None:
 # A key that is shorter could be found by trying.
 LEAST_KEY = 32
 LEAST_TOKEN = 16
+LEAST_ROTATED = 64 * 2**10  # bytes: smaller ones would come by the second
 SECRETS = {"credentials.key", "admin.token"}  # no error repeats what was given
 Count = Annotated[int, Field(gt=0)]
 Port = Annotated[int, Field(ge=0, le=65535)]
@@ -267,6 +268,21 @@ class AuditSettings(Section):
     """
     How long a pipe, or with `always` the disk, may take for the lines; then the log counts as unwritable.
     """
+    rotate: Annotated[Size, Field(ge=LEAST_ROTATED)] | None = None
+    """
+    From this size on the gateway rotates the file itself ([how](operations.md#rotating-the-audit-log)); at
+    least 64KiB.
+    """
+    keep: Count = 10
+    """How many rotated files are kept."""
+    compress: bool = False
+    """`true`: rotated files but the newest are compressed with gzip."""
+
+    @model_validator(mode="after")
+    def _a_file_where_it_is_rotated(self) -> AuditSettings:
+        if self.rotate is not None and self.path == "-":
+            raise ValueError("rotate: expected a file as audit.path, got standard output")
+        return self
 
 
 class LogSettings(Section):
@@ -546,15 +562,20 @@ _VARIABLE = re.compile(r"\$\{(?:([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\})?")
 _UNFIT = re.compile("[\0\ud800-\udfff]")
 
 
-def _expanded(value: Any, environment: Mapping[str, str], place: str, errors: list[Problem]) -> Any:
-    """Variables are replaced in the scalars, after YAML is parsed, so that no value can add structure."""
+def _expanded(
+    value: Any, environment: Mapping[str, str], place: str, errors: list[Problem], given: dict[str, str]
+) -> Any:
+    """
+    Variables are replaced in the scalars, after YAML is parsed, so that no value can add structure. `given`
+    gets the places that one was given for, with its name.
+    """
     if isinstance(value, dict):
         return {
-            key: _expanded(item, environment, f"{place}.{key}" if place else str(key), errors)
+            key: _expanded(item, environment, f"{place}.{key}" if place else str(key), errors, given)
             for key, item in value.items()
         }
     if isinstance(value, list):
-        return [_expanded(item, environment, f"{place}[{i}]", errors) for i, item in enumerate(value)]
+        return [_expanded(one, environment, f"{place}[{i}]", errors, given) for i, one in enumerate(value)]
     if not isinstance(value, str):
         return value
 
@@ -564,6 +585,8 @@ def _expanded(value: Any, environment: Mapping[str, str], place: str, errors: li
             errors.append(Problem(place, "expected ${NAME} or ${NAME:-default}"))
             return ""
         text = environment.get(name) or default
+        if environment.get(name):
+            given[place] = name
         if text is None:
             errors.append(Problem(place, f"the environment variable {name} is not set and has no default"))
             return ""
@@ -663,13 +686,22 @@ FROM_ENVIRONMENT: Mapping[str, tuple[str, str]] = {
 }
 
 
-def _completed(document: dict[Any, Any], environment: Mapping[str, str]) -> dict[Any, Any]:
+def _completed(
+    document: dict[Any, Any], environment: Mapping[str, str], given: dict[str, str]
+) -> dict[Any, Any]:
     completed = dict(document)
     for name, (section, key) in FROM_ENVIRONMENT.items():
-        given = completed.get(section, {})
-        if environment.get(name) and isinstance(given, dict) and key not in given:
-            completed[section] = {**given, key: environment[name]}
+        there = completed.get(section, {})
+        if environment.get(name) and isinstance(there, dict) and key not in there:
+            completed[section] = {**there, key: environment[name]}
+            given[f"{section}.{key}"] = name
     return completed
+
+
+def _from(problem: Problem, given: Mapping[str, str]) -> Problem:
+    """Whoever set a variable looks for its name."""
+    name = given.get(problem.path)
+    return problem._replace(message=f"{problem.message} (from {name})") if name else problem
 
 
 # What more has to be right once the rest is: settings, and what is wrong with each.
@@ -687,10 +719,43 @@ def parse(
     also: Also = nothing_more,
 ) -> Settings:
     """Raises ConfigError with every error there is."""
+    return _parsed(Settings, text, environment, name, also, lambda whole: whole)
+
+
+class _AdminAlone(Section):
+    admin: AdminSettings = AdminSettings()
+
+
+def load_admin(path: Path, environment: Mapping[str, str] = os.environ) -> AdminSettings:
+    """
+    Where the gateway's admin side is: what else the file says may be wrong, or need variables that are only
+    set where the gateway runs. Raises ConfigError.
+    """
+
+    def admin(whole: dict[Any, Any]) -> dict[Any, Any]:
+        return {key: value for key, value in whole.items() if key == "admin"}
+
+    return _parsed(_AdminAlone, text_of(path), environment, path.name, lambda _: (), admin).admin
+
+
+Parsed = TypeVar("Parsed", bound=Section)
+
+
+def _parsed(
+    model: type[Parsed],
+    text: str,
+    environment: Mapping[str, str],
+    name: str,
+    also: Callable[[Parsed], Iterable[tuple[str, str]]],
+    wanted: Callable[[dict[Any, Any]], dict[Any, Any]],
+) -> Parsed:
+    """`wanted` are the sections of a document that the model has."""
     errors: list[Problem] = []
+    given: dict[str, str] = {}
     try:
         read = document.read(text)
-        expanded = _expanded(read.data, environment, "", errors)
+        whole = wanted(read.data) if isinstance(read.data, dict) else read.data
+        expanded = _expanded(whole, environment, "", errors, given)
     except document.Unreadable as error:
         raise ConfigError([f"{_at(name, mark)}: {message}" for mark, message in error.errors]) from error
     except RecursionError as error:
@@ -698,15 +763,23 @@ def parse(
     if not isinstance(expanded, dict):
         raise ConfigError([f"{name}: expected a mapping with upstream and rules"])
     try:
-        settings = Settings.model_validate(_completed(expanded, environment))
+        settings = model.model_validate(wanted(_completed(expanded, environment, given)))
     except ValidationError as error:
         known = {place.path for place in errors}
         errors += [place for one in error.errors() for place in _places(one) if place.path not in known]
     else:
         errors += [Problem(*one) for one in also(settings)] if not errors else []
     if errors:
-        raise ConfigError([_line(one, name, read) for one in errors])
+        raise ConfigError([_line(_from(one, given), name, read) for one in errors])
     return settings
+
+
+def load(
+    path: Path,
+    environment: Mapping[str, str] = os.environ,
+    also: Also = nothing_more,
+) -> Settings:
+    return parse(text_of(path), environment, path.name, also)
 
 
 def text_of(path: Path) -> str:
@@ -719,11 +792,3 @@ def text_of(path: Path) -> str:
         return content.decode("utf-8-sig", "strict" if len(content) <= document.MOST_BYTES else "replace")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError([f"{path}: cannot be read: {error}"]) from error
-
-
-def load(
-    path: Path,
-    environment: Mapping[str, str] = os.environ,
-    also: Also = nothing_more,
-) -> Settings:
-    return parse(text_of(path), environment, path.name, also)

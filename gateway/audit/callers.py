@@ -56,7 +56,7 @@ class Callers:
             "" if agent is None else agent[:AGENT_KEPT],
             call.rule,
             call.mode,
-            call.needs or tuple([_named(change) for change in call.changes or call.would_change]),
+            call.needs or tuple([named(change) for change in call.changes or call.would_change]),
             None if call.skipped in PLAIN else call.skipped,
             call.shadow,
             call.application,
@@ -125,7 +125,7 @@ class Callers:
         self._thread.stop()
 
 
-def _named(change: dict[str, Any]) -> str:
+def named(change: dict[str, Any]) -> str:
     """As `needs` names it."""
     repair: str = change["repair"]
     return f"fill {change['field']}" if repair == "fill" else repair

@@ -27,8 +27,8 @@ _FIELDS = (
 )  # fmt: skip
 
 
-def table(callers: Sequence[Caller], stable: bool) -> Iterator[str]:
-    """`stable`: whether a caller keeps its fingerprint."""
+def table(callers: Sequence[Caller], stable: bool | None) -> Iterator[str]:
+    """`stable`: whether a caller keeps its fingerprint, None where that is not known."""
     days = len(callers[0].days) if callers else 0
     needing = [one for one in callers if any(day.needed for day in one.days)]
     if not callers:
@@ -50,8 +50,8 @@ def table(callers: Sequence[Caller], stable: bool) -> Iterator[str]:
     compared = wrong + sum(one.shadow.get("right", 0) for one in callers)
     if compared:
         yield ""
-        yield f"shadow: {wrong:,} of {compared:,} fills that replies told of would have been wrong"
-    if not stable:
+        yield f"shadow: {wrong:,} of {compared:,} fills that could be compared would have been wrong"
+    if stable is False:
         yield ""
         yield UNSTABLE
 
@@ -88,7 +88,7 @@ def _time(at: float | None) -> str:
     return "" if at is None else datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def as_json(callers: Sequence[Caller], stable: bool) -> str:
+def as_json(callers: Sequence[Caller], stable: bool | None) -> str:
     """Everybody, with what the table leaves out."""
     told = [dict(zip(_FIELDS, _values(caller), strict=True)) for caller in callers]
     return json.dumps({"fingerprints_are_stable": stable, "callers": told}, indent=2)

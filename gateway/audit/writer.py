@@ -33,6 +33,7 @@ from functools import partial
 import msgspec
 from msgspec import Struct
 
+from gateway.audit.rotation import Rotation
 from gateway.audit.writer_thread import WriterThread
 from gateway.errors import Unrecordable
 
@@ -84,11 +85,13 @@ class AuditLog:
         sync: Callable[[int], None] = os.fdatasync,
         key: bytes | None = None,
         shared: bool = False,
+        rotation: Rotation | None = None,
     ) -> None:
         """
         Writes to `path`, "-" being standard output. `wall` gives Unix seconds; `soon` is a loop's. With
         `synced` a rewrite is recorded when `sync` has returned. `key` is that of the digests; without one
-        they have one of their own. `shared`: other processes append to the file too.
+        they have one of their own. `rotation` is told how large the file is. `shared`: other processes append
+        to the file too.
         """
         self._path = path
         self._wall = wall
@@ -101,6 +104,9 @@ class AuditLog:
         self._identity: tuple[int, int] | None = None
         self._encode = msgspec.json.Encoder().encode
         self._looked = -math.inf
+        self._rotation = rotation
+        if rotation is not None:
+            rotation.on_rotated = self._look_again
         self._second = -1
         self._millisecond = -1
         self._stamp = self._said = ""
@@ -181,8 +187,11 @@ class AuditLog:
         if self.waits:
             with contextlib.suppress(Unrecordable):
                 await self._over()
-            return self.problem
-        return self.check()
+        else:
+            self.check()
+        if self._rotation is not None and self._regular and self.problem is None:
+            self._rotation.begin()
+        return self.problem
 
     async def end(self) -> None:
         """Closes the log, when all lines are on it or can't be written."""
@@ -190,6 +199,8 @@ class AuditLog:
             with contextlib.suppress(Unrecordable):
                 await self._over()
         self.close()
+        if self._rotation is not None:
+            self._rotation.end()
 
     def reopen(self) -> None:
         """After a rotation (SIGHUP). Lines written until now are in the old file."""
@@ -445,7 +456,14 @@ class AuditLog:
             found = os.stat(self._path)
         except FileNotFoundError:
             return True
-        return (found.st_dev, found.st_ino) != self._identity
+        if (found.st_dev, found.st_ino) != self._identity:
+            return True
+        if self._rotation is not None and self._regular:
+            self._rotation.look(found.st_size)
+        return False
+
+    def _look_again(self) -> None:
+        self._looked = -math.inf
 
     def _take_back(self, written: int) -> None:
         """A full disk took half a line: cut it off again, so that each line stays one object (L2)."""

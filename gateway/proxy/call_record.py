@@ -85,6 +85,8 @@ class CallRecord(Struct, eq=False):
     conflict: bool = False
     needs: tuple[str, ...] = ()
     would_change: tuple[dict[str, Any], ...] = ()
+    # Whether `enforce` would have sent `would_change`, and not looked up once more.
+    comparable: bool = True
     shadow: str | None = None
 
     def _decision(self, event: str, **more: Any) -> Decision:

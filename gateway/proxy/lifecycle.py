@@ -36,6 +36,7 @@ from gateway.proxy.matched_call import MatchedCall
 from gateway.proxy.modes import MODES
 from gateway.proxy.passthrough import Passthrough
 from gateway.proxy.phases import HELD, Phases
+from gateway.proxy.shadow_checks import ShadowChecks
 from gateway.repairs import Diagnosis, diagnose, left_as_it_is
 from gateway.repairs.call import Call
 from gateway.rules import RouteMatch, Rules
@@ -51,6 +52,8 @@ HOLD_PATIENCE = 2.0  # seconds in which a small reply is waited for, so that it 
 METHODS = {
     name: name for name in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT", "TRACE")
 }
+# The upstream is in no state to be asked, or will not tell this caller.
+UNTOLD = frozenset({401, 403, 404, 429, *range(500, 600)})
 STATUSES = {1: "1xx", 2: "2xx", 3: "3xx", 4: "4xx", 5: "5xx"}
 
 
@@ -79,6 +82,7 @@ class Lifecycle:
         max_body: int,
         deadline: float,
         direct: bool,
+        shadow_checks: ShadowChecks,
         counted: CallCounter = uncounted,
         observers: Sequence[Observer] = (),
         hold_patience: float = HOLD_PATIENCE,
@@ -107,6 +111,7 @@ class Lifecycle:
         self._observers = [(one.wants if isinstance(one, Sampler) else None, one) for one in observers]
         self._hold_patience = hold_patience
         self._evidence = EvidenceLog(clock)
+        self._shadow_checks = shadow_checks
 
         def head(headers: Fields, trusted: bool, version: str) -> CallHead:
             return CallHead.of(headers, hop, credentials, trusted, version)
@@ -117,6 +122,10 @@ class Lifecycle:
     def follow(self, rules: Rules) -> None:
         """From now on: calls in flight end under the rules that they began with."""
         self._rules = rules
+
+    async def close(self) -> None:
+        """When no call is in flight any more."""
+        await self._shadow_checks.close()
 
     async def serve(self, request: ClientRequest) -> None:
         rules = self._rules
@@ -159,6 +168,7 @@ class Lifecycle:
         record = CallRecord(client, route.rule, client.caller(), self._clock())
         self._deadline.begin(client.task)
         late = False
+        matched: MatchedCall | None = None
         try:
             try:
                 nominated = client.head.nominated
@@ -194,13 +204,38 @@ class Lifecycle:
             now = self._clock()
             record.record_outcome(self._audit, now)
             record.count(self._counted, now)
-            finished = None
-            for wants, observe in self._observers:
-                if wants is None or wants(bool(record.changes)):
-                    if finished is None:
-                        application = self._applications.of(record.credential, client.headers, client.values)
-                        finished = record.finished(now, application)
-                    observe(finished)
+            if not record.would_change:
+                self._tell(record, now)
+            elif matched is None or not self._checked_later(matched, now):
+                self._tell_compared(record, now, record.shadow)
+
+    def _tell(self, record: CallRecord, now: float) -> None:
+        finished = None
+        for wants, observe in self._observers:
+            if wants is None or wants(bool(record.changes)):
+                if finished is None:
+                    client = record.client
+                    application = self._applications.of(record.credential, client.headers, client.values)
+                    finished = record.finished(now, application)
+                observe(finished)
+
+    def _tell_compared(self, record: CallRecord, now: float, shadow: str | None) -> None:
+        record.shadow = shadow
+        self._counts["gateway_shadowed_total", shadow or "unreported"] += 1
+        self._tell(record, now)
+
+    def _checked_later(self, matched: MatchedCall, now: float) -> bool:
+        """Whether a GET is to tell what the reply to a call of `shadow` did not."""
+        record = matched.record
+        told = record.shadow is not None or record.error is not None or record.status is None
+        if told or not record.comparable or record.status in UNTOLD:
+            return False
+        requests, expected = matched.shadow_requests(self._lookups.now())
+        if not requests:
+            return False
+        return self._shadow_checks.begin(
+            requests, expected, lambda shadow: self._tell_compared(record, now, shadow)
+        )
 
     def _diagnosed(
         self,
@@ -250,8 +285,8 @@ class Lifecycle:
         keep = HELD if (record.changes or record.would_change) and response.is_json else 0
         body = await client.relay(reply.status, response.headers, extra_headers, reply, keep)
         if record.would_change:
-            record.shadow = matched.shadow_compared(body) if body and reply.status < 300 else None
-            self._counts["gateway_shadowed_total", record.shadow or "unreported"] += 1
+            if body and reply.status < 300 and record.comparable:
+                record.shadow = matched.shadow_compared(body)
         elif body and matched.contradicted_by(body):
             record.conflict = True
             self._counts["gateway_conflicts_total",] += 1

@@ -167,10 +167,12 @@ class Phases:
 
     # --- record and forward
 
-    async def untouched(self, matched: MatchedCall, reason: str | None, **details: Any) -> Reply:
+    async def untouched(
+        self, matched: MatchedCall, reason: str | None, worked_out: LookupResults = NOTHING, **details: Any
+    ) -> Reply:
         """
         Takes the lock, forwards the call as it came, and records why it did so. `reason` is None where only
-        the reply tells: then who asked for it calls `skip`.
+        the reply tells: then who asked for it calls `skip`. `worked_out` is what was not filled.
         """
 
         def record() -> None:
@@ -183,11 +185,19 @@ class Phases:
         reply = None
         try:
             with await self._lock(matched):
+                if worked_out.values:
+                    matched.record.comparable = await self._still_usable(worked_out)
                 reply = await self._send(matched, matched.call, NOTHING, departure)
         finally:
             if reply is None and reason is None and departure.left:
                 self.skip(matched, "unanswered")
         return reply
+
+    async def _still_usable(self, results: LookupResults) -> bool:
+        try:
+            return await self._lookups.usable(results)
+        except StoreUnavailable:
+            return False
 
     def skip(self, matched: MatchedCall, reason: str, **details: Any) -> None:
         """Records why a call was left as it came."""

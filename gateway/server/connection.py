@@ -512,9 +512,9 @@ class ClientConnection(asyncio.Protocol):
 
     @property
     def silent(self) -> bool:
-        """Whether nothing is served: it is in a head, or owes the rest of a body that nobody reads."""
+        """Whether nothing is served: it is in a head, or owes the rest of a body, read or not."""
         answered = self._cycle is not None and self._cycle.complete
-        return self._state in (_HEAD, _DISCARD) or answered
+        return self._state in (_HEAD, _BODY, _DISCARD) or answered
 
     def _turn_away(self) -> None:
         if self.stats.turned_away < self.limits.max_lingering:

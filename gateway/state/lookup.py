@@ -327,6 +327,21 @@ class Lookups:
             return Unfilled(f"{fill.field}-not-allowed")
         return LookupResult(request, value, found.reading, found.source, found.had)
 
+    async def read_after(self, request: LookupRequest) -> str | None:
+        """
+        What one GET shows that begins when the request was made or later. None where it shows no value, or
+        a write was over meanwhile. Raises as `look_up`.
+        """
+        view = await self._view(request)
+        try:
+            found = await self._reading(request, view, request.since, False, None)
+        except _NotShared:
+            return None
+        if found is None or (await self._view(request)).generation > view.generation:
+            return None
+        value = self._chosen(found.reading, request.target)
+        return value if isinstance(value, str) else None
+
     async def usable(self, results: LookupResults) -> bool:
         """Whether they may still be filled, asked right before the call leaves (S2, S3)."""
         stamp = None

@@ -14,7 +14,15 @@ from gateway.admin.metrics import METRICS, Counts, Histogram, Histograms, Metric
 
 KINDS: Final = {metric.name: metric.kind for metric in METRICS}
 # Gauges that say how something is, and not how much of it there is; the others are summed.
-WORST: Final = frozenset({"gateway_audit_failing", "gateway_rule_info", "gateway_build_info"})
+WORST: Final = frozenset(
+    {
+        "gateway_audit_failing",
+        "gateway_audit_rotated_files",
+        "gateway_audit_shared",
+        "gateway_build_info",
+        "gateway_rule_info",
+    }
+)
 FIRST: Final = frozenset({"process_start_time_seconds"})
 # A call's number and its worker's ordinal make one number, which no other call has.
 ORDINALS: Final = 4096

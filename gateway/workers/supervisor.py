@@ -27,8 +27,10 @@ from gateway import app, config
 from gateway.admin import changes, process
 from gateway.admin.metrics import Counts, Metrics
 from gateway.admin.shown_callers import ShownCallers
+from gateway.audit.claim import Claim
 from gateway.audit.mode_changes import ModeChanged
 from gateway.config import Settings
+from gateway.errors import Unrecordable
 from gateway.reloads import Reloads, watched
 from gateway.server import backlog
 from gateway.workers import admin, listeners
@@ -49,18 +51,21 @@ class NotEnded(Exception):
 
 async def run(path: Path, workers: int, also: config.Also, watch: bool) -> None:
     """
-    Until SIGTERM or SIGINT; a second one kills what is left. Raises ConfigError, CannotListen, CannotStart
-    and NotEnded.
+    Until SIGTERM or SIGINT; a second one kills what is left. Raises ConfigError, CannotListen, LogInUse,
+    CannotStart and NotEnded.
     """
     text = config.text_of(path)
     settings = config.parse(text, os.environ, path.name, also)
-    with app.logging_to(2, settings.log):
-        await Supervisor(settings, text, path, workers, also).run(watch)
+    with app.logging_to(2, settings.log), app.claimed(settings.audit) as claim:
+        await Supervisor(settings, text, path, workers, also, claim).run(watch)
 
 
 class Supervisor:
-    def __init__(self, settings: Settings, text: str, path: Path, workers: int, also: config.Also) -> None:
+    def __init__(
+        self, settings: Settings, text: str, path: Path, workers: int, also: config.Also, claim: Claim
+    ) -> None:
         self._settings = settings
+        self._claim = claim
         self._path = path
         self._also = also
         self._first_text = self._loaded = self._text = text
@@ -68,8 +73,7 @@ class Supervisor:
         self._workers = workers
         self._key = secrets.token_hex(32)
         self._counts = Counts()
-        self._to_record: list[ModeChanged] = []
-        self._reloads = Reloads(settings, self._load, self._follow, self._to_record.append, self._counts)
+        self._reloads = Reloads(settings, self._load, self._follow, self._record, self._counts)
         self._places: list[Place] = []
         self._live = LiveOfAll(time.time, app.shown_rules(settings), self._places)
         self._ready = asyncio.Event()  # all of them, once
@@ -135,6 +139,7 @@ class Supervisor:
     def _admin(self) -> Starlette:
         own = Metrics(self._counts, {})
         own.measure(process.readings())
+        own.measure({("gateway_audit_shared",): lambda: app.is_shared(self._claim)})
         callers = self._settings.callers
         stable = self._settings.credentials.key is not None
         kept = None
@@ -239,9 +244,9 @@ class Supervisor:
         return settings
 
     async def _follow(self, settings: Settings, rules_differ: bool) -> None:
-        self._text, self._modes = self._loaded, _modes(settings)
-        if self._to_record:
-            await self._record()
+        if rules_differ:  # else what was loaded last may have been refused
+            self._text = self._loaded
+        self._modes = _modes(settings)
         self._live.rules = app.shown_rules(settings)
         for place in self._places:
             await self._told(place, rules_differ)
@@ -257,16 +262,19 @@ class Supervisor:
             log.error("worker %d does not follow (%s): another takes its place", place.number, error)
             place.replace()
 
-    async def _record(self) -> None:
-        """On the audit log once, by one worker."""
-        for line in self._to_record:
-            self._live.mode_changed(line)
-        due, self._to_record[:] = msgspec.to_builtins(self._to_record), []
+    async def _record(self, lines: list[ModeChanged]) -> None:
+        """On the audit log once, by one worker. Raises Unrecordable."""
         for place in self._places:
-            with contextlib.suppress(NoAnswerFromThere):
-                await place.ask("record", due)
-                return
-        log.error("no worker was there to record the modes that changed")
+            try:
+                problem = await place.ask("record", msgspec.to_builtins(lines))
+            except NoAnswerFromThere:
+                continue
+            if problem is not None:
+                raise Unrecordable(problem)
+            for line in lines:
+                self._live.mode_changed(line)
+            return
+        raise Unrecordable("no worker is there to record it")
 
     async def _hang_up(self) -> None:
         for place in self._places:

@@ -23,6 +23,7 @@ from gateway import app
 from gateway.audit.mode_changes import ModeChanged
 from gateway.audit.writer import AuditLog
 from gateway.config import Settings
+from gateway.errors import Unrecordable
 from gateway.server import descriptors
 from gateway.workers.channel import Answer, Channel, receive
 from gateway.workers.merged import Figures
@@ -68,7 +69,6 @@ async def work(control: socket.socket, listener: socket.socket) -> None:
         # A second one changes nothing: the supervisor and who stops a whole group may both send it.
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stopped.set)
-        loop.add_signal_handler(signal.SIGHUP, gateway.reopen)
         if too_few is not None:
             log.warning("%s", too_few)
         await gateway.audit.begin()
@@ -91,11 +91,15 @@ def answers(gateway: app.Gateway, settings: Settings, name: str) -> dict[str, An
         await gateway.follow(followed.within(settings, name), said["rules_differ"])
 
     async def reopen(_: None) -> None:
-        gateway.reopen()
+        await gateway.reopen()
 
-    async def record(said: list[dict[str, Any]]) -> None:
-        for line in msgspec.convert(said, list[ModeChanged]):
-            gateway.record(line)
+    async def record(said: list[dict[str, Any]]) -> str | None:
+        """What kept it from being recorded."""
+        try:
+            await gateway.record(msgspec.convert(said, list[ModeChanged]))
+        except Unrecordable as error:
+            return error.detail
+        return None
 
     async def ready(_: None) -> dict[str, str]:
         return {name: check() or "ok" for name, check in gateway.checks.items()}

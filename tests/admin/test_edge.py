@@ -61,23 +61,41 @@ async def test_a_page_that_binds_its_name_to_the_admin_side_reads_nothing(tmp_pa
         b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 200000\r\n\r\n",
         b"GET /healthz HTTP/1.0\r\nHost: 127.0.0.1\r\nContent-Length: 2000000\r\n\r\n",
         b"GET /healthz\r\n\r\n",
+        b"POST /api/mode HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 4000\r\n\r\n{",
+        b"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * 50,
+        b"GET /api/events HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
     ],
-    ids=["a part of a head", "a body that nobody reads", "a larger one", "no request"],
-)
+    ids=["a part of a head", "a body that nobody reads", "a larger one", "no request",
+         "a body that does not come", "replies that nobody takes", "streams that nobody reads"],
+)  # fmt: skip
 async def test_connections_that_say_nothing_more_do_not_keep_the_operator_out(
     tmp_path: Path, said: bytes
 ) -> None:
     async with (
         gateway_process(tmp_path, "http://127.0.0.1:9") as running,
         running.admin() as admin,
+        running.client() as client,
         AsyncExitStack() as silent,
     ):
         for number in range(3 * app.ADMIN_CONNECTIONS):
             one = await silent.enter_async_context(connect(running.admin_port))
             await one.send(said[: number % len(said)] if number % 2 else said)
-        assert (await admin.get("/readyz")).status_code == 200
         clients = (await admin.get("/counts")).json()["gateway_client_connections"]
         assert clients == 0, "they are none of the callers'"
+        assert (await admin.get("/readyz")).status_code == 200
+        assert (await client.get("/x")).json()["type"].endswith("connection-refused")
+        assert "Traceback" not in running.process.said
+
+
+async def test_a_query_of_a_megabyte_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    async with (
+        gateway_process(tmp_path, "http://127.0.0.1:9") as running,
+        running.admin() as admin,
+        connect(running.admin_port) as one,
+    ):
+        one.writer.write(b"GET /metrics?" + b"a" * 2**20 + b" HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        assert (await one.head()).startswith((b"HTTP/1.1 414", b"HTTP/1.1 431"))
+        assert (await admin.get("/readyz")).status_code == 200
 
 
 async def test_more_event_streams_than_there_is_room_for_are_refused_and_keep_nobody_out(

@@ -252,6 +252,7 @@ async def test_what_is_kept_and_read_of_bodies_is_bounded() -> None:
     large = b'"%b"' % (b"n" * (bodies_kept.LARGEST - 2))
     for number in range(9):
         bodies.saw(f"large {number}", large, large + b" ")
+        assert watched.wants(rewritten=True)
         watched(msgspec.structs.replace(CALL, id=f"large {number}"))
     shapes = [call["shape"] for call in watched.recent()]
     watched.close()

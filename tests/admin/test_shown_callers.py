@@ -51,9 +51,9 @@ async def test_who_needed_it_last_comes_first_and_not_all_are_read(tmp_path: Pat
     agents = CALLERS + 20
     path = tmp_path / "file"
     file = CallersFile(str(path), 10_000)
+    rest = ("agent", "web", "enforce", ("encoding",), None, None, None)
     file.add({
-        (f"{number}", "agent", "web", "enforce", ("encoding",), None, None, None): Tally(1.0, NOON - number, 1, 1)
-        for number in range(agents)
+        (f"{number}", *rest): Tally(1.0, NOON - number, 1, 1) for number in range(agents)
     })  # fmt: skip
     file.close()
     found = (await shown(path, [0.0])())["callers"]

@@ -23,6 +23,7 @@ from gateway.audit.callers_file import OTHERS, Caller, CallersFile, Seen, Tally
 from gateway.audit.finished_call import FinishedCall
 from gateway.cli import cli
 from gateway.errors import Unrecordable
+from tests.audit.test_reader import CALLER, decision, outcome, rewrite
 from tests.support.audit_lines import KEY
 from tests.support.gateways import BODY, PARTICIPANT, TOKEN, Running, gateway
 from tests.support.mocking import mock
@@ -400,7 +401,7 @@ def test_it_says_how_many_fills_of_shadow_would_have_been_wrong(known: Path) -> 
         {seen(mode="shadow", shadow="right"): tallied(calls=12_398), seen(shadow="wrong"): tallied(calls=2)}
     )
 
-    assert "shadow: 2 of 12,400 fills that replies told of would have been wrong" in reported(known)[1]
+    assert "shadow: 2 of 12,400 fills that could be compared would have been wrong" in reported(known)[1]
 
 
 def test_it_says_when_fingerprints_do_not_outlast_a_restart(known: Path) -> None:
@@ -438,9 +439,49 @@ def test_json_and_csv_have_everybody(known: Path) -> None:
     assert rows[3]["last_need"] == ""
 
 
-def test_a_report_without_a_file_or_a_section_says_so(tmp_path: Path) -> None:
+def test_a_report_without_a_file_says_so(tmp_path: Path) -> None:
     code, said = reported(tmp_path)
     assert (code, "no gateway has written it" in said) == (1, True)
-    (tmp_path / "config.yaml").write_text("upstream: {url: 'http://127.0.0.1:9'}\n")
-    done = CliRunner().invoke(cli, ["report", "--config", str(tmp_path / "config.yaml")])
-    assert (done.exit_code, "no section callers" in done.output) == (1, True)
+
+
+LOGGED = b"".join([
+    rewrite("a", time="2027-01-14T12:00:00.000Z", skipped="unsettled"),
+    outcome("a"),
+    decision(
+        "skip", "b", reason="observe", needs=["content_type"], mode="observe", time="2027-01-15T11:00:00.000Z"
+    ),
+    outcome("b", 415),
+    decision("skip", "c", reason="conforming", time="2027-01-15T11:30:00.000Z"),
+    outcome("c", 200),
+    decision(
+        "skip", "d", reason="conforming", time="2027-01-15T11:40:00.000Z",
+        client=CALLER | {"user_agent": "modern/2"},
+    ),
+])  # fmt: skip
+
+
+def test_without_a_section_the_report_is_of_the_audit_log(tmp_path: Path) -> None:
+    (tmp_path / "log").write_bytes(LOGGED)
+    config = tmp_path / "config.yaml"
+    config.write_text(f"upstream: {{url: 'http://127.0.0.1:9'}}\naudit: {{path: {tmp_path / 'log'}}}\n")
+
+    def run(*options: str) -> str:
+        return CliRunner().invoke(cli, ["report", *options], obj=lambda: NOON).output
+
+    told = json.loads(run("--config", str(config), "--json"))
+    assert told["fingerprints_are_stable"] is False
+    assert json.loads(run("--log", str(tmp_path / "log"), "--json")) == told | {
+        "fingerprints_are_stable": None
+    }
+    legacy, modern = told["callers"]
+    assert (legacy["calls"], legacy["needed"], legacy["accepted"]) == (3, 2, 2)
+    assert legacy["repairs"] == {"fill state": 1, "content_type": 1}
+    assert legacy["modes"] == {"enforce": 2, "observe": 1}
+    assert legacy["left"] == {"unsettled": 1}
+    assert (legacy["first_seen"], legacy["last_need"], legacy["last_seen"]) == (
+        "2027-01-14T12:00:00Z", "2027-01-15T11:00:00Z", "2027-01-15T11:30:00Z",
+    )  # fmt: skip
+    assert [(day["calls"], day["needed"]) for day in legacy["trend"][-2:]] == [(1, 1), (2, 1)]
+    assert (modern["user_agent"], modern["needed"], modern["last_need"]) == ("modern/2", 0, None)
+    assert "1 caller needed a repair in the last 14 days, of 2 known" in run("--log", str(tmp_path / "log"))
+    assert report.UNSTABLE not in run("--log", str(tmp_path / "log"))

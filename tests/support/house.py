@@ -19,6 +19,7 @@ GROUND = {"errors", "http/grammar"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "direct_task": set(),
+    "bounded_reads": set(),
     "http/grammar": set(),
     "paths": set(),
     "units": set(),
@@ -30,8 +31,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "checks": {"paths"},
     "config": {"repairs", "paths", "units", "rules", "checks"},
     "explain": {"rules", "repairs", "http"},
+    "replay": {"rules", "repairs", "paths", "audit"},
     "cases": {"cases/settings", "explain", "rules", "repairs", "http", "state"},
-    "server": {"http", "direct_task"},
+    "server": {"http", "direct_task", "bounded_reads"},
     "upstream": {"http", "direct_task"},
     "state": {"rules", "repairs", "http", "upstream", "paths"},
     "audit": set(),
@@ -39,7 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tracing": {"audit", "http", "proxy", "rules", "upstream"},
     "admin": {"audit", "state"},
     "admin/client": set(),
-    "reloads": {"config", "rules", "audit"},
+    "reloads": {"config", "rules", "audit", "bounded_reads"},
     "mock": {"http"},
     "mock/demo": {"mock", "http"},
     "app": {
@@ -49,7 +51,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "workers": {"app", "config", "reloads", "server", "audit", "admin"},
     "cli": {
         "app", "workers", "config", "checks", "cases", "explain", "mock", "mock/demo", "rules", "http",
-        "admin/client", "audit",
+        "admin/client", "audit", "replay",
     },
     "__main__": {"cli"},
 }  # fmt: skip

@@ -23,6 +23,10 @@ from tests.support.gateways import document
 from tests.support.ports import unused_ports
 from tests.support.waiting import PATIENCE, until
 
+# Seconds for an interpreter that imports it all, beside others that do, on a machine that is busy: no timeout
+# of the gateway's runs meanwhile that this could hide.
+START = 60.0
+
 
 class Process:
     """What it says is collected as it comes."""
@@ -101,7 +105,7 @@ def _prepare(limits: dict[int, int]) -> None:
         resource.setrlimit(name, (most, most))
 
 
-async def listening(running: Process, port: int, seconds: float = PATIENCE) -> None:
+async def listening(running: Process, port: int, seconds: float = START) -> None:
     """Returns when the process accepts connections on `port`; fails with what it said if it ends before."""
     async with asyncio.timeout(seconds):
         while True:
@@ -143,7 +147,7 @@ async def gateway_process(
         yield await where_it_listens(running, folder)
 
 
-async def where_it_listens(running: Process, folder: Path, seconds: float = PATIENCE) -> GatewayProcess:
+async def where_it_listens(running: Process, folder: Path, seconds: float = START) -> GatewayProcess:
     """`folder` has its audit log."""
     await until(lambda: "listening on" in running.said or running.ended is not None, seconds)
     ports = re.search(r"listening on 127\.0\.0\.1:(\d+), admin on 127\.0\.0\.1:(\d+)", running.said)

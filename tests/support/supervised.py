@@ -20,5 +20,5 @@ if __name__ == "__main__":
             runner.run(
                 supervisor.run(Path("config.yaml"), int(sys.argv[1]), config.nothing_more, watch=False)
             )
-    except (app.CannotListen, CannotStart, supervisor.NotEnded) as error:
+    except (app.CannotListen, app.LogInUse, CannotStart, supervisor.NotEnded) as error:
         sys.exit(f"gateway: {error}")

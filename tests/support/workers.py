@@ -96,7 +96,7 @@ async def workers(folder: Path, upstream: str, count: int = 2, /, **changes: Any
     """`changes` are those of `gateways.document`."""
     write_configuration(folder, upstream, 0, 0, **changes)
     async with supervised(folder, count) as running:
-        yield Workers(await where_it_listens(running, folder, STARTED), folder)
+        yield Workers(await where_it_listens(running, folder), folder)
 
 
 @asynccontextmanager
