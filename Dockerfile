@@ -2,11 +2,15 @@
 ARG BASE=python:3.11-slim
 
 FROM ${BASE} AS build
+# A package index of one's own, and the authority of its certificate (--secret id=ca,src=ca.pem with PIP_CERT).
+ARG PIP_INDEX_URL
+ARG PIP_CERT
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /src
 COPY constraints.txt constraints-build.txt ./
 # Wheels only: what builds an sdist would come without a hash.
-RUN python -m pip install --require-hashes --only-binary :all: -r constraints-build.txt \
+RUN --mount=type=secret,id=ca \
+    python -m pip install --require-hashes --only-binary :all: -r constraints-build.txt \
  && python -m venv /opt/gateway \
  && /opt/gateway/bin/python -m pip install --require-hashes --only-binary :all: -r constraints.txt
 COPY pyproject.toml README.md LICENSE ./

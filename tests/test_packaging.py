@@ -104,6 +104,8 @@ def test_both_stages_of_the_image_have_the_one_base_that_can_be_given() -> None:
     assert re.findall(r"^(?:ARG|FROM) .*", DOCKERFILE, re.M) == [
         "ARG BASE=python:3.11-slim",
         "FROM ${BASE} AS build",
+        "ARG PIP_INDEX_URL",
+        "ARG PIP_CERT",
         "FROM ${BASE}",
     ]
 

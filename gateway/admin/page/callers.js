@@ -17,15 +17,20 @@ export function callers(said) {
 
 function latest(said) {
   $("callers-of").textContent = said.problem ? `of the last 500 calls: ${said.problem}` : "of the last 500 calls";
-  const rows = said.callers.map((one) => [one.user_agent ?? "no User-Agent", one.address, one.credential.slice(0, 12), one.calls, one.needed, one.refused, time(one.last)]);
+  const rows = said.callers.map((one) => [name(one), one.address, one.credential.slice(0, 12), one.calls, one.needed, one.refused, time(one.last)]);
   table($("callers"), ["caller", "address", "credential", "calls", "needed a repair", "refused", "last"], rows, "Nobody yet.");
 }
 
 function kept(said) {
   $("callers-of").textContent = said.stable ? "times in UTC; those who needed a repair last come first"
     : "times in UTC; credentials.key is not set, so after a restart a caller counts as another";
-  const rows = said.callers.map((one) => [one.user_agent || "no User-Agent", one.credential.slice(0, 12), day(one.first), day(one.last), one.calls, needed(one), trend(one.days)]);
+  const rows = said.callers.map((one) => [name(one), one.credential.slice(0, 12), day(one.first), day(one.last), one.calls, needed(one), trend(one.days)]);
   table($("callers"), ["caller", "credential", "first seen", "last seen", "calls", "needed a repair", "14 days"], rows, "Nobody yet.");
+}
+
+function name(one) {
+  const agent = one.user_agent || "no User-Agent";
+  return one.application ? `${one.application}: ${agent}` : agent;
 }
 
 function needed(one) {

@@ -105,7 +105,7 @@ export function detail(call, close) {
   const came = call.status === null ? "no reply" : `reply ${call.status}`;
   out.push(el("p", {}, call.error ? `${came}: ${call.error}` : came, call.conflict ? ": the reply names another value than the one filled" : "", call.attempts > 1 ? `, after ${call.attempts} attempts` : ""));
   out.push(el("h3", {}, "Call"));
-  for (const [name, value] of [["rule", `${call.rule} (${call.mode})`], ["id", call.id], ["request id", call.request_id ?? "none sent"], ["caller", call.user_agent ?? "no User-Agent"], ["address", call.address], ["credential", call.credential], ["ended", new Date(call.ended * 1000).toISOString()]]) {
+  for (const [name, value] of [["rule", `${call.rule} (${call.mode})`], ["id", call.id], ["request id", call.request_id ?? "none sent"], ["caller", call.user_agent ?? "no User-Agent"], ["application", call.application ?? "not said"], ["address", call.address], ["credential", call.credential], ["ended", new Date(call.ended * 1000).toISOString()]]) {
     out.push(el("p", {}, el("span", { class: "dim" }, `${name}: `), value));
   }
   return out;
