@@ -17,7 +17,7 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -135,6 +135,7 @@ class Gateway:
     troubles: Troubles
     metrics: Metrics
     live: Live
+    checks: health.Checks
     draining: asyncio.Event
     certificates: Certificates | None  # that the listener shows, where it speaks TLS
     tracing: Tracing | None
@@ -160,6 +161,14 @@ class Gateway:
             self.audit.commit()
         for line in lines:
             self.live.mode_changed(line)
+
+    async def reopen(self) -> None:
+        """The files that may be others by now: the logs after a rotation, the certificate."""
+        self.audit.reopen()
+        if self.access is not None:
+            self.access.reopen()
+        if self.certificates is not None:
+            await self.certificates.reload_bounded()
 
     async def close(self) -> None:
         await self.lifecycle.close()
@@ -296,7 +305,7 @@ def build(
     metrics.measure({("gateway_access_lines_lost",): lambda: 0 if access is None else access.lost})
     metrics.measure({("gateway_buffered_bytes",): lambda: budget.held + unsent.held})
     draining = asyncio.Event()
-    checks = {
+    checks: health.Checks = {
         "configuration": lambda: None,
         "audit_log": audit.check,
         "draining": lambda: "the process is about to stop" if draining.is_set() else None,
@@ -322,6 +331,7 @@ def build(
         troubles=troubles,
         metrics=metrics,
         live=live,
+        checks=checks,
         draining=draining,
         certificates=shown,
         tracing=tracing,
@@ -416,6 +426,7 @@ def exposed(settings: Settings, counts: Counts, histograms: Histograms, stats: S
     metrics.follow(watched_rules(settings))
     metrics.measure(process.readings())
     metrics.measure({("gateway_build_info", __version__, platform.python_version()): lambda: 1})
+    metrics.measure({("gateway_workers",): lambda: 1})  # whoever speaks for several adds them up
     return metrics
 
 
@@ -666,11 +677,11 @@ def fitted(settings: Settings, available: int) -> tuple[Settings, Shares, str | 
     return fits, has, descriptors.shortage(wanted, has, available)
 
 
-def admin_config(settings: Settings, gateway: Gateway, connections: int) -> uvicorn.Config:
+def admin_config(settings: Settings, side: Starlette, connections: int) -> uvicorn.Config:
     """An edge of its own: whoever reaches the port can't take what the operator needs."""
     admin = settings.admin
     names = {admin.host.lower(), *(host.lower() for host in admin.hosts)}
-    admitted = admitting(cast(Any, gateway.admin), admin.secret, admin.reachable)
+    admitted = admitting(cast(Any, side), admin.secret, admin.reachable)
     limits = ServerLimits(
         max_connections=connections,
         max_in_flight=ADMIN_CONNECTIONS,
@@ -733,11 +744,16 @@ def claimed(settings: AuditSettings) -> Iterator[Claim]:
         claim.end()
 
 
+def is_shared(claim: Claim) -> float:
+    """As it is by now: the other may have ended."""
+    return float(not claim.take() and claim.holder is not None)
+
+
 class LogInUse(Exception):
     """Another gateway writes to the audit log, and this one may not."""
 
 
-class _Server(uvicorn.Server):
+class Server(uvicorn.Server):
     """uvicorn's server under our signals: its own would end the process by the signal, not with 0."""
 
     @contextlib.contextmanager
@@ -747,21 +763,29 @@ class _Server(uvicorn.Server):
 
 @contextlib.asynccontextmanager
 async def running(
-    settings: Settings, gateway: Gateway, shares: Shares | None = None
+    settings: Settings,
+    gateway: Gateway,
+    shares: Shares | None = None,
+    inherited: socket.socket | None = None,
 ) -> AsyncIterator[Listening]:
-    """Both listeners, until the block ends: then what is in flight is finished, within the drain timeout."""
+    """
+    Both listeners, until the block ends: then what is in flight is finished, within the drain timeout. With
+    one that is `inherited` there is no admin side: who gave it has that.
+    """
     limits, shares = settings.limits, shares or wanted_shares(settings)
     downstream = downstream_limits(settings, max_lingering=shares.lingering)
     with contextlib.ExitStack() as bound:
         public = bound.enter_context(
-            bind("listen", settings.listen.host, settings.listen.port, settings.listen.backlog)
+            inherited or bind("listen", settings.listen.host, settings.listen.port, settings.listen.backlog)
         )
-        private = bound.enter_context(
-            bind("admin", settings.admin.host, settings.admin.port, ADMIN_CONNECTIONS)
-        )
+        private = None
+        if inherited is None:
+            private = bound.enter_context(
+                bind("admin", settings.admin.host, settings.admin.port, ADMIN_CONNECTIONS)
+            )
         plain = connection.build(downstream, gateway.stats, HeadShapes())
         shown = gateway.certificates
-        server = _Server(
+        server = Server(
             uvicorn.Config(
                 cast(Any, gateway.app),
                 http=plain if shown is None else cast(Any, TlsListener(plain, shown)),
@@ -771,25 +795,24 @@ async def running(
             )
         )
         gateway.metrics.measure(server_gauges(server.server_state, gateway.stats))
-        side = _Server(admin_config(settings, gateway, shares.admin))
-        tasks = [
-            asyncio.create_task(server.serve(sockets=[public])),
-            asyncio.create_task(side.serve(sockets=[private])),
-        ]
+        serving = asyncio.create_task(server.serve(sockets=[public]))
+        side = Server(admin_config(settings, gateway.admin, shares.admin))
+        beside = None if private is None else asyncio.create_task(side.serve(sockets=[private]))
         watching = None if shown is None else asyncio.create_task(shown.watch())
-        listening = Listening(public.getsockname()[1], private.getsockname()[1])
+        admin_port = 0 if private is None else private.getsockname()[1]
         try:
-            yield listening
+            yield Listening(public.getsockname()[1], admin_port)
         finally:
             if watching is not None:
                 watching.cancel()
             # Readiness turns first: the admin side answers until the last call is done.
             gateway.draining.set()
             server.should_exit = True
-            await tasks[0]
+            await serving
             gateway.live.close()
             side.should_exit = True
-            await tasks[1]
+            if beside is not None:
+                await beside
             await gateway.close()
 
 
@@ -841,6 +864,13 @@ def log_start(settings: Settings) -> None:
     )
 
 
+def keep_what_is_there() -> None:
+    """It stays: it is not to be looked through again, a few ms each time, among the calls."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(5_000, 10, 10)
+
+
 async def run(settings: Settings, load: Callable[[], Settings], watch: Path | None = None) -> None:
     """As `serve_until_stopped`, with the log on standard error. Raises LogInUse."""
     with logging_to(2, settings.log) as observers, claimed(settings.audit) as claim:
@@ -861,10 +891,7 @@ async def serve_until_stopped(
     configured = settings
     settings, shares, too_few = fitted(settings, descriptors.raised())
     gateway = build(settings, observers=observers)
-    # What is there by now stays: it is not to be looked through again, a few ms each time, among the calls.
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(5_000, 10, 10)
+    keep_what_is_there()
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -882,13 +909,7 @@ async def serve_until_stopped(
     tasks: set[asyncio.Task[Any]] = set()
 
     def hang_up() -> None:
-        gateway.audit.reopen()
-        if gateway.access is not None:
-            gateway.access.reopen()
-        begun: list[Coroutine[Any, Any, Any]] = [reloads.reload("SIGHUP")]
-        if gateway.certificates is not None:
-            begun.append(gateway.certificates.reload_bounded())
-        for one in begun:
+        for one in (gateway.reopen(), reloads.reload("SIGHUP")):
             task = loop.create_task(one)
             tasks.add(task)
             task.add_done_callback(tasks.discard)
@@ -898,10 +919,7 @@ async def serve_until_stopped(
         tasks.add(loop.create_task(watched(watch, reloads)))
     for warning in warnings(settings):
         log.warning("%s", warning)
-    # As it is then: the other may have ended.
-    gateway.metrics.measure(
-        {("gateway_audit_shared",): lambda: float(not claim.take() and claim.holder is not None)}
-    )
+    gateway.metrics.measure({("gateway_audit_shared",): lambda: is_shared(claim)})
     await gateway.audit.begin()
     async with running(settings, gateway, shares) as listening:
         log_start(settings)

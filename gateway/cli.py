@@ -35,6 +35,8 @@ from gateway.http.headers import Header, text
 from gateway.mock import demo
 from gateway.mock import server as mock
 from gateway.rules import Rules
+from gateway.workers import shares, supervisor
+from gateway.workers.place import CannotStart
 
 cli = typer.Typer(
     name="gateway",
@@ -46,6 +48,7 @@ cli = typer.Typer(
 
 ConfigPath = Annotated[Path, typer.Option("--config", "-c", help="The configuration file.")]
 DEFAULT = Path("config.yaml")
+Workers = Annotated[str, typer.Option(metavar="N|auto", help="Processes on one port; auto: one a processor.")]
 
 
 def fail(message: str) -> typer.Exit:
@@ -89,16 +92,37 @@ def top(
 def run(
     path: ConfigPath = DEFAULT,
     watch: Annotated[bool, typer.Option("--watch", help="Reload whenever the file changes.")] = False,
+    workers: Workers = "1",
 ) -> None:
     """Run the gateway until SIGTERM. SIGHUP reads the configuration again."""
     # Until its handler is there: what rotates a log may say so at any moment.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    settings = loaded(path, unusable)
+    number = number_of(workers)
+    if number > 1:
+        running = supervisor.run(path, number, of_workers(number, unusable), watch)
+    else:
+        settings = loaded(path, unusable)
+        running = app.run(settings, lambda: config.load(path, also=unusable), path if watch else None)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(app.run(settings, lambda: config.load(path, also=unusable), path if watch else None))
-    except (app.CannotListen, app.LogInUse, OSError) as error:
+            runner.run(running)
+    except config.ConfigError as error:
+        raise fail(str(error)) from None
+    except (app.CannotListen, app.LogInUse, CannotStart, supervisor.NotEnded, OSError) as error:
         raise fail(f"gateway: {error}") from None
+
+
+def number_of(workers: str) -> int:
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    try:
+        return shares.wanted(workers, usable or 1)
+    except ValueError as error:
+        raise fail(f"gateway: {error}") from None
+
+
+def of_workers(number: int, also: config.Also) -> config.Also:
+    """What more has to be right where so many run."""
+    return lambda settings: [*also(settings), *shares.missing(settings, number)]
 
 
 AdminUrl = Annotated[
@@ -200,12 +224,13 @@ def report(
 def check(
     path: ConfigPath = DEFAULT,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema instead.")] = False,
+    workers: Workers = "1",
 ) -> None:
     """Say how the configuration is understood, or everything that is wrong with it."""
     if schema:
         typer.echo(json.dumps(config.Settings.model_json_schema(by_alias=True), indent=2))
         return
-    settings = loaded(path, failing)
+    settings = loaded(path, of_workers(number_of(workers), failing))
     lines = [f"{path}: {len(settings.rules)} rules, forwarding to {settings.upstream.url}"]
     if tried := sum(len(rule.cases) for rule in settings.rules):
         lines.append(f"{tried} cases come out as expected")

@@ -735,7 +735,7 @@ def load_admin(path: Path, environment: Mapping[str, str] = os.environ) -> Admin
     def admin(whole: dict[Any, Any]) -> dict[Any, Any]:
         return {key: value for key, value in whole.items() if key == "admin"}
 
-    return _parsed(_AdminAlone, _read(path), environment, path.name, lambda _: (), admin).admin
+    return _parsed(_AdminAlone, text_of(path), environment, path.name, lambda _: (), admin).admin
 
 
 Parsed = TypeVar("Parsed", bound=Section)
@@ -779,10 +779,11 @@ def load(
     environment: Mapping[str, str] = os.environ,
     also: Also = nothing_more,
 ) -> Settings:
-    return parse(_read(path), environment, path.name, also)
+    return parse(text_of(path), environment, path.name, also)
 
 
-def _read(path: Path) -> str:
+def text_of(path: Path) -> str:
+    """Raises ConfigError where the file cannot be read."""
     try:
         with path.open("rb") as file:
             # Not more than what is refused anyway, however long the file is.

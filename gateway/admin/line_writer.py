@@ -7,10 +7,14 @@ What waits to be written is bounded. Lines past that are dropped and counted, an
 from __future__ import annotations
 
 import os
+import select
+import stat
 import threading
 import time
 from collections.abc import Callable
 from typing import Final
+
+from gateway.audit.writer import pieces
 
 MOST: Final = 2**20  # bytes that wait
 PAUSE: Final = 0.02  # seconds between two writes: many lines cost one
@@ -32,6 +36,7 @@ class LineWriter:
     ) -> None:
         self._path = path
         self._file = None if path is not None else file
+        self._mixed = self._file is not None and _is_mixed(self._file)
         self._most = most
         self._told = told
         self._lock = threading.Lock()
@@ -113,12 +118,15 @@ class LineWriter:
                 how = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
                 self._file = os.open(self._path, how, 0o640)
                 os.set_blocking(self._file, True)
+                self._mixed = _is_mixed(self._file)
             if due and self._half_line:
                 due = b"\n" + due
-            left = memoryview(due)
-            while left:
-                left = left[os.write(self._file, left) :]
-                self._half_line = bool(left)
+            # A pipe takes so much as a whole: other workers may write their lines to it.
+            for piece in pieces(due, select.PIPE_BUF) if self._mixed else [due]:
+                left = memoryview(piece)
+                while left:
+                    left = left[os.write(self._file, left) :]
+                    self._half_line = bool(left)
         except OSError as error:
             return error.strerror or str(error)
         return None
@@ -127,3 +135,8 @@ class LineWriter:
         if self._path is not None and self._file is not None:
             os.close(self._file)
             self._file = None
+
+
+def _is_mixed(file: int) -> bool:
+    """Whether a long write may come in parts, between which another process's comes: a file's does not."""
+    return not stat.S_ISREG(os.fstat(file).st_mode)

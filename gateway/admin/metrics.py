@@ -220,6 +220,8 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric("gateway_rule_info", "gauge", "1 for the mode that a rule has.", {"rule": (), "mode": MODES}),
     Metric("gateway_build_info", "gauge", "1, for what is running.", {"version": (), "python": ()}),
+    Metric("gateway_workers", "gauge", "Processes that serve: 1, but for --workers."),
+    Metric("gateway_worker_exits_total", "counter", "Workers that ended without being told to."),
     Metric("process_cpu_seconds_total", "counter", "Seconds of CPU time that the process has used."),
     Metric("process_resident_memory_bytes", "gauge", "Bytes of memory that the process has (Linux)."),
     Metric("process_open_fds", "gauge", "File descriptors that the process has open (Linux)."),

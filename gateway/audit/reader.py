@@ -138,6 +138,12 @@ class Reader:
 
     def read(self, line: bytes) -> Iterator[LoggedCall]:
         """The calls that are over with this line: one, but for calls whose outcome is missing."""
+        whole = line.rfind(b'{"event":')
+        if whole > 0:
+            # Another worker was killed in the middle of its line, and this one came behind it: within a
+            # line's own texts each quote is escaped.
+            self.damaged += 1
+            line = line[whole:]
         head = HEAD.match(line)
         if head is not None and self._unwanted(line, *head.groups()):
             # A line that is skipped may be broken off too.

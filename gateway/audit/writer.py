@@ -84,12 +84,14 @@ class AuditLog:
         synced: bool = False,
         sync: Callable[[int], None] = os.fdatasync,
         key: bytes | None = None,
+        shared: bool = False,
         rotation: Rotation | None = None,
     ) -> None:
         """
         Writes to `path`, "-" being standard output. `wall` gives Unix seconds; `soon` is a loop's. With
         `synced` a rewrite is recorded when `sync` has returned. `key` is that of the digests; without one
-        they have one of their own. `rotation` is told how large the file is.
+        they have one of their own. `rotation` is told how large the file is. `shared`: other processes append
+        to the file too.
         """
         self._path = path
         self._wall = wall
@@ -120,6 +122,7 @@ class AuditLog:
         self._timeout = timeout
         self._synced = synced
         self._sync = sync
+        self._shared = shared
         self._thread = WriterThread()
         self._writing: Batch | None = None  # by the thread, whose the file is meanwhile
         self._scheduled = False
@@ -465,7 +468,18 @@ class AuditLog:
     def _take_back(self, written: int) -> None:
         """A full disk took half a line: cut it off again, so that each line stays one object (L2)."""
         assert self._file is not None
-        if self._regular and written:
+        if not written:
+            return
+        if self._shared:
+            # Another process may have written behind it: what is ours becomes an empty line.
+            end = os.lseek(self._file, 0, os.SEEK_CUR)
+            # By another descriptor: with O_APPEND the offset counts for nothing (pwrite(2)).
+            again = os.open(f"/dev/fd/{self._file}", os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                os.pwrite(again, b" " * (written - 1) + b"\n", end - written)
+            finally:
+                os.close(again)
+        else:
             os.ftruncate(self._file, os.fstat(self._file).st_size - written)
 
     def _time(self, now: float) -> str:

@@ -174,3 +174,16 @@ def test_a_tally_counts_what_became_of_calls() -> None:
     for call in read(*lines)[0]:
         tally.add(call)
     assert tally == CallTally(5, 3, 1, 1, 1, 2, 1, "2026-11-26T14:00:00.000Z")
+
+
+def test_a_line_behind_half_of_another_workers_is_read() -> None:
+    """Whatever a client wrote into the half that stands before it."""
+    text = 'says {"event":"outcome","id":"b"}'
+    half = rewrite("a", path=text)[:-4]
+
+    calls, reader = read(half + rewrite("b", path=text), outcome("b"), outcome("a"))
+
+    assert [(call.decision.id, call.decision.path, call.outcome is not None) for call in calls] == [
+        ("b", text, True)
+    ]
+    assert (reader.damaged, reader.foreign) == (1, 0)

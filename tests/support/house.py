@@ -48,9 +48,10 @@ MAY_IMPORT: dict[str, set[str]] = {
         "config", "rules", "repairs", "paths", "units", "http", "server", "upstream", "state", "audit",
         "proxy", "tracing", "admin", "reloads", "checks",
     },
+    "workers": {"app", "config", "reloads", "server", "audit", "admin"},
     "cli": {
-        "app", "config", "checks", "cases", "explain", "mock", "mock/demo", "rules", "http", "admin/client",
-        "audit", "replay",
+        "app", "workers", "config", "checks", "cases", "explain", "mock", "mock/demo", "rules", "http",
+        "admin/client", "audit", "replay",
     },
     "__main__": {"cli"},
 }  # fmt: skip

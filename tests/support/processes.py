@@ -66,6 +66,7 @@ class Process:
 async def process(
     *arguments: str,
     folder: Path,
+    module: str = "gateway",
     files: int | None = None,
     file_size: int | None = None,
     **environment: str,
@@ -79,7 +80,7 @@ async def process(
     started = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
-        "gateway",
+        module,
         *arguments,
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
@@ -143,10 +144,15 @@ async def gateway_process(
     """
     write_configuration(folder, upstream, 0, 0, **changes)
     async with process("run", folder=folder, files=files, file_size=file_size) as running:
-        await until(lambda: "listening on" in running.said or running.ended is not None, START)
-        ports = re.search(r"listening on 127\.0\.0\.1:(\d+), admin on 127\.0\.0\.1:(\d+)", running.said)
-        assert ports is not None, running.said
-        yield GatewayProcess(running, int(ports[1]), int(ports[2]), folder / "rewrites.jsonl")
+        yield await where_it_listens(running, folder)
+
+
+async def where_it_listens(running: Process, folder: Path, seconds: float = START) -> GatewayProcess:
+    """`folder` has its audit log."""
+    await until(lambda: "listening on" in running.said or running.ended is not None, seconds)
+    ports = re.search(r"listening on 127\.0\.0\.1:(\d+), admin on 127\.0\.0\.1:(\d+)", running.said)
+    assert ports is not None, running.said
+    return GatewayProcess(running, int(ports[1]), int(ports[2]), folder / "rewrites.jsonl")
 
 
 def write_configuration(folder: Path, upstream: str, port: int, admin: int, /, **changes: Any) -> None:

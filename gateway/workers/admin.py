@@ -1,0 +1,88 @@
+"""
+The admin side of several workers, under the paths of one: the supervisor asks them all, and answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from gateway.admin.exposition import OPENMETRICS, TEXT, exposition, wants_openmetrics
+from gateway.admin.live import CALLERS, KEPT
+from gateway.admin.metrics import Metrics
+from gateway.admin.page_routes import HEADERS, routes
+from gateway.admin.shown_callers import ShownCallers
+from gateway.workers import merged
+from gateway.workers.channel import NoAnswerFromThere
+from gateway.workers.live import LiveOfAll
+from gateway.workers.merged import Figures
+from gateway.workers.place import Place
+
+
+def build(
+    places: Sequence[Place],
+    live: LiveOfAll,
+    own: Metrics,
+    kept: ShownCallers | None,
+    draining: Callable[[], bool],
+) -> Starlette:
+    """`own`: what the supervisor counts itself. `kept`: the callers on disk, where they are kept."""
+
+    async def asked(what: str, seconds: float = 2.0) -> list[tuple[Place, Any]]:
+        async def one(place: Place) -> tuple[Place, Any]:
+            try:
+                return place, await place.ask(what, seconds=seconds)
+            except NoAnswerFromThere:
+                return place, None
+
+        return await asyncio.gather(*map(one, places))
+
+    async def metrics() -> Metrics:
+        found = await asyncio.gather(*[place.figures() for place in places])
+        own_figures = Figures.of(own)
+        return merged.metrics(merged.summed([own_figures, *[one for some in found for one in some]]))
+
+    async def healthz(_: Request) -> Response:
+        return PlainTextResponse("ok\n")
+
+    async def readyz(_: Request) -> Response:
+        told = {place.number: said for place, said in await asked("ready", 1.0)}
+        ready, said = merged.readiness(told, draining())
+        return JSONResponse(said, 200 if ready else 503)
+
+    async def counted(_: Request) -> Response:
+        found = (sample for sample in (await metrics()).samples() if sample.counted)
+        return JSONResponse({sample.name: sample.value for sample in found})
+
+    async def scraped(request: Request) -> Response:
+        openmetrics = wants_openmetrics(",".join(request.headers.getlist("accept")))
+        headers = {"Content-Type": OPENMETRICS if openmetrics else TEXT, "Vary": "Accept"}
+        return Response(exposition(await metrics(), openmetrics=openmetrics), headers=headers)
+
+    async def rewrites(_: Request) -> Response:
+        found = [merged.numbered(said or [], place.ordinal) for place, said in await asked("recent")]
+        return JSONResponse({"run": live.run, "calls": merged.latest(found, KEPT)}, headers=HEADERS)
+
+    async def callers() -> dict[str, Any]:
+        if kept is not None:
+            return await kept()
+        found = [said or [] for _, said in await asked("callers")]
+        return {"kept": False, "callers": merged.callers(found, CALLERS)}
+
+    return Starlette(
+        routes=[
+            Route("/healthz", healthz),
+            Route("/readyz", readyz),
+            Route("/counts", counted),
+            Route("/metrics", scraped),
+            # Before those of one process, which has all that it tells at hand.
+            Route("/api/rewrites", rewrites),
+            *routes(live, callers),
+        ]
+    )

@@ -1,0 +1,147 @@
+"""
+One worker: a gateway whose listener is inherited, and whose admin side is the supervisor's to show.
+
+It is started by the supervisor as a process of its own and not forked, so that no two have a random number,
+a connection or a lock of a thread in common. When the supervisor is gone, however that came, it drains and
+ends: its end of the channel is closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import sys
+from functools import partial
+from typing import Any
+
+import msgspec
+import uvloop
+
+from gateway import app
+from gateway.audit.mode_changes import ModeChanged
+from gateway.audit.writer import AuditLog
+from gateway.config import Settings
+from gateway.errors import Unrecordable
+from gateway.server import descriptors
+from gateway.workers.channel import Answer, Channel, receive
+from gateway.workers.merged import Figures
+from gateway.workers.start import Followed, Start
+from gateway.workers.watching import Watching
+
+log = logging.getLogger("gateway")
+
+# Several processes append to the one audit log.
+PARTS = app.Parts(audit=partial(AuditLog, shared=True))
+
+
+def main() -> None:
+    """With the numbers of two inherited sockets: of the channel, and of the listener."""
+    channel, listener = (socket.socket(fileno=int(number)) for number in sys.argv[1:3])
+    # Until its handler is there.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        try:
+            runner.run(work(channel, listener))
+        except (app.CannotListen, OSError) as error:
+            sys.exit(f"gateway: a worker cannot run: {error}")
+
+
+async def work(control: socket.socket, listener: socket.socket) -> None:
+    reader, writer = await asyncio.open_unix_connection(sock=control)
+    try:
+        start = msgspec.convert(await receive(reader), Start)
+    except asyncio.IncompleteReadError:
+        return
+    settings = start.settings()
+    _name_in_the_log(start.number)
+    with app.logging_to(2, settings.log) as observers:
+        settings, shares, too_few = app.fitted(settings, descriptors.raised())
+        key = None if settings.credentials.key is not None else bytes.fromhex(start.key)
+        gateway = app.build(settings, parts=PARTS, credential_key=key, observers=observers)
+        app.keep_what_is_there()
+        channel = Channel(reader, writer, answers(gateway, settings, start.name))
+        stopped = asyncio.Event()
+        serving = asyncio.create_task(channel.serve())
+        serving.add_done_callback(lambda _: stopped.set())
+        loop = asyncio.get_running_loop()
+        # A second one changes nothing: the supervisor and who stops a whole group may both send it.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stopped.set)
+        if too_few is not None:
+            log.warning("%s", too_few)
+        await gateway.audit.begin()
+        listener.listen(settings.listen.backlog)
+        async with app.running(settings, gateway, shares, listener):
+            channel.tell("ready")
+            await stopped.wait()
+        # What was counted to the end stays counted.
+        channel.tell("figures", msgspec.to_builtins(Figures.of(gateway.metrics)))
+        await channel.end()
+        serving.cancel()
+
+
+def answers(gateway: app.Gateway, settings: Settings, name: str) -> dict[str, Answer]:
+    """To what the supervisor asks for."""
+    live, watching = gateway.live, Watching(gateway.live)
+
+    async def follow(said: dict[str, Any]) -> None:
+        followed = msgspec.convert(said["followed"], Followed)
+        await gateway.follow(followed.within(settings, name), said["rules_differ"])
+
+    async def reopen(_: None) -> None:
+        await gateway.reopen()
+
+    async def record(said: list[dict[str, Any]]) -> str | None:
+        """What kept it from being recorded."""
+        try:
+            await gateway.record(msgspec.convert(said, list[ModeChanged]))
+        except Unrecordable as error:
+            return error.detail
+        return None
+
+    async def ready(_: None) -> dict[str, str]:
+        return {name: check() or "ok" for name, check in gateway.checks.items()}
+
+    async def figures(_: None) -> Any:
+        return msgspec.to_builtins(Figures.of(gateway.metrics))
+
+    async def recent(_: None) -> list[dict[str, Any]]:
+        return live.recent()
+
+    async def callers(_: None) -> list[dict[str, Any]]:
+        return live.callers()
+
+    async def came(_: None) -> dict[str, Any]:
+        return watching.came()
+
+    async def unwatch(_: None) -> None:
+        watching.end()
+
+    return {
+        "follow": follow,
+        "reopen": reopen,
+        "record": record,
+        "ready": ready,
+        "figures": figures,
+        "recent": recent,
+        "callers": callers,
+        "came": came,
+        "unwatch": unwatch,
+    }
+
+
+def _name_in_the_log(number: int) -> None:
+    made = logging.getLogRecordFactory()
+
+    def named(*arguments: Any, **more: Any) -> logging.LogRecord:
+        record = made(*arguments, **more)
+        record.msg = f"worker {number}: {record.msg}"
+        return record
+
+    logging.setLogRecordFactory(named)
+
+
+if __name__ == "__main__":
+    main()

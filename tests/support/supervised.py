@@ -1,0 +1,24 @@
+"""`gateway run --workers N`, but that nothing is asked of the configuration: with a store for each worker."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from pathlib import Path
+
+import uvloop
+
+from gateway import app, config
+from gateway.workers import supervisor
+from gateway.workers.place import CannotStart
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(
+                supervisor.run(Path("config.yaml"), int(sys.argv[1]), config.nothing_more, watch=False)
+            )
+    except (app.CannotListen, app.LogInUse, CannotStart, supervisor.NotEnded) as error:
+        sys.exit(f"gateway: {error}")
