@@ -1,0 +1,55 @@
+"""
+A clock elsewhere, as it is told here: never less than a time that it gave, never younger than it may be.
+
+Each exchange says of the other clock that it showed some time between the sending and the reply. So ages
+count from when the request was sent, which is the least that is certain.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+
+# How much less than it was said to be a time may turn out to be; more, and the clock was set back.
+TOLERANCE = 0.005
+
+
+def since_boot() -> float:
+    """Seconds, also those in which the machine slept."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+LOCAL: Callable[[], float] = since_boot if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic
+
+
+class StoreClock:
+    def __init__(self, local: Callable[[], float] = LOCAL, wall: Callable[[], float] = time.time) -> None:
+        """`wall` is a first guess of the other clock, until it has been read."""
+        self.local = local
+        self._ahead = wall() - local()
+        self._floor = -math.inf
+        self._read = False
+
+    def now(self) -> float:
+        """The most that the other clock may show."""
+        now = self.local() + self._ahead
+        if now < self._floor:
+            return self._floor
+        self._floor = now
+        return now
+
+    def saw(self, sent: float, said: float, told: float) -> tuple[float, bool]:
+        """
+        `said` by the other clock to a request that was sent at `sent`, of the local clock, when `now` was
+        `told`. Gives the time to go by, and whether the other clock was set back since it was last read.
+        """
+        came = self.local()
+        least, most = said - came, said - sent
+        self._ahead = min(max(self._ahead, least), most) if self._read else most
+        back = self._read and said < told - TOLERANCE
+        self._read = True
+        moment = said if said > told else told
+        if moment > self._floor:
+            self._floor = moment
+        return moment, back
