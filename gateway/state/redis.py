@@ -173,7 +173,8 @@ class RedisStore:
     async def accept(self, subject: tuple[str, ...], value: str | None, settle: float) -> None:
         keys = [self._accepted(subject), self._index["accepted"]]
         known = int(value is not None)
-        args = (known, value or "", round(settle * 1e6), self._most)
+        since = math.ceil(self.now() * 1e6)  # not before what was read of the clock by now
+        args = (known, value or "", round(settle * 1e6), self._most, since)
         await self._server.step(self._accept, keys, *args)
 
     async def pause(self, credential: str, refusal: Refusal, seconds: float) -> None:

@@ -76,7 +76,7 @@ class RedisServer:
         self.on_message: Callable[[bytes], None] = lambda message: None
         self.on_connected: list[Callable[[], None]] = []
         self.on_forgotten: list[Callable[[], None]] = []
-        self.channel = f"{root}:to:{secrets.token_hex(8)}"
+        self.name = secrets.token_hex(8)  # of this process, for what is published to it
         self._tls = tls
         if self.address.tls and tls is None:
             self._tls = ssl.create_default_context()
@@ -118,12 +118,13 @@ class RedisServer:
             raise StoreUnavailable(f"{self.address} came to it too late")
         return moment, reply
 
-    def tell(self, script: Script, keys: Sequence[str], *args: Word) -> asyncio.Future[Any] | None:
-        """A step that nobody waits for; None where it can't be sent now."""
+    def tell(
+        self, script: Script, keys: Sequence[str], *args: Word, until: int
+    ) -> asyncio.Future[Any] | None:
+        """A step that nobody waits for, wanted `until` then; None where it can't be sent now."""
         connection = self._connection
         if connection is None:
             return None
-        until = self._until(self.clock.now())
         return connection.ask("EVALSHA", script.digest, 1 + len(keys), self.root, *keys, until, *args)
 
     def _until(self, now: float) -> int:
@@ -208,7 +209,7 @@ class RedisServer:
             identity = self._fit(await connection.ask("INFO", "everything"))
             for script in self._scripts.values():
                 connection.ask("SCRIPT", "LOAD", script.text)
-            connection.tell("SUBSCRIBE", self.channel)
+            connection.tell("SUBSCRIBE", f"{self.root}:to:{self.name}")
             await self._read_clock(connection)
             words = (2**53, identity, int(self._distrusted))
             reply = await connection.ask("EVALSHA", self._hello.digest, 1, self.root, *words)
