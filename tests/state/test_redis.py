@@ -42,7 +42,7 @@ class TestRedisStore(StoreContract):
             await store.close()
 
     def make(self, *, max_entries: int = 100) -> RedisStore:
-        server = RedisServer(self.redis.url, f"t{next(ROOTS)}", timeout=2.0, clock=StoreClock())
+        server = RedisServer(self.redis.url, f"t{next(ROOTS)}", timeout=8.0, clock=StoreClock())
         store = RedisStore(server, Sealed(b"k" * 32), max_entries=max_entries)
         self.stores.append(store)
         return store
@@ -61,7 +61,7 @@ async def own() -> AsyncIterator[RedisProcess]:
 
 @contextlib.asynccontextmanager
 async def store_on(process: RedisProcess, **changes: float) -> AsyncIterator[RedisStore]:
-    given = {"timeout": 1.0, "settle": 0.0, **changes}
+    given = {"timeout": 8.0, "settle": 0.0, **changes}
     server = RedisServer(
         process.url, "t", timeout=given["timeout"], clock=StoreClock(), settle=given["settle"]
     )

@@ -40,7 +40,7 @@ class Bench:
         clock = StoreClock()
         local = clock.local
         clock.local = lambda: local() + self.skipped
-        self.server = RedisServer(process.url, root, timeout=1.0, clock=clock)
+        self.server = RedisServer(process.url, root, timeout=8.0, clock=clock)
         sealed = Sealed(b"k" * 32)
         self.store = RedisStore(self.server, sealed, max_entries=100)
         self.locks = RedisLocks(
