@@ -35,6 +35,7 @@ from gateway.checks.overlaps import overlaps
 from gateway.http.grammar import NEVER_IGNORED, TCHAR
 from gateway.repairs.fill import FillSettings
 from gateway.rules import Mode, RuleSettings
+from gateway.store_address import Address
 from gateway.units import Duration, Section, Size, Timeout, at_least_one, checked
 
 
@@ -67,6 +68,13 @@ def _upstream_url(value: str) -> None:
         raise ValueError("expected no user, query or fragment")
     if not re.fullmatch(r"(/[!$&'()*+,;=:@%\w.~-]+)*/?", url.path, re.ASCII):
         raise ValueError("expected a plain path prefix")
+
+
+def _store_url(value: str) -> None:
+    try:
+        Address.parse(value)
+    except ValueError as error:
+        raise ValueError(f"{error} (redis://[user:password@]host[:port][/database])") from error
 
 
 def _key(value: SecretStr) -> SecretStr:
@@ -166,6 +174,14 @@ class StateCacheSettings(Section):
     max_bytes: Size = 64 * 2**20
 
 
+class StoreSettings(Section):
+    url: Annotated[str, Field(repr=False), checked(_store_url)]
+    on_failure: Literal["reject", "isolate"] = "reject"
+    timeout: Timeout = 0.5
+    max_entries: Count = 1_000_000
+    tls: TlsSettings = TlsSettings()
+
+
 class CredentialSettings(Section):
     headers: tuple[FieldName, ...] = ()
     ignore: tuple[FieldName, ...] = ()
@@ -259,6 +275,7 @@ class Settings(Section):
     admin: AdminSettings = AdminSettings()
     upstream: UpstreamSettings
     state_cache: StateCacheSettings = StateCacheSettings()
+    store: StoreSettings | None = None
     credentials: CredentialSettings = CredentialSettings()
     audit: AuditSettings = AuditSettings()
     log: LogSettings = LogSettings()
@@ -317,6 +334,15 @@ class Settings(Section):
         ]
         if errors:
             raise ValueError("\n".join(errors))
+        return self
+
+    @model_validator(mode="after")
+    def _one_name_for_a_caller(self) -> Settings:
+        if self.store is not None and self.credentials.key is None:
+            raise ValueError(
+                "credentials.key: required with store, and the same for all gateways that share it, such as "
+                "`openssl rand -hex 32` gives"
+            )
         return self
 
     def warnings(self) -> list[str]:
@@ -469,6 +495,7 @@ FROM_ENVIRONMENT: Mapping[str, tuple[str, str]] = {
     "GATEWAY_AUDIT": ("audit", "path"),
     "GATEWAY_CALLERS": ("callers", "path"),
     "GATEWAY_KEY": ("credentials", "key"),
+    "GATEWAY_STORE": ("store", "url"),
 }
 
 

@@ -451,6 +451,7 @@ def test_what_the_file_leaves_out_the_environment_may_say() -> None:
         "GATEWAY_AUDIT": "/var/log/gateway/rewrites.jsonl",
         "GATEWAY_CALLERS": "/var/lib/gateway/callers.sqlite3",
         "GATEWAY_KEY": "k" * 32,
+        "GATEWAY_STORE": "redis://cache",
     }
     assert environment.keys() == config.FROM_ENVIRONMENT.keys()
     settings = understood({"listen": {"port": 80, "backlog": 9}, "rules": []}, **environment)
@@ -458,6 +459,8 @@ def test_what_the_file_leaves_out_the_environment_may_say() -> None:
     assert (settings.listen.host, settings.listen.port, settings.listen.backlog) == ("0.0.0.0", 80, 9)
     assert (settings.admin.host, settings.admin.port, settings.admin.secret) == ("::", 82, "t" * 16)
     assert settings.credentials.key is not None
+    assert settings.store is not None
+    assert settings.store.url == "redis://cache"
     assert settings.callers is not None
     assert settings.callers.path == "/var/lib/gateway/callers.sqlite3"
     assert understood("upstream: {url: http://u}", GATEWAY_HOST="").listen.host == "127.0.0.1"

@@ -7,6 +7,7 @@ Of a conversation there are hashed names, generations, and readings that only th
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -14,10 +15,13 @@ from typing import Any
 
 import msgspec
 
+from gateway.errors import StoreUnavailable
 from gateway.http.headers import Headers
-from gateway.state.redis_server import RedisServer
+from gateway.state.redis_connection import Word
+from gateway.state.redis_server import RedisServer, Script
 from gateway.state.sealed import NONCE, Sealed
 from gateway.state.store import Accepted, Key, Pause, Reading, Refusal, Stamp, Suspension, View
+from gateway.state.store_clock import TOLERANCE
 
 OVERHEAD = 1280  # bytes that a remembered reading takes beside its body
 
@@ -76,7 +80,8 @@ class RedisStore:
         return None
 
     async def view(self, key: Key, subject: tuple[str, ...]) -> View:
-        moment, reply = await self._server.step(self._view, self.keys(key, subject), self.had(key))
+        keys = self.keys(key, subject)
+        moment, reply = await self._read(self._view, keys, self.had(key))
         return self.seen(key, moment, reply[1])
 
     def had(self, key: Key) -> bytes:
@@ -133,8 +138,22 @@ class RedisStore:
             self._bytes -= len(dropped.body) + OVERHEAD
 
     async def stamp(self, conversation: str) -> Stamp:
-        moment, reply = await self._server.step(self._stamp, [self.conversation(conversation)])
+        moment, reply = await self._read(self._stamp, [self.conversation(conversation)])
         return Stamp(moment, int(reply[1]))
+
+    async def _read(self, script: Script, keys: Sequence[str], *args: Word) -> tuple[float, list[Any]]:
+        """
+        What a reading's age counts from, everywhere: so not until the server's clock shows what this process
+        has taken it for.
+        """
+        moment, reply = await self._server.step(script, keys, *args)
+        ahead = moment - reply[0] / 1e6
+        if ahead > TOLERANCE:
+            await asyncio.sleep(min(ahead, self._server.timeout))
+            moment, reply = await self._server.step(script, keys, *args)
+            if moment - reply[0] / 1e6 > TOLERANCE:
+                raise StoreUnavailable("its clock is behind what it was taken for")
+        return moment, reply
 
     # --- readings
 

@@ -47,6 +47,10 @@ class RedisLock(Struct, eq=False):
     _lease: _Lease | None
     waited: bool
 
+    @property
+    def alone(self) -> bool:
+        return False
+
     def holds(self) -> bool:
         return self._lease is None or self._locks.lasts(self._lease)
 

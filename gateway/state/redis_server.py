@@ -19,8 +19,9 @@ from importlib import resources
 from typing import Any
 
 from gateway.errors import StoreUnavailable
-from gateway.state.redis_connection import Address, RedisConnection, RedisError, Word, greeting
+from gateway.state.redis_connection import RedisConnection, RedisError, Word, greeting
 from gateway.state.store_clock import StoreClock
+from gateway.store_address import Address
 
 FIRST_PAUSE = 0.05  # seconds until a lost connection is tried for again; doubles
 LONGEST_PAUSE = 1.0
@@ -76,6 +77,9 @@ class RedisServer:
         self.on_message: Callable[[bytes], None] = lambda message: None
         self.on_connected: list[Callable[[], None]] = []
         self.on_forgotten: list[Callable[[], None]] = []
+        # Told when it can't be asked any more, with why, and when it can again.
+        self.on_turn: Callable[[str | None], None] = lambda problem: None
+        self._told: str | None = None
         self.name = secrets.token_hex(8)  # of this process, for what is published to it
         self._tls = tls
         if self.address.tls and tls is None:
@@ -177,11 +181,12 @@ class RedisServer:
             try:
                 connection = await self._greeted()
             except StoreUnavailable as error:
-                self.problem = error.detail
+                self._turn(error.detail)
             except RedisError as error:
-                self.problem = f"it refused the connection: {error}"
+                self._turn(f"it refused the connection: {error}")
             else:
-                self._connecting, self._connection, self.problem = None, connection, None
+                self._connecting, self._connection = None, connection
+                self._turn(None)
                 self._attempted.set()
                 for call in self.on_connected:
                     call()
@@ -192,9 +197,17 @@ class RedisServer:
 
     def _lost(self, connection: RedisConnection) -> None:
         if connection is self._connection:
-            self._connection, self.problem = None, connection.problem
+            self._connection = None
+            if not self._closed:
+                self._turn(connection.problem)
             if not self._closed and self._connecting is None:
                 self._connecting = asyncio.get_running_loop().create_task(self._connect())
+
+    def _turn(self, problem: str | None) -> None:
+        self.problem = problem
+        if problem != self._told:
+            self._told = problem
+            self.on_turn(problem)
 
     async def _greeted(self) -> RedisConnection:
         """Raises StoreUnavailable, or RedisError."""

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable
 
-# How much less than it was said to be a time may turn out to be; more, and the clock was set back.
+# Seconds by which what two exchanges say of the other clock may contradict each other: more, and it was set.
 TOLERANCE = 0.005
 
 
@@ -27,13 +27,14 @@ class StoreClock:
     def __init__(self, local: Callable[[], float] = LOCAL, wall: Callable[[], float] = time.time) -> None:
         """`wall` is a first guess of the other clock, until it has been read."""
         self.local = local
-        self._ahead = wall() - local()
+        # Between what the other clock is ahead of the local one: no more than a guess until it was read.
+        self._least = self._most = wall() - local()
         self._floor = -math.inf
         self._read = False
 
     def now(self) -> float:
         """The most that the other clock may show."""
-        now = self.local() + self._ahead
+        now = self.local() + self._most
         if now < self._floor:
             return self._floor
         self._floor = now
@@ -42,12 +43,14 @@ class StoreClock:
     def saw(self, sent: float, said: float, told: float) -> tuple[float, bool]:
         """
         `said` by the other clock to a request that was sent at `sent`, of the local clock, when `now` was
-        `told`. Gives the time to go by, and whether the other clock was set back since it was last read.
+        `told`. Gives the time to go by, which is ahead of what it said where `now` was too; and whether the
+        other clock was set back since it was last read.
         """
-        came = self.local()
-        least, most = said - came, said - sent
-        self._ahead = min(max(self._ahead, least), most) if self._read else most
-        back = self._read and said < told - TOLERANCE
+        least, most = said - self.local(), said - sent
+        back = self._read and most < self._least - TOLERANCE
+        self._least, self._most = max(self._least, least), min(self._most, most)
+        if self._least > self._most or not self._read:
+            self._least, self._most = least, most
         self._read = True
         moment = said if said > told else told
         if moment > self._floor:

@@ -13,11 +13,11 @@ import pytest
 
 from gateway.errors import StoreUnavailable
 from gateway.state.redis import RedisStore
-from gateway.state.redis_connection import Address
 from gateway.state.redis_server import RedisServer
 from gateway.state.sealed import Sealed
 from gateway.state.store import Key
 from gateway.state.store_clock import StoreClock
+from gateway.store_address import Address
 from tests.state.conformance import KEY, REFUSAL, WHOSE, StoreContract, reading, shown
 from tests.support.redis_servers import RedisProcess, needs_redis
 
