@@ -165,10 +165,13 @@ class Phases:
 
     async def _confirmed(self, matched: MatchedCall, results: LookupResults | None) -> LookupResults:
         for _ in range(TRIES):
-            if results is not None and await self._lookups.usable(results):
+            if results is not None and await self._usable(results):
                 return results
             results = await self._look_up_or_go_unfilled(matched)
-        return results if results and await self._lookups.usable(results) else LookupResults({}, "unsettled")
+        return results if results and await self._usable(results) else LookupResults({}, "unsettled")
+
+    async def _usable(self, results: LookupResults) -> bool:
+        return self._lookups.usable_without_store(results) and await self._lookups.usable(results)
 
     async def _look_up_or_go_unfilled(self, matched: MatchedCall, isolated: bool = False) -> LookupResults:
         if not matched.found.missing:

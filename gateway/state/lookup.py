@@ -301,7 +301,8 @@ class Lookups:
         """
         own = {} if own is None else own
         fill = request.target.fill
-        not_before = -math.inf
+        # What another process has read by its own clock may seem to be from before this one's last sweep.
+        not_before = swept = math.nextafter(self._all_invalidated_at, math.inf)
         delay = FIRST_DELAY
         give_up = self.now() + fill.settle
         alone = False
@@ -320,7 +321,7 @@ class Lookups:
             if is_settled(found.reading, value, view.accepted):
                 break
             self._counts["gateway_lookups_total", "disagreed"] += 1
-            at_first = found.source == "cache" and not_before == -math.inf
+            at_first = found.source == "cache" and not_before == swept
             # Only a GET that begins from now on counts; all calls that wait for one share it (S8).
             not_before = self.now()
             if not at_first:
