@@ -344,6 +344,7 @@ def tell_of(shared: SharedState, lookups: Lookups, metrics: Metrics) -> None:
         task.add_done_callback(making_up.discard)
 
     server.on_turn = turned
+    server.on_swept.append(lookups.swept)
     server.on_connected.append(connected)
     metrics.measure({("gateway_store_failing",): lambda: float(server.problem is not None)})
 

@@ -733,7 +733,7 @@ class Lookups:
         one from before. Raises no StoreUnavailable: the call has left.
         """
         if conversation is None:
-            self._all_invalidated_at = self.now()
+            self.swept()
             self._counts["gateway_sweeps_total",] += 1
         else:
             self._counts["gateway_invalidations_total",] += 1
@@ -746,6 +746,10 @@ class Lookups:
             # It will be done; but should it fail, nobody is left who would hear of it.
             self._miss(conversation)
             raise
+
+    def swept(self) -> None:
+        """All conversations were invalidated: no call leaves any more with what was read until now."""
+        self._all_invalidated_at = self.now()
 
     async def accept(self, conversation: str | None, target: FillTarget, value: str) -> None:
         """The upstream accepted this explicit value. Raises no StoreUnavailable: the call has left."""

@@ -77,6 +77,8 @@ class RedisServer:
         self.on_message: Callable[[bytes], None] = lambda message: None
         self.on_connected: list[Callable[[], None]] = []
         self.on_forgotten: list[Callable[[], None]] = []
+        # Told when all conversations were forgotten, here or elsewhere.
+        self.on_swept: list[Callable[[], None]] = []
         # Told when it can't be asked any more, with why, and when it can again.
         self.on_turn: Callable[[str | None], None] = lambda problem: None
         self._told: str | None = None
@@ -222,7 +224,7 @@ class RedisServer:
             identity = self._fit(await connection.ask("INFO", "everything"))
             for script in self._scripts.values():
                 connection.ask("SCRIPT", "LOAD", script.text)
-            connection.tell("SUBSCRIBE", f"{self.root}:to:{self.name}")
+            connection.tell("SUBSCRIBE", f"{self.root}:to:{self.name}", f"{self.root}:all")
             await self._read_clock(connection)
             words = (2**53, identity, int(self._distrusted))
             reply = await connection.ask("EVALSHA", self._hello.digest, 1, self.root, *words)
@@ -235,6 +237,7 @@ class RedisServer:
         if served is not None and served != reply[1]:
             for call in self.on_forgotten:
                 call()
+            self._forgotten()
         return connection
 
     async def _read_clock(self, connection: RedisConnection) -> None:
@@ -278,8 +281,16 @@ class RedisServer:
         raise StoreUnavailable(f"no Sentinel knows the primary of {address.service}")
 
     def _pushed(self, message: list[Any]) -> None:
-        if message[0] == b"message":
+        if message[0] != b"message":
+            return
+        if message[2]:
             self.on_message(message[2])
+        else:
+            self._forgotten()
+
+    def _forgotten(self) -> None:
+        for call in self.on_swept:
+            call()
 
     async def close(self) -> None:
         self._closed = True

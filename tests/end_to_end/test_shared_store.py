@@ -150,6 +150,19 @@ async def test_a_fill_through_one_waits_for_a_write_through_the_other() -> None:
         assert stage.sent(b"PATCH")[-1] == FILLED.replace(b"connected", b"active")
 
 
+async def test_a_write_that_names_no_conversation_makes_the_other_forget_all() -> None:
+    """S3."""
+    async with staged() as stage:
+        assert source(await stage.fill(0)) == "lookup"
+        assert source(await stage.fill(1)) == "cache"
+        lookups = stage.gateways[1].gateway.lookups
+        before = lookups._all_invalidated_at
+        bulk = "/api/v2/conversations/callbacks/bulk/disconnect"
+        assert (await stage.clients[0].post(bulk, content=b"{}", headers=JSON)).status_code == 202
+        await until(lambda: lookups._all_invalidated_at > before)
+        assert source(await stage.fill(1)) == "lookup"
+
+
 async def test_another_caller_does_not_get_it() -> None:
     """S6."""
     async with staged() as stage:

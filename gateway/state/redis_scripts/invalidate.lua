@@ -5,5 +5,6 @@ if KEYS[2] then
 else
   epoch()
   forget_all()
+  redis.call('PUBLISH', root .. ':all', '')
 end
 return {now}
