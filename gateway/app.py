@@ -183,6 +183,7 @@ def build(
     credential_key: bytes | None = None,
     observers: Sequence[Observer] = (),
     hold_patience: float = HOLD_PATIENCE,
+    shared: SharedState | None = None,
 ) -> Gateway:
     """
     `clock` gives seconds that never jump, `wall` Unix seconds. The gateway closes the `store`. Gateways with
@@ -202,7 +203,8 @@ def build(
     )
     transport = transport or connect(settings.upstream)
     limits = settings.limits
-    shared = None if store is not None else shared_by(settings, key)
+    if store is None and shared is None:
+        shared = shared_by(settings, key)
     locks: Locks
     if shared is not None:
         store, locks = shared.store, shared.locks

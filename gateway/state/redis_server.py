@@ -13,10 +13,10 @@ import contextlib
 import hashlib
 import secrets
 import ssl
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import cache
 from importlib import resources
-from typing import Any
+from typing import Any, TypeAlias
 
 from gateway.errors import StoreUnavailable
 from gateway.state.redis_connection import RedisConnection, RedisError, Word, greeting
@@ -33,6 +33,9 @@ KEPT = {
     "READING_TTL": 120_000,
     "ACCEPTED_TTL": 180_000,
 }
+
+
+Opened: TypeAlias = Callable[..., Awaitable[RedisConnection]]  # as RedisConnection.open
 
 
 @cache
@@ -60,6 +63,7 @@ class RedisServer:
         clock: StoreClock,
         settle: float = 0.0,
         tls: ssl.SSLContext | None = None,
+        opened: Opened = RedisConnection.open,
     ) -> None:
         """
         `root` begins all keys. `timeout`: seconds that a step may take. `settle`: the longest that a fill's
@@ -83,6 +87,7 @@ class RedisServer:
         self.on_turn: Callable[[str | None], None] = lambda problem: None
         self._told: str | None = None
         self.name = secrets.token_hex(8)  # of this process, for what is published to it
+        self._opened = opened
         self._tls = tls
         if self.address.tls and tls is None:
             self._tls = ssl.create_default_context()
@@ -215,7 +220,7 @@ class RedisServer:
         """Raises StoreUnavailable, or RedisError."""
         address = self.address
         where: tuple[str, int] | str = address.path or await self._primary()
-        connection = await RedisConnection.open(where, self._tls, self.timeout, self._pushed, self._lost)
+        connection = await self._opened(where, self._tls, self.timeout, self._pushed, self._lost)
         fit = False
         try:
             await connection.ask(*greeting(address))
