@@ -468,6 +468,19 @@ def test_what_the_file_leaves_out_the_environment_may_say() -> None:
     assert "s3cret" not in error("upstream: {url: http://u}", GATEWAY_KEY="s3cret")
 
 
+def test_a_shared_store_needs_a_key_that_all_have_and_a_server_that_can_be_one() -> None:
+    document = "upstream: {url: http://u}\nstore: {url: %s}"
+    assert error(document % "redis://r").startswith("credentials.key: required with store")
+    assert "store.url: expected the database's number" in error(
+        document % "redis://r/x", GATEWAY_KEY="k" * 32
+    )
+    assert "s3cret" not in error(document % "redis://u:s3cret@r/x", GATEWAY_KEY="k" * 32)
+    settings = understood(document % "rediss://u:s3cret@r:7000/1", GATEWAY_KEY="k" * 32)
+    assert settings.store is not None
+    assert settings.store.on_failure == "reject"
+    assert "s3cret" not in repr(settings)
+
+
 def test_a_variable_may_be_a_number_a_duration_a_size_or_a_truth() -> None:
     document = """
         upstream: {url: http://u, connect_timeout: "${T:-250ms}", preserve_host: "${KEEP:-true}"}

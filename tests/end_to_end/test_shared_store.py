@@ -265,6 +265,7 @@ async def test_where_a_gateway_isolates_each_fill_has_its_own_get_and_says_so() 
         fill = asyncio.ensure_future(stage.fill(0))
         done, _ = await asyncio.wait({fill}, timeout=0.2)
         assert not done
+        assert len(stage.sent(b"PATCH")) == 5
         stage.go.set()
         assert (await write).status_code == 202
         assert told((await fill).headers["gateway-rewrite"])["isolated"] is True
