@@ -10,8 +10,8 @@ from typing import NamedTuple
 from gateway.state.layered_locks import LayeredLocks
 from gateway.state.locks import MemoryLocks
 from gateway.state.redis import RedisStore
-from gateway.state.redis_locks import RedisLocks
 from gateway.state.redis_connection import RedisConnection
+from gateway.state.redis_locks import RedisLocks
 from gateway.state.redis_server import Opened, RedisServer
 from gateway.state.sealed import Sealed
 from gateway.state.store_clock import StoreClock
@@ -44,7 +44,9 @@ def shared_state(
     """
     sealed = Sealed(key)
     root = f"gateway:{sealed.name('deployment', deployment)[:12]}"
-    server = RedisServer(url, root, timeout=timeout, clock=clock or StoreClock(), settle=settle, tls=tls, opened=opened)
+    server = RedisServer(
+        url, root, timeout=timeout, clock=clock or StoreClock(), settle=settle, tls=tls, opened=opened
+    )
     store = RedisStore(server, sealed, max_entries=max_entries, max_remembered=max_remembered)
     far = RedisLocks(server, store, sealed, timeout=lock_timeout, in_flight=in_flight)
     near = MemoryLocks(lock_timeout)

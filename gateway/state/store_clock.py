@@ -33,8 +33,10 @@ class StoreClock:
         self._read = False
 
     def now(self) -> float:
-        """The most that the other clock may show."""
+        """The most that the other clock may show; until it has been read, a guess that binds nobody."""
         now = self.local() + self._most
+        if not self._read:
+            return now
         if now < self._floor:
             return self._floor
         self._floor = now
@@ -47,12 +49,13 @@ class StoreClock:
         other clock was set back since it was last read.
         """
         least, most = said - self.local(), said - sent
-        back = self._read and most < self._least - TOLERANCE
+        known = self._read
+        back = known and most < self._least - TOLERANCE
         self._least, self._most = max(self._least, least), min(self._most, most)
         if self._least > self._most or not self._read:
             self._least, self._most = least, most
         self._read = True
-        moment = said if said > told else told
+        moment = said if said > told or not known else told
         if moment > self._floor:
             self._floor = moment
         return moment, back

@@ -1,8 +1,8 @@
 """
 A Redis server in virtual time: it runs the gateway's own scripts, in Lua 5.1, on a model of what Redis keeps.
 
-Only the commands that the scripts use are there, and of each only what they use of it: test_redis_model.py holds
-it to a real server. Time is the loop's; what is lost, late, forgotten or set back is for a schedule to say.
+Only the commands that the scripts use are there, and of each only what they use of it. Time is the loop's;
+what is lost, late, forgotten or set back is for a schedule to say.
 """
 
 from __future__ import annotations
@@ -31,10 +31,11 @@ class RedisModel:
         self._publish = publish
         self.data: dict[bytes, Value] = {}
         self.ends: dict[bytes, int] = {}  # microseconds
-        self._lua = lua51.LuaRuntime(encoding=None, unpack_returned_tuples=False)  # type: ignore[call-arg]
+        self._lua = lua51.LuaRuntime(encoding=None, unpack_returned_tuples=False)
         self._compiled: dict[bytes, Any] = {}
         wrap = self._lua.eval(
-            b"function(call, pack, unpack_) redis = {call = call}; cmsgpack = {pack = pack, unpack = unpack_} end"
+            b"function(call, pack, unpacked) redis = {call = call};"
+            b" cmsgpack = {pack = pack, unpack = unpacked} end"
         )
         wrap(self._call, _Packed(self._lua).pack, _Packed(self._lua).unpack)
 
@@ -173,8 +174,10 @@ def _word(given: Any) -> bytes:
     if isinstance(given, bytes):
         return given
     if isinstance(given, int | float) and not isinstance(given, bool):
-        return b"%d" % given if math.isfinite(given) and given == int(given) and abs(given) < 1e15 else (
-            b"%.17g" % given
+        return (
+            b"%d" % given
+            if math.isfinite(given) and given == int(given) and abs(given) < 1e15
+            else (b"%.17g" % given)
         )
     raise WrongCall(f"a word is {given!r}")
 

@@ -2,8 +2,8 @@
 A simulated Redis server behind a simulated network: connections that gateways open to it, messages that take
 their time, and what befalls the server.
 
-A connection is one of TCP: what is sent on it arrives in order, or never. While a node is cut off nothing of its
-arrives; what was under way comes later, and the server does it then, whoever still waits.
+A connection is one of TCP: what is sent on it arrives in order, or never. While a node is cut off nothing of
+its own arrives; what was under way comes later, and the server does it then, whoever still waits.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class SimulatedConnection(RedisConnection):
     ) -> None:
         self._server = server
         self.node = node
-        self._loop: Loop = server.loop  # type: ignore[assignment]
+        self._loop: Loop = server.loop
         self._timeout = timeout
         self._on_push = on_push
         self._on_lost = on_lost
