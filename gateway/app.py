@@ -56,7 +56,7 @@ from gateway.config import (
     Settings,
     UpstreamSettings,
 )
-from gateway.errors import GatewayError
+from gateway.errors import GatewayError, StoreUnavailable
 from gateway.http.forwarding import Hop
 from gateway.http.grammar import imitations
 from gateway.http.head_shapes import HeadShapes
@@ -83,6 +83,7 @@ from gateway.state.credentials import CredentialFingerprints
 from gateway.state.locks import MemoryLocks
 from gateway.state.lookup import Lookups
 from gateway.state.memory import MemoryStore, Sizes
+from gateway.state.shared import SharedState, shared_state
 from gateway.state.store import Locks, Store
 from gateway.state.sweeps import SweepRate
 from gateway.upstream.connect import tls_context
@@ -125,6 +126,7 @@ class Gateway:
     lookups: Lookups
     store: Store
     locks: Locks
+    shared: SharedState | None  # with other processes
     audit: AuditLog
     callers: Callers | None
     transport: Transport
@@ -136,6 +138,7 @@ class Gateway:
     metrics: Metrics
     live: Live
     checks: health.Checks
+    degraded: health.Checks  # what it can do without, for a time
     draining: asyncio.Event
     certificates: Certificates | None  # that the listener shows, where it speaks TLS
     tracing: Tracing | None
@@ -176,6 +179,8 @@ class Gateway:
         self.transport.close()
         await self.transport.wait_closed()
         self.spools.close()
+        if self.shared is not None:
+            await self.shared.locks.close()
         await self.store.close()  # calls that were cut off may have had to tell it something until now
         await self.audit.end()
         self.troubles.close()
@@ -217,6 +222,7 @@ def build(
     credential_key: bytes | None = None,
     observers: Sequence[Observer] = (),
     hold_patience: float = HOLD_PATIENCE,
+    shared: SharedState | None = None,
 ) -> Gateway:
     """
     `clock` gives seconds that never jump, `wall` Unix seconds. The gateway closes the `store`. Gateways with
@@ -238,10 +244,15 @@ def build(
     )
     transport = transport or connect(settings.upstream)
     tracing = traced(settings)
-    if store is None:
-        store = MemoryStore(settings.state_cache.max_entries, settings.state_cache.max_bytes, clock)
     limits = settings.limits
-    locks = parts.locks(limits.lock_timeout)
+    if store is None and shared is None:
+        shared = shared_by(settings, key)
+    locks: Locks
+    if shared is not None:
+        store, locks = shared.store, shared.locks
+    else:
+        store = store or MemoryStore(settings.state_cache.max_entries, settings.state_cache.max_bytes, clock)
+        locks = parts.locks(limits.lock_timeout)
     credentials = parts.credentials(
         settings.upstream.url,
         settings.credentials.headers,
@@ -294,6 +305,7 @@ def build(
         hold_patience,
         tracing,
         bodies,
+        shared,
     )
     troubles = watched_parts(parts, settings, clock, stats, counts, transport, lookups, audit)
     metrics = exposed(settings, counts, histograms, stats)
@@ -304,13 +316,17 @@ def build(
     metrics.measure({**rotation_gauges(rotation), ("gateway_audit_shared",): lambda: 0})
     metrics.measure({("gateway_access_lines_lost",): lambda: 0 if access is None else access.lost})
     metrics.measure({("gateway_buffered_bytes",): lambda: budget.held + unsent.held})
+    degraded: health.Checks = {}
+    if shared is not None:
+        tell_of(shared, lookups, metrics)
+        degraded = {"store": lambda: shared.server.problem}
     draining = asyncio.Event()
     checks: health.Checks = {
         "configuration": lambda: None,
         "audit_log": audit.check,
         "draining": lambda: "the process is about to stop" if draining.is_set() else None,
     }
-    admin = health.build(checks, metrics)
+    admin = health.build(checks, metrics, degraded)
     path = None if settings.callers is None else settings.callers.path
     shown_callers = ShownCallers(path, live.callers, wall, clock, settings.credentials.key is not None)
     admin.router.routes += page_routes.routes(live, shown_callers)
@@ -321,6 +337,7 @@ def build(
         lookups=lookups,
         store=store,
         locks=locks,
+        shared=shared,
         audit=audit,
         callers=callers,
         transport=transport,
@@ -332,6 +349,7 @@ def build(
         metrics=metrics,
         live=live,
         checks=checks,
+        degraded=degraded,
         draining=draining,
         certificates=shown,
         tracing=tracing,
@@ -375,6 +393,53 @@ def tls_files(settings: Settings) -> dict[str, dict[str, str | None]]:
 def warnings(settings: Settings) -> list[str]:
     """What is allowed but should be known: said by `gateway check` and at start-up."""
     return [*settings.warnings(), *preflight.warnings(tls_files(settings))]
+
+
+def shared_by(settings: Settings, key: bytes) -> SharedState | None:
+    """What processes with these settings share, where they say where it is."""
+    to, limits = settings.store, settings.limits
+    if to is None:
+        return None
+    settles = (
+        repair.settle
+        for rule in settings.rules
+        for repair in rule.repairs
+        if isinstance(repair, FillSettings)
+    )
+    encrypted = to.url.startswith("rediss")
+    return shared_state(
+        to.url,
+        key=derived(key, "store"),
+        deployment=settings.upstream.url,
+        tls=tls_context(to.tls.ca, to.tls.certificate, to.tls.key) if encrypted else None,
+        timeout=to.timeout,
+        settle=max(settles, default=0.0),
+        max_entries=to.max_entries,
+        max_remembered=settings.state_cache.max_bytes,
+        lock_timeout=limits.lock_timeout,
+        in_flight=limits.deadline,
+    )
+
+
+def tell_of(shared: SharedState, lookups: Lookups, metrics: Metrics) -> None:
+    """When the store can't be asked, and when it can again: then it is told what it missed."""
+    server, making_up = shared.server, set[asyncio.Task[None]]()
+
+    def turned(problem: str | None) -> None:
+        if problem is not None:
+            log.error("the store at %s can't be asked: %s", server.address, problem)
+        else:
+            log.info("the store at %s is asked again", server.address)
+
+    def connected() -> None:
+        task = asyncio.get_running_loop().create_task(lookups.make_up())
+        making_up.add(task)
+        task.add_done_callback(making_up.discard)
+
+    server.on_turn = turned
+    server.on_swept.append(lookups.swept)
+    server.on_connected.append(connected)
+    metrics.measure({("gateway_store_failing",): lambda: float(server.problem is not None)})
 
 
 def certificates(settings: Settings) -> Certificates | None:
@@ -490,6 +555,7 @@ def _lifecycle(
     hold_patience: float,
     tracing: Tracing | None,
     bodies: WatchedBodies,
+    shared: SharedState | None,
 ) -> Lifecycle:
     limits, to = settings.limits, settings.upstream
     hop = Hop(
@@ -521,6 +587,8 @@ def _lifecycle(
         counts=counts,
         lookup_deadline=limits.deadline / 2,  # the call itself is to have the rest
         bodies=bodies,
+        entrance=None if shared is None else shared.locks,
+        isolates=settings.store is not None and settings.store.on_failure == "isolate",
     )
     return _kind_of_lifecycle(settings, tracing)(
         rules=rules,
@@ -552,6 +620,7 @@ def gauges(transport: Transport, store: Store, locks: Locks, audit: AuditLog) ->
     tables.
     """
     found: dict[MetricKey, Gauge] = {
+        ("gateway_store_failing",): lambda: 0.0,
         ("gateway_locked_conversations",): lambda: len(locks),
         ("gateway_audit_lines_total",): lambda: audit.written,
         ("gateway_audit_lines_lost_total",): lambda: audit.lost_in_all,
@@ -921,6 +990,9 @@ async def serve_until_stopped(
         log.warning("%s", warning)
     gateway.metrics.measure({("gateway_audit_shared",): lambda: is_shared(claim)})
     await gateway.audit.begin()
+    if gateway.shared is not None:
+        with contextlib.suppress(StoreUnavailable):  # it is on the log, and goes on trying
+            await gateway.shared.server.connected()
     async with running(settings, gateway, shares) as listening:
         log_start(settings)
         log.info(

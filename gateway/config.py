@@ -35,6 +35,7 @@ from gateway.checks.overlaps import overlaps
 from gateway.http.grammar import NEVER_IGNORED, TCHAR
 from gateway.repairs.fill import FillSettings
 from gateway.rules import Mode, RuleSettings
+from gateway.state.address import Address
 from gateway.units import Duration, Section, Size, Timeout, at_least_one, checked
 
 
@@ -67,6 +68,13 @@ def _upstream_url(value: str) -> None:
         raise ValueError("expected no user, query or fragment")
     if not re.fullmatch(r"(/[!$&'()*+,;=:@%\w.~-]+)*/?", url.path, re.ASCII):
         raise ValueError("expected a plain path prefix")
+
+
+def _store_url(value: str) -> None:
+    try:
+        Address.parse(value)
+    except ValueError as error:
+        raise ValueError(f"{error} (redis://[user:password@]host[:port][/database])") from error
 
 
 def _key(value: SecretStr) -> SecretStr:
@@ -208,6 +216,27 @@ class StateCacheSettings(Section):
     """Readings kept."""
     max_bytes: Size = 64 * 2**20
     """What they may need of memory."""
+
+
+class StoreSettings(Section):
+    url: Annotated[str, Field(repr=False), checked(_store_url)]
+    """
+    A Redis or Valkey server for the state that several gateways share:
+    `redis://[user:password@]host[:port][/database]`, `rediss://` with TLS, `unix:///path`, or
+    `redis+sentinel://host:port,host:port/name`. Not a cluster; `maxmemory-policy` has to be `noeviction`.
+    Needs `credentials.key`.
+    """
+    on_failure: Literal["reject", "isolate"] = "reject"
+    """
+    While it can't be asked calls that need a fill are 503, and all others go on. `isolate`: each fill has a
+    GET of its own, order holds within this process, and Gateway-Rewrite says `isolated`.
+    """
+    timeout: Timeout = 0.5
+    """For each question to it."""
+    max_entries: Count = 1_000_000
+    """Readings, accepted values and pauses there, each."""
+    tls: TlsSettings = TlsSettings()
+    """Files, for `rediss://`."""
 
 
 class CredentialSettings(Section):
@@ -448,6 +477,8 @@ class Settings(Section):
     """The API that is called."""
     state_cache: StateCacheSettings = StateCacheSettings()
     """What was looked up, in memory."""
+    store: StoreSettings | None = None
+    """Where this section is there the state lies on a Redis or Valkey server, for several gateways."""
     credentials: CredentialSettings = CredentialSettings()
     """What tells callers apart. Nothing has to be set for callers to be safe from each other."""
     audit: AuditSettings = AuditSettings()
@@ -524,6 +555,15 @@ class Settings(Section):
         ]
         if errors:
             raise ValueError("\n".join(errors))
+        return self
+
+    @model_validator(mode="after")
+    def _one_name_for_a_caller(self) -> Settings:
+        if self.store is not None and self.credentials.key is None:
+            raise ValueError(
+                "credentials.key: required with store, and the same for all gateways that share it, such as "
+                "`openssl rand -hex 32` gives"
+            )
         return self
 
     def warnings(self) -> list[str]:
@@ -683,6 +723,7 @@ FROM_ENVIRONMENT: Mapping[str, tuple[str, str]] = {
     "GATEWAY_AUDIT": ("audit", "path"),
     "GATEWAY_CALLERS": ("callers", "path"),
     "GATEWAY_KEY": ("credentials", "key"),
+    "GATEWAY_STORE": ("store", "url"),
 }
 
 

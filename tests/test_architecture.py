@@ -146,7 +146,9 @@ def test_only_the_wiring_sees_the_settings() -> None:
 
 def test_only_the_wiring_knows_where_the_shared_state_is_kept() -> None:
     """All others know the contract: another store needs no change of theirs."""
-    assert importers("state/memory", "state/locks") == {"app"}
+    kept = {"state/memory", "state/locks", "state/shared", "state/layered_locks"}
+    kept |= {name for name in MODULES if name.startswith("state/redis")}
+    assert importers(*kept) - kept == {"app"}
 
 
 @pytest.mark.parametrize("name", sorted(MODULES))

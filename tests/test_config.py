@@ -451,6 +451,7 @@ def test_what_the_file_leaves_out_the_environment_may_say() -> None:
         "GATEWAY_AUDIT": "/var/log/gateway/rewrites.jsonl",
         "GATEWAY_CALLERS": "/var/lib/gateway/callers.sqlite3",
         "GATEWAY_KEY": "k" * 32,
+        "GATEWAY_STORE": "redis://cache",
     }
     assert environment.keys() == config.FROM_ENVIRONMENT.keys()
     settings = understood({"listen": {"port": 80, "backlog": 9}, "rules": []}, **environment)
@@ -458,11 +459,26 @@ def test_what_the_file_leaves_out_the_environment_may_say() -> None:
     assert (settings.listen.host, settings.listen.port, settings.listen.backlog) == ("0.0.0.0", 80, 9)
     assert (settings.admin.host, settings.admin.port, settings.admin.secret) == ("::", 82, "t" * 16)
     assert settings.credentials.key is not None
+    assert settings.store is not None
+    assert settings.store.url == "redis://cache"
     assert settings.callers is not None
     assert settings.callers.path == "/var/lib/gateway/callers.sqlite3"
     assert understood("upstream: {url: http://u}", GATEWAY_HOST="").listen.host == "127.0.0.1"
     assert error("upstream: {url: http://u}", GATEWAY_PORT="8o").startswith("listen.port: ")
     assert "s3cret" not in error("upstream: {url: http://u}", GATEWAY_KEY="s3cret")
+
+
+def test_a_shared_store_needs_a_key_that_all_have_and_a_server_that_can_be_one() -> None:
+    document = "upstream: {url: http://u}\nstore: {url: %s}"
+    assert error(document % "redis://r").startswith("credentials.key: required with store")
+    assert "store.url: expected the database's number" in error(
+        document % "redis://r/x", GATEWAY_KEY="k" * 32
+    )
+    assert "s3cret" not in error(document % "redis://u:s3cret@r/x", GATEWAY_KEY="k" * 32)
+    settings = understood(document % "rediss://u:s3cret@r:7000/1", GATEWAY_KEY="k" * 32)
+    assert settings.store is not None
+    assert settings.store.on_failure == "reject"
+    assert "s3cret" not in repr(settings)
 
 
 def test_a_variable_may_be_a_number_a_duration_a_size_or_a_truth() -> None:

@@ -34,17 +34,19 @@ async def taken(items: Iterable[T]) -> list[T]:
     return found
 
 
-def build(checks: Checks, metrics: Metrics) -> Starlette:
+def build(checks: Checks, metrics: Metrics, parts: Checks | None = None) -> Starlette:
+    """Without one of the `parts` the process is degraded, but may have traffic."""
+
     async def healthz(_: Request) -> Response:
         return PlainTextResponse("ok\n")
 
     async def readyz(_: Request) -> Response:
         found = {name: check() for name, check in checks.items()}
         ready = not any(found.values())
-        return JSONResponse(
-            {"ready": ready, "checks": {name: problem or "ok" for name, problem in found.items()}},
-            200 if ready else 503,
-        )
+        also = {name: check() for name, check in (parts or {}).items()}
+        told = {name: problem or "ok" for name, problem in {**found, **also}.items()}
+        degraded = {"degraded": True} if any(also.values()) else {}
+        return JSONResponse({"ready": ready, **degraded, "checks": told}, 200 if ready else 503)
 
     async def counted(_: Request) -> Response:
         found = (sample for sample in await taken(metrics.samples()) if sample.counted)

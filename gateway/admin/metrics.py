@@ -44,9 +44,10 @@ class WatchedRule(NamedTuple):
 
 # Of values that calls wanted: cached, waited for with another call (coalesced), or held back by a pause. Of
 # GETs: sent, answered 304 (revalidated), refused, without a usable reply (failed), in disagreement with the
-# last accepted value. And clients' own GETs kept.
+# last accepted value. And clients' own GETs kept, and values filled while the store could not be asked.
 RESULTS = (
     "cached", "coalesced", "held_back", "sent", "revalidated", "refused", "failed", "disagreed", "learned",
+    "isolated",
 )  # fmt: skip
 ENDED = ("read", "revalidated", "refused", "failed")
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT", "TRACE", "other")
@@ -191,6 +192,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("gateway_upstream_waiting", "gauge", "Requests that wait for a connection to the upstream."),
     Metric("gateway_store_entries", "gauge", "Entries of the store in memory.", {"table": TABLES}),
     Metric("gateway_store_failures_total", "counter", "Times that the store could not be asked or told."),
+    Metric("gateway_store_failing", "gauge", "1 while a store elsewhere can't be asked."),
     Metric("gateway_locked_conversations", "gauge", "Conversations that a call has locked or waits for."),
     Metric("gateway_access_lines_lost", "gauge", "Lines of the access log that were dropped."),
     Metric("gateway_store_bytes", "gauge", "Bytes that the readings in memory are taken to need."),

@@ -32,12 +32,12 @@ async def enforce(phases: Phases, matched: MatchedCall, rejected: Reply | None =
                 matched.record.skipped = results.unfilled
                 return rejected
             try:
-                reply = await phases.forward(matched, rewritten, results)  # record, forward, settle
+                reply = await phases.forward(matched, rewritten, results, lock)  # record, forward, settle
             except Overtaken:
-                results = await phases.look_up_under_lock(matched, None)
+                results = await phases.look_up_under_lock(matched, None, lock)
                 continue
             if reply.status >= 300 and reply.status in results.refill_on:
-                reply = await phases.refill(matched, results, reply)
+                reply = await phases.refill(matched, results, reply, lock)
             return reply
     finally:
         lock.release()

@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
-from gateway.errors import UNSENT, MethodNotAllowed, PoolExhausted
+from gateway.errors import UNSENT, MethodNotAllowed, PoolExhausted, StoreUnavailable
 from gateway.http import forwarding
 from gateway.http import headers as h
 from gateway.http.headers import Fields
@@ -178,9 +178,15 @@ class Passthrough:
     async def _write(self, client: Client, write: PathMatch[Write], headers: Fields) -> None:
         conversation = write.value.conversation(write.parameters)
         caller = client.caller()
-        with await self.locks.acquire(conversation, exclusive=True, caller=caller):
+        with await self.locks.acquire(conversation, exclusive=True, caller=caller) as lock:
             opened = await self.lookups.begin_write(conversation, caller, exclusive=True)
-            departure = Departure(client.shield_from_disconnect)
+
+            def allow() -> None:
+                if not lock.holds():
+                    raise StoreUnavailable("the lease of this process's locks was about to end")
+                client.shield_from_disconnect()
+
+            departure = Departure(allow)
             reply = None
             try:
                 try:

@@ -32,7 +32,7 @@ from gateway.repairs import rewrite
 from gateway.repairs.call import Call, Change
 from gateway.state.freshness import may_have_changed
 from gateway.state.lookup import LookupRefused, LookupResults, Lookups
-from gateway.state.store import ConversationLock, Locks
+from gateway.state.store import ConversationLock, Entrance, Locks
 from gateway.upstream.reply import Reply
 from gateway.upstream.transport import Commit, Transport
 
@@ -63,8 +63,13 @@ class Phases:
         counts: Counter[tuple[str, ...]],
         lookup_deadline: float,
         bodies: WatchedBodies,
+        entrance: Entrance | None = None,
+        isolates: bool = False,
     ) -> None:
-        """`lookup_deadline`: seconds that a call's look-ups may take together."""
+        """
+        `lookup_deadline`: seconds that a call's look-ups may take together. `entrance`: of a store elsewhere;
+        `isolates`: while that fails, each fill has a GET of its own, and order within this process alone.
+        """
         self._lookups = lookups
         self._locks = locks
         self._upstream = upstream
@@ -73,6 +78,8 @@ class Phases:
         self._counts = counts
         self._lookup_deadline = lookup_deadline
         self._bodies = bodies
+        self._entrance = entrance
+        self._isolates = isolates
 
     # --- look up
 
@@ -98,35 +105,82 @@ class Phases:
     async def ready(self, matched: MatchedCall) -> Ready:
         """
         As ready_at_once, but waits. Looks up first, so that a slow GET does not hold the lock and with it a
-        hang-up; where a write is under way, which may change what is read now, it locks first.
+        hang-up; where a write is under way, which may change what is read now, it locks first. Of a store
+        elsewhere all is asked at once, for the fill that needs no look-up.
         """
+        entered = await self._entered(matched) if self._entrance is not None else None
+        if entered is not None:
+            return entered
         results = None
         if not self._locks.exclusive_pending(matched.conversation):
-            results = await self._look_up_or_go_unfilled(matched)
+            try:
+                results = await self._look_up_or_go_unfilled(matched)
+            except StoreUnavailable:
+                if not self._isolates:
+                    raise
         lock = await self._lock(matched)
         confirmed = None
         try:
-            confirmed = await self.look_up_under_lock(matched, None if lock.waited else results)
+            confirmed = await self.look_up_under_lock(matched, None if lock.waited else results, lock)
         finally:
             if confirmed is None:
                 lock.release()
         return lock, confirmed
 
-    async def look_up_under_lock(self, matched: MatchedCall, results: LookupResults | None) -> LookupResults:
+    async def _entered(self, matched: MatchedCall) -> Ready | None:
+        if matched.changing or len(matched.found.missing) != 1:
+            return None
+        requests = matched.lookup_requests(self._lookups.now())
+        began = self._clock()
+        assert self._entrance is not None
+        try:
+            entered = await self._entrance.enter(requests[0].key, requests[0].target.subject)
+        except StoreUnavailable:
+            return None  # what comes next finds it too, and says what becomes of the call
+        if entered is None:
+            return None
+        lock, view = entered
+        results = None
+        try:
+            results = self._lookups.try_cached(requests, view)
+        finally:
+            if results is None:
+                lock.release()
+        matched.record.lookup = self._clock() - began
+        return None if results is None else (lock, results)
+
+    async def look_up_under_lock(
+        self, matched: MatchedCall, results: LookupResults | None, lock: ConversationLock
+    ) -> LookupResults:
         """
         Under the lock, where no write can come between: what was overtaken, or aged, is looked up again.
         """
-        for _ in range(TRIES):
-            if results is not None and await self._lookups.usable(results):
-                return results
-            results = await self._look_up_or_go_unfilled(matched)
-        return results if results and await self._lookups.usable(results) else LookupResults({}, "unsettled")
-
-    async def _look_up_or_go_unfilled(self, matched: MatchedCall) -> LookupResults:
         if not matched.found.missing:
             return LookupResults({}, matched.found.unfilled)
         try:
-            return await self.look_up(matched)
+            if lock.alone:
+                raise StoreUnavailable("it could not be asked for the conversation's lock")
+            return await self._confirmed(matched, results)
+        except StoreUnavailable:
+            if not self._isolates:
+                raise
+        return await self._look_up_or_go_unfilled(matched, isolated=True)
+
+    async def _confirmed(self, matched: MatchedCall, results: LookupResults | None) -> LookupResults:
+        for _ in range(TRIES):
+            if results is not None and await self._usable(results):
+                return results
+            results = await self._look_up_or_go_unfilled(matched)
+        return results if results and await self._usable(results) else LookupResults({}, "unsettled")
+
+    async def _usable(self, results: LookupResults) -> bool:
+        return self._lookups.usable_without_store(results) and await self._lookups.usable(results)
+
+    async def _look_up_or_go_unfilled(self, matched: MatchedCall, isolated: bool = False) -> LookupResults:
+        if not matched.found.missing:
+            return LookupResults({}, matched.found.unfilled)
+        try:
+            return await self.look_up(matched, isolated)
         except LookupRefused:
             if not matched.route.rule.forwards_unfilled:
                 raise
@@ -136,11 +190,14 @@ class Phases:
                 raise
             return LookupResults({}, "lookup-failed")
 
-    async def look_up(self, matched: MatchedCall) -> LookupResults:
+    async def look_up(self, matched: MatchedCall, isolated: bool = False) -> LookupResults:
         """From what is at hand or by GETs. Raises LookupRefused, or a GatewayError."""
         began = self._clock()
         try:
             requests = matched.lookup_requests(self._lookups.now())
+            if isolated:
+                async with asyncio.timeout(self._lookup_deadline):
+                    return await self._lookups.look_up_isolated(requests)
             cached = self._lookups.try_cached(requests)
             if cached is not None:
                 return cached
@@ -181,15 +238,15 @@ class Phases:
 
         if self._bodies.watching:
             self._bodies.saw(matched.client.id, matched.call.body)
-        departure = Departure(matched.client.shield_from_disconnect, record)
-        reply = None
+        reply, departure = None, None
         try:
-            with await self._lock(matched):
+            with await self._lock(matched) as lock:
+                departure = Departure(lambda: self._allow(matched, lock), record)
                 if worked_out.values:
                     matched.record.comparable = await self._still_usable(worked_out)
                 reply = await self._send(matched, matched.call, NOTHING, departure)
         finally:
-            if reply is None and reason is None and departure.left:
+            if reply is None and reason is None and departure is not None and departure.left:
                 self.skip(matched, "unanswered")
         return reply
 
@@ -203,7 +260,14 @@ class Phases:
         """Records why a call was left as it came."""
         matched.record.record_skip(self._audit, reason, **details)
 
-    async def forward(self, matched: MatchedCall, rewritten: Rewritten, results: LookupResults) -> Reply:
+    def _allow(self, matched: MatchedCall, lock: ConversationLock) -> None:
+        if not lock.holds():
+            raise StoreUnavailable("the lease of this process's locks was about to end")
+        matched.client.shield_from_disconnect()
+
+    async def forward(
+        self, matched: MatchedCall, rewritten: Rewritten, results: LookupResults, lock: ConversationLock
+    ) -> Reply:
         """
         Under the lock. Raises Overtaken. A log that waits is waited for before there is a connection, which
         would stand idle meanwhile; whether the reading still holds is asked after that, as always.
@@ -213,7 +277,7 @@ class Phases:
         def allow() -> None:
             if not self._lookups.usable_without_store(results):
                 raise Overtaken
-            matched.client.shield_from_disconnect()
+            self._allow(matched, lock)
 
         def record() -> Commit | None:
             return matched.record.record_rewrite(self._audit, matched.call, call, changes, results.unfilled)
@@ -230,7 +294,9 @@ class Phases:
             else:
                 matched.record.drop_unsent(self._audit)
 
-    async def refill(self, matched: MatchedCall, sent: LookupResults, refusal: Reply) -> Reply:
+    async def refill(
+        self, matched: MatchedCall, sent: LookupResults, refusal: Reply, lock: ConversationLock
+    ) -> Reply:
         """The refusal proves that nothing was applied: once more, if the state is another by now (C2)."""
         if not await refusal.hold(HELD):
             return refusal
@@ -241,7 +307,7 @@ class Phases:
         except (LookupRefused, UpstreamError, LookupFailed, NotSent):
             return refusal
         try:
-            reply = await self.forward(matched, self.rewrite(matched, fresh), fresh)
+            reply = await self.forward(matched, self.rewrite(matched, fresh), fresh, lock)
         except (Overtaken, StoreUnavailable):
             return refusal
         self._counts["gateway_refills_total",] += 1

@@ -37,6 +37,13 @@ class MemoryLock(Struct, eq=False):
     _exclusive: bool
     waited: bool
 
+    @property
+    def alone(self) -> bool:
+        return False
+
+    def holds(self) -> bool:
+        return True
+
     def release(self) -> None:
         conversation, self._conversation = self._conversation, None
         if conversation is not None:

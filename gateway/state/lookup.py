@@ -34,7 +34,7 @@ from gateway.repairs.findings import Unfilled
 from gateway.repairs.json_text import collector_at_rest, too_many_values
 from gateway.rules import FillTarget
 from gateway.state.freshness import is_fresh, is_settled, may_join
-from gateway.state.store import Key, Reading, Refusal, Stamp, Store, Suspension, View
+from gateway.state.store import Accepted, Key, Reading, Refusal, Stamp, Store, Suspension, View
 from gateway.state.sweeps import SweepRate
 from gateway.upstream.reply import Reply
 from gateway.upstream.transport import Transport
@@ -50,6 +50,7 @@ MAX_READ = 12_288  # values of a reading, at 1 µs each if they are numbers that
 LARGE = 16_384  # bytes: parsing more than that makes many values at once
 UNCOUNTED = 64 * 1024  # bytes of a reply, past which it counts in the budget while it is read
 MAX_SEARCHED = 700  # values of a reading that a query of an unusual shape goes through, at 12 µs each
+MISSED_KEPT = 10_000  # conversations of which the store could not be told
 MAX_SEARCHED_SIZE = 256 * 1024  # bytes of it, since parsing more takes the rest of the time
 
 
@@ -85,16 +86,17 @@ class LookupResult(Struct, frozen=True):
     reading: Reading
     source: str
     had: float
+    isolated: bool = False  # read while the store could not be asked
 
     def change(self, now: float) -> Change:
         """As it is recorded."""
         field, source = self.request.target.fill.field, self.source
         age = max(0, round((now - self.reading.started + self.reading.age) * 1000))
-        return Change(
-            "fill",
-            {"repair": "fill", "field": field, "after": self.value, "source": source, "age_ms": age},
-            f"; filled={h.bare_item(field)}; source={source}; age={age / 1000}",
-        )
+        record = {"repair": "fill", "field": field, "after": self.value, "source": source, "age_ms": age}
+        said = f"; filled={h.bare_item(field)}; source={source}; age={age / 1000}"
+        if self.isolated:
+            return Change("fill", {**record, "isolated": True}, said + "; isolated")
+        return Change("fill", record, said)
 
     @property
     def guard(self) -> bytes | None:
@@ -199,9 +201,9 @@ class _Missed(Struct, eq=False):
 
 class Lookups:
     """
-    The store may fail. Before a call has left, that raises StoreUnavailable, and the call is not sent. When
-    it has left, what the store missed of it is remembered, and made up for before it matters (`_catch_up`).
-    Readings and pauses may be lost: they only save look-ups.
+    The store may fail. A fill then raises StoreUnavailable, and the call is not sent. A write goes on: what
+    the store missed of it is remembered, from before it leaves, and made up for before it matters
+    (`_catch_up`). Readings and pauses may be lost: they only save look-ups.
     """
 
     def __init__(
@@ -245,17 +247,22 @@ class Lookups:
         self._all_invalidated_at = -math.inf
         # By conversation; None for all of them.
         self._missed: dict[str | None, _Missed] = {}
+        # What was accepted while the store could not be told, until it has been.
+        self._accepted_unheard: dict[tuple[str, ...], Accepted] = {}
 
     # --- look up
 
-    def try_cached(self, requests: Sequence[LookupRequest]) -> LookupResults | None:
-        """All results, if readings that are at hand give them: the way of nearly every call in a burst."""
+    def try_cached(self, requests: Sequence[LookupRequest], seen: View | None = None) -> LookupResults | None:
+        """
+        All results, if readings that are at hand give them: the way of nearly every call in a burst. `seen`:
+        the view of the only request, where the store has told it.
+        """
         if self._missed:
             return None
         values: dict[str, LookupResult] = {}
         for request in requests:
             target = request.target
-            view = self._store.try_view(request.key, target.subject)
+            view = seen or self._store.try_view(request.key, target.subject)
             if view is None:
                 return None
             reading, fill = view.reading, target.fill
@@ -294,7 +301,8 @@ class Lookups:
         """
         own = {} if own is None else own
         fill = request.target.fill
-        not_before = -math.inf
+        # What another process has read by its own clock may seem to be from before this one's last sweep.
+        not_before = swept = math.nextafter(self._all_invalidated_at, math.inf)
         delay = FIRST_DELAY
         give_up = self.now() + fill.settle
         alone = False
@@ -313,7 +321,7 @@ class Lookups:
             if is_settled(found.reading, value, view.accepted):
                 break
             self._counts["gateway_lookups_total", "disagreed"] += 1
-            at_first = found.source == "cache" and not_before == -math.inf
+            at_first = found.source == "cache" and not_before == swept
             # Only a GET that begins from now on counts; all calls that wait for one share it (S8).
             not_before = self.now()
             if not at_first:
@@ -341,6 +349,36 @@ class Lookups:
             return None
         value = self._chosen(found.reading, request.target)
         return value if isinstance(value, str) else None
+
+    async def look_up_isolated(self, requests: Sequence[LookupRequest]) -> LookupResults:
+        """
+        Without the store: by a GET for each, that nobody else uses. What was accepted meanwhile is known of
+        this process's calls alone (S5). Raises as look_up_all.
+        """
+        values: dict[str, LookupResult] = {}
+        unfilled: str | None = None
+        for request in requests:
+            target, delay = request.target, FIRST_DELAY
+            give_up = self.now() + target.fill.settle
+            while True:
+                view = View(self.now(), 0, None, None, None)
+                reading = await self._read_in_time(request, view)
+                value = self._chosen(reading, target)
+                if is_settled(reading, value, self._accepted_unheard.get(target.subject)):
+                    break
+                if self.now() + delay >= give_up:
+                    value = Unfilled("unsettled")
+                    break
+                await asyncio.sleep(delay)
+                delay *= 2
+            if isinstance(value, Unfilled):
+                unfilled = value.reason
+            elif not target.fill.allowed(value):
+                unfilled = f"{target.fill.field}-not-allowed"
+            else:
+                self._counts["gateway_lookups_total", "isolated"] += 1
+                values[target.fill.field] = LookupResult(request, value, reading, "lookup", self.now(), True)
+        return LookupResults(values, unfilled)
 
     async def usable(self, results: LookupResults) -> bool:
         """Whether they may still be filled, asked right before the call leaves (S2, S3)."""
@@ -676,14 +714,23 @@ class Lookups:
         Before a call that may change the state of the conversation (None: of any) leaves. What was read
         before it can't be filled while it is in flight: where it is `exclusive` it holds the lock. Whether
         that is forgotten is known when it is over: then `invalidate_after`, or `changed_nothing`. Raises
-        UnnamedWritesLimited.
+        UnnamedWritesLimited; and StoreUnavailable only where more was missed than can be remembered.
         """
         if self._missed:
-            await self._catch_up(conversation)
+            try:
+                await self._catch_up(conversation)
+            except StoreUnavailable:
+                if len(self._missed) >= MISSED_KEPT:
+                    raise
         if conversation is None:
             await self._sweeps.take(credential)
         elif exclusive:
-            return OpenWrite(conversation, credential, await self._store.suspend(conversation))
+            try:
+                return OpenWrite(conversation, credential, await self._store.suspend(conversation))
+            except StoreUnavailable:
+                # It leaves all the same: from now on nothing is used here that was read before.
+                self._counts["gateway_store_failures_total",] += 1
+                self._miss(conversation)
         return OpenWrite(conversation, credential, None)
 
     async def changed_nothing(self, write: OpenWrite) -> None:
@@ -702,7 +749,7 @@ class Lookups:
         one from before. Raises no StoreUnavailable: the call has left.
         """
         if conversation is None:
-            self._all_invalidated_at = self.now()
+            self.swept()
             self._counts["gateway_sweeps_total",] += 1
         else:
             self._counts["gateway_invalidations_total",] += 1
@@ -716,6 +763,10 @@ class Lookups:
             self._miss(conversation)
             raise
 
+    def swept(self) -> None:
+        """All conversations were invalidated: no call leaves any more with what was read until now."""
+        self._all_invalidated_at = self.now()
+
     async def accept(self, conversation: str | None, target: FillTarget, value: str) -> None:
         """The upstream accepted this explicit value. Raises no StoreUnavailable: the call has left."""
         subject, settle = target.subject, target.fill.settle
@@ -723,6 +774,8 @@ class Lookups:
             await self._store.accept(subject, value, settle)
         except StoreUnavailable:
             self._counts["gateway_store_failures_total",] += 1
+            since = self.now()
+            self._accepted_unheard[subject] = Accepted(value, since, since + settle)
             self._miss(conversation, (subject, settle))
         except asyncio.CancelledError:
             self._miss(conversation, (subject, settle))
@@ -732,6 +785,14 @@ class Lookups:
         before = self._missed.get(conversation)
         self._missed[conversation] = _Missed(subjects if before is None else (*before.subjects, *subjects))
 
+    async def make_up(self) -> None:
+        """Tells the store all that it missed, as soon as it can be told: others are to forget it too."""
+        try:
+            while self._missed:
+                await self._catch_up(next(iter(self._missed)))
+        except StoreUnavailable:
+            self._counts["gateway_store_failures_total",] += 1
+
     async def _catch_up(self, conversation: str | None) -> None:
         """
         Tells the store what it missed, before anything is read or written that it matters to. Which value
@@ -739,7 +800,7 @@ class Lookups:
 
         Beside what is about this conversation it tells of one other, the one that has waited longest. So no
         call adds more to what is missed than it has taken from it, and there is never more than calls were
-        in flight at once.
+        in flight at once, or had to leave untold.
         """
         for missing in (None, conversation, next(iter(self._missed))):
             missed = self._missed.get(missing)
@@ -751,6 +812,8 @@ class Lookups:
             # Unless more was missed meanwhile.
             if self._missed.get(missing) is missed:
                 del self._missed[missing]
+        if not self._missed:
+            self._accepted_unheard.clear()
 
 
 def judged(body: bytes) -> tuple[dict[str, Any], bool]:

@@ -174,7 +174,18 @@ class ConversationLock(Protocol):
     free at once, so others may have written meanwhile.
     """
 
-    waited: bool
+    @property
+    def waited(self) -> bool: ...
+
+    @property
+    def alone(self) -> bool:
+        """Locks elsewhere could not be asked: it keeps order within this process, and no more."""
+
+    def holds(self) -> bool:
+        """
+        Whether it surely lasts for as long as a call may be in flight: asked right before the first byte goes
+        out, for a process may have been stopped since it was granted.
+        """
 
     def release(self) -> None:
         """At once, whatever the store takes to learn of it."""
@@ -216,4 +227,14 @@ class Locks(Protocol):
         `caller` is a Key's credential. Raises LockTimeout; LockBusy at once where so many calls of the caller
         wait for this conversation that no more may; or StoreUnavailable where the locks are elsewhere. A call
         that gives up or is cancelled while it waits leaves nothing behind, and lets those behind it move up.
+        """
+
+
+class Entrance(Protocol):
+    """What a store and locks that are elsewhere together have for the common fill."""
+
+    async def enter(self, key: Key, subject: tuple[str, ...]) -> tuple[ConversationLock, View] | None:
+        """
+        A shared lock, where it is free at once, and the view under it, as one step; None where it is not.
+        Raises StoreUnavailable.
         """

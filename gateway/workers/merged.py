@@ -21,6 +21,7 @@ WORST: Final = frozenset(
         "gateway_audit_shared",
         "gateway_build_info",
         "gateway_rule_info",
+        "gateway_store_failing",
     }
 )
 FIRST: Final = frozenset({"process_start_time_seconds"})
@@ -115,13 +116,17 @@ def callers(told: Iterable[Sequence[dict[str, Any]]], most: int) -> list[dict[st
     return sorted(found.values(), key=lambda one: -one["calls"])[:most]
 
 
+# A worker without one of these is degraded, but may have traffic.
+PARTS: Final = frozenset({"store"})
+
+
 def readiness(told: Mapping[int, dict[str, str] | None], draining: bool) -> tuple[bool, dict[str, Any]]:
     """
     Ready while one worker is: that another is being started anew is to cost its part of the traffic, and not
     all of it. `told`: each worker's checks by its number, None of one that does not answer.
     """
     ready = {
-        number: checks is not None and all(said == "ok" for said in checks.values())
+        number: checks is not None and all(said == "ok" for name, said in checks.items() if name not in PARTS)
         for number, checks in told.items()
     }
     workers = {

@@ -27,7 +27,7 @@ def missing(settings: Settings, workers: int) -> Iterator[tuple[str, str]]:
     """What keeps these settings from being those of so many workers: the setting, and why."""
     if workers == 1:
         return
-    if getattr(settings, "store", None) is None:
+    if settings.store is None:
         yield (
             "store",
             f"expected with {workers} workers: without it one does not know of a write through another",

@@ -102,7 +102,8 @@ def answers(gateway: app.Gateway, settings: Settings, name: str) -> dict[str, An
         return None
 
     async def ready(_: None) -> dict[str, str]:
-        return {name: check() or "ok" for name, check in gateway.checks.items()}
+        checks = {**gateway.checks, **gateway.degraded}
+        return {name: check() or "ok" for name, check in checks.items()}
 
     async def figures(_: None) -> Any:
         return msgspec.to_builtins(Figures.of(gateway.metrics))

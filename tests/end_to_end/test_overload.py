@@ -17,6 +17,7 @@ import pytest
 from gateway import app
 from gateway.errors import LookupFailed
 from gateway.state.lookup import LookupRequest, LookupResults, Lookups
+from gateway.state.store import View
 from tests.support.calls import DOCUMENT, GET, OK_HEAD, PATCH, PATCH_HEAD, POST_HEAD
 from tests.support.gateways import CONVERSATION, FILLED, PARTICIPANT, Proxied, proxied
 from tests.support.judging import Refusal, refusal
@@ -555,7 +556,7 @@ async def test_a_chunked_body_over_the_limit_is_413_also_when_it_comes_at_once()
 
 
 class Failing(Lookups):
-    def try_cached(self, requests: Sequence[LookupRequest]) -> LookupResults | None:
+    def try_cached(self, requests: Sequence[LookupRequest], seen: View | None = None) -> LookupResults | None:
         raise LookupFailed("it cannot be read")
 
 

@@ -142,8 +142,14 @@ class Evidence:
             for write in self.writes.get(patch.about.conversation, ())
             if write is not patch and not self.left_all(write)
         ]
-        moments += [_end(write) for write in self.writes.get(None, ()) if not self.left_all(write)]
+        moments += [
+            self.over(write, patch) for write in self.writes.get(None, ()) if not self.left_all(write)
+        ]
         return max((moment for moment in moments if moment < _left(patch)), default=-math.inf)
+
+    def over(self, write: Sent, patch: Sent) -> float:
+        """When the gateway that sends the patch has to know how the write ended."""
+        return _end(write)
 
     def left_all(self, sent: Sent) -> bool:
         """S5: what was read before is as good as it was: it was refused, or filled and accepted."""
@@ -164,8 +170,9 @@ class Evidence:
             changing = self.request(sent).changing
             keeps = self.left_all(sent)
             until = _left(patch) if changing else patch.begun
-            if not keeps and _end(sent) < until and (changing or not self.history.schedule.climate.store):
-                latest = max(latest, _end(sent))
+            over = self.over(sent, patch)
+            if not keeps and over < until and (changing or not self.history.schedule.climate.store):
+                latest = max(latest, over)
         return latest
 
     def _accepted(self, patch: Sent, name: str) -> tuple[float, str] | None:

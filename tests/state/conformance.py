@@ -462,6 +462,7 @@ class LocksContract:
     TIMEOUT = 5.0
     MAX_WAITING = 32
     MOMENT = 0.001  # seconds, until all that can happen has happened
+    FLOOD = 100_000
 
     def make(self) -> Locks:
         raise NotImplementedError
@@ -772,7 +773,7 @@ class LocksContract:
     def test_a_flood_of_conversations_leaves_nothing(self) -> None:
         async def story() -> None:
             locks = self.make()
-            for number in range(100_000):
+            for number in range(self.FLOOD):
                 (await locks.acquire(f"c{number}", exclusive=bool(number % 2), caller="A")).release()
             assert len(locks) == 0
 

@@ -133,13 +133,13 @@ class Running:
 async def gateway(upstream: str, /, audit: str | None = None, **changes: Any) -> AsyncIterator[Running]:
     """
     `changes` are those of `document`, and the seams: app.build's clock, wall, store, transport, parts,
-    observers and hold_patience, and the protocol's rate_window.
+    observers and hold_patience (`store` may be the section too), and the protocol's rate_window.
     """
     window = changes.pop("rate_window", None)
     seams = {
         name: changes.pop(name)
         for name in ("clock", "wall", "store", "transport", "parts", "observers", "hold_patience")
-        if name in changes
+        if name in changes and not isinstance(changes[name], Mapping)
     }
     with tempfile.TemporaryDirectory() as folder:
         path = audit or f"{folder}/rewrites.jsonl"

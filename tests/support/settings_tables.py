@@ -16,7 +16,7 @@ from gateway.sunset import Moment
 # What a reader sets first stands first; a section that is not here comes last.
 ORDER = [
     "upstream", "mode", "rules", "listen", "admin", "audit", "callers", "log", "credentials", "state_cache",
-    "limits", "cors",
+    "store", "limits", "cors",
 ]  # fmt: skip
 VARIABLES = {f"{section}.{key}": name for name, (section, key) in FROM_ENVIRONMENT.items()}
 MARKED = {

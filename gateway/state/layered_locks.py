@@ -1,0 +1,98 @@
+"""
+The locks of this process before those elsewhere: order within it holds whatever becomes of the others.
+
+Each call takes the near lock first, so only who has its turn here asks elsewhere. Where that cannot be asked
+the call is `alone` with the near one: it may go on if it needs no more than order within this process.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from msgspec import Struct
+
+from gateway.errors import StoreUnavailable
+from gateway.state.locks import MemoryLock, MemoryLocks
+from gateway.state.redis_locks import RedisLock, RedisLocks
+from gateway.state.store import Key, View
+
+
+class LayeredLock(Struct, eq=False):
+    """A held lock (store.ConversationLock); `_far` None: there is none elsewhere."""
+
+    _near: MemoryLock
+    _far: RedisLock | None
+    alone: bool
+
+    @property
+    def waited(self) -> bool:
+        return self._near.waited or (self._far is not None and self._far.waited)
+
+    def holds(self) -> bool:
+        return self._far is None or self._far.holds()
+
+    def release(self) -> None:
+        if self._far is not None:
+            self._far.release()
+        self._near.release()
+
+    def __enter__(self) -> LayeredLock:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+
+class LayeredLocks:
+    def __init__(self, near: MemoryLocks, far: RedisLocks) -> None:
+        self._near = near
+        self._far = far
+
+    def __len__(self) -> int:
+        return len(self._near)
+
+    def exclusive_pending(self, conversation: str | None) -> bool:
+        return self._near.exclusive_pending(conversation)
+
+    def try_acquire(self, conversation: str | None, *, exclusive: bool) -> LayeredLock | None:
+        if conversation is not None:
+            return None
+        near = self._near.try_acquire(None, exclusive=exclusive)
+        return None if near is None else LayeredLock(near, None, False)
+
+    async def acquire(self, conversation: str | None, *, exclusive: bool, caller: str) -> LayeredLock:
+        near = await self._near.acquire(conversation, exclusive=exclusive, caller=caller)
+        if conversation is None:
+            return LayeredLock(near, None, False)
+        lock = None
+        try:
+            lock = LayeredLock(
+                near, await self._far.acquire(conversation, exclusive=exclusive, caller=caller), False
+            )
+        except StoreUnavailable:
+            lock = LayeredLock(near, None, True)
+        finally:
+            if lock is None:
+                near.release()
+        return lock
+
+    async def enter(self, key: Key, subject: tuple[str, ...]) -> tuple[LayeredLock, View] | None:
+        """As one step: a shared lock where it is free at once, and the view."""
+        near = self._near.try_acquire(key.conversation, exclusive=False)
+        if near is None:
+            return None
+        entered = None
+        try:
+            entered = await self._far.enter(key, subject)
+        finally:
+            if entered is None:
+                near.release()
+        if entered is None:
+            return None
+        far, view = entered
+        return LayeredLock(near, far, False), view
+
+    async def close(self) -> None:
+        await self._far.close()

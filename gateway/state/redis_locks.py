@@ -1,0 +1,308 @@
+"""
+The conversation locks on a Redis server: shared and exclusive, fair between callers of all processes (S4).
+
+A process has one lease, and its locks are good while it lasts: so they all end with a process that is killed.
+It is longer than a call can be in flight, and a lock `holds` only while more than that is left of it by this
+process's own clock: who was stopped for a minute finds that it does not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import Counter
+from collections.abc import Callable, Sequence
+from types import TracebackType
+
+from msgspec import Struct
+
+from gateway.errors import LockBusy, LockTimeout, StoreUnavailable
+from gateway.state.redis import RedisStore
+from gateway.state.redis_server import RedisServer
+from gateway.state.sealed import Sealed
+from gateway.state.store import Key, View
+
+MARGIN = 6.0  # seconds for which a lease lasts beyond the longest call
+RENEWED = 1.5  # seconds from one renewal to the next
+POLLED = 0.5  # seconds after which who waits asks, should nobody have told it
+MUCH_LATER = 2**53
+
+
+class _Lease(Struct, eq=False):
+    """`good_until` by the local clock; a lease that was lost has none left."""
+
+    name: str
+    key: str
+    good_until: float
+
+
+class RedisLock(Struct, eq=False):
+    """A held lock (store.ConversationLock)."""
+
+    _locks: RedisLocks
+    _conversation: str | None  # None: nothing to release, or not any more
+    _exclusive: bool
+    _key: str
+    _token: str
+    _lease: _Lease | None
+    waited: bool
+
+    @property
+    def alone(self) -> bool:
+        return False
+
+    def holds(self) -> bool:
+        return self._lease is None or self._locks.lasts(self._lease)
+
+    def release(self) -> None:
+        conversation, self._conversation = self._conversation, None
+        if conversation is not None:
+            self._locks.forget(conversation, self._exclusive)
+            self._locks.give_up(self._key, self._token)
+
+    def __enter__(self) -> RedisLock:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+
+class RedisLocks:
+    def __init__(
+        self,
+        server: RedisServer,
+        store: RedisStore,
+        sealed: Sealed,
+        *,
+        timeout: float,
+        in_flight: float,
+        max_waiting: int = 32,
+    ) -> None:
+        """
+        `timeout`: seconds that a call may wait for a lock; `in_flight`: that it may take once it has left.
+        `max_waiting`: how many calls of one caller may wait for one conversation.
+        """
+        self._server = server
+        self._store = store
+        self._sealed = sealed
+        self._timeout = timeout
+        self._in_flight = in_flight
+        self._max_waiting = max_waiting
+        self._seconds = in_flight + MARGIN
+        ttl = 3 * self._seconds
+        self._acquire = server.script("locking", "acquiring", "acquire", lock_ttl=ttl)
+        self._enter = server.script("locking", "acquiring", "seen", "enter", lock_ttl=ttl)
+        self._release = server.script("locking", "release", lock_ttl=ttl)
+        self._poll = server.script("locking", "poll", lock_ttl=ttl)
+        self._renew = server.script("lease", lock_ttl=ttl)
+        self._numbers = itertools.count()
+        self._lease: _Lease | None = None
+        self._leasing: asyncio.Task[_Lease] | None = None
+        self._renewing: asyncio.Task[None] | None = None
+        self._held: Counter[str] = Counter()  # locks held or waited for, by conversation
+        self._exclusive: Counter[str] = Counter()
+        self._granted: dict[str, asyncio.Future[None]] = {}  # by token, who waits
+        self._owed: dict[str, str] = {}  # tokens that the server may not know to be given up, with their keys
+        # Told the seconds that a call had to wait, whether or not it then had the lock.
+        self.on_waited: Callable[[float], None] = lambda seconds: None
+        server.on_message = self._heard
+        server.on_connected.append(self._pay)
+        server.on_forgotten.append(self._lose)
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def exclusive_pending(self, conversation: str | None) -> bool:
+        return conversation in self._exclusive
+
+    def lasts(self, lease: _Lease) -> bool:
+        return self._server.clock.local() + self._in_flight < lease.good_until
+
+    def try_acquire(self, conversation: str | None, *, exclusive: bool) -> RedisLock | None:
+        if conversation is None:
+            return RedisLock(self, None, exclusive, "", "", None, False)
+        return None
+
+    async def acquire(self, conversation: str | None, *, exclusive: bool, caller: str) -> RedisLock:
+        if conversation is None:
+            return RedisLock(self, None, exclusive, "", "", None, False)
+        self._held[conversation] += 1
+        if exclusive:
+            self._exclusive[conversation] += 1
+        lock = None
+        try:
+            lock = await self._acquired(conversation, exclusive, self._sealed.name("caller", caller))
+        finally:
+            if lock is None:
+                self.forget(conversation, exclusive)
+        return lock
+
+    async def _acquired(self, conversation: str, exclusive: bool, caller: str) -> RedisLock:
+        key = self._key(conversation)
+        for _ in range(2):
+            lease = self._lease or await self._leased()
+            token = self._token(lease)
+            granted = self._granted[token] = asyncio.get_running_loop().create_future()
+            began = self._server.clock.local()
+            outcome, told = b"", False
+            try:
+                args = (token, int(exclusive), caller, self._max_waiting)
+                _, reply = await self._server.step(self._acquire, [key], *args)
+                outcome, told = reply[1], True
+                if outcome == b"waits":
+                    try:
+                        await self._wait(key, token, granted, began)
+                        outcome = b"held"
+                    finally:
+                        self.on_waited(self._server.clock.local() - began)
+                    return RedisLock(self, conversation, exclusive, key, token, lease, True)
+                if outcome == b"held":
+                    return RedisLock(self, conversation, exclusive, key, token, lease, False)
+            finally:
+                del self._granted[token]
+                if outcome == b"waits" or not told:
+                    self.give_up(key, token)
+            if outcome == b"busy":
+                raise LockBusy(f"{reply[2]} calls of this caller wait for the conversation's lock")
+            self._lose(lease)
+        raise StoreUnavailable("it lost this process's lease twice")
+
+    async def _wait(self, key: str, token: str, granted: asyncio.Future[None], began: float) -> None:
+        left = began + self._timeout - self._server.clock.local()
+        try:
+            async with asyncio.timeout(left):
+                while not granted.done():
+                    await asyncio.wait([granted], timeout=POLLED)
+                    if granted.done():
+                        return
+                    _, reply = await self._server.step(self._poll, [key], token)
+                    if reply[1] == b"held":
+                        return
+                    if reply[1] == b"gone":
+                        raise StoreUnavailable("it has lost who waited for the lock")
+        except TimeoutError as error:
+            raise LockTimeout(f"it waited {self._timeout:g} s for the conversation's lock") from error
+
+    async def enter(self, key: Key, subject: tuple[str, ...]) -> tuple[RedisLock, View] | None:
+        """As one step: a shared lock where it is free at once, and the view. None where it is not."""
+        lease = self._lease or await self._leased()
+        conversation = key.conversation
+        place, token = self._key(conversation), self._token(lease)
+        store = self._store
+        told = False
+        try:
+            moment, reply = await self._server.step(
+                self._enter, [place, *store.keys(key, subject)], token, store.had(key)
+            )
+            told = True
+        finally:
+            if not told:
+                self.give_up(place, token)
+        if reply[1] != b"held":
+            if reply[1] == b"lost":
+                self._lose(lease)
+            return None
+        self._held[conversation] += 1
+        lock = RedisLock(self, conversation, False, place, token, lease, False)
+        return lock, store.seen(key, moment, reply[2])
+
+    def _key(self, conversation: str) -> str:
+        return self._store.conversation(conversation) + ":lock"
+
+    def _token(self, lease: _Lease) -> str:
+        return f"{lease.name}/{next(self._numbers)}"
+
+    def _heard(self, message: bytes) -> None:
+        granted = self._granted.get(message.decode())
+        if granted is not None and not granted.done():
+            granted.set_result(None)
+
+    # --- giving up
+
+    def forget(self, conversation: str, exclusive: bool) -> None:
+        """What this process knows of one lock."""
+        for table in (self._held, self._exclusive) if exclusive else (self._held,):
+            table[conversation] -= 1
+            if not table[conversation]:
+                del table[conversation]
+
+    def give_up(self, key: str, token: str) -> None:
+        """What the token holds or waits for; told to the server until it is certain that it knows."""
+        reply = self._server.tell(self._release, [key], token, until=MUCH_LATER)
+        if reply is None:
+            self._owed[token] = key
+            return
+
+        def told(done: asyncio.Future[object]) -> None:
+            if done.cancelled() or done.exception() is not None:
+                self._owed[token] = key
+
+        reply.add_done_callback(told)
+
+    def _pay(self) -> None:
+        owed, self._owed = self._owed, {}
+        for token, key in owed.items():
+            self.give_up(key, token)
+
+    # --- the lease
+
+    async def _leased(self) -> _Lease:
+        if self._leasing is None:
+            self._leasing = asyncio.create_task(self._begin_lease())
+            self._leasing.add_done_callback(self._leasing_ended)
+        return await asyncio.shield(self._leasing)
+
+    def _leasing_ended(self, task: asyncio.Task[_Lease]) -> None:
+        self._leasing = None
+        if not task.cancelled():
+            task.exception()  # each who waits raises it
+
+    async def _begin_lease(self) -> _Lease:
+        name = f"{self._server.name}.{next(self._numbers)}"
+        lease = _Lease(name, self._server.key("lease", name), 0.0)
+        if not await self._renewed(lease, [], new=True):
+            raise StoreUnavailable("it gave this process no lease")
+        self._lease = lease
+        if self._renewing is None:
+            self._renewing = asyncio.create_task(self._go_on())
+        return lease
+
+    async def _renewed(self, lease: _Lease, long_held: Sequence[str], *, new: bool = False) -> bool:
+        sent = self._server.clock.local()
+        milliseconds = round(self._seconds * 1000)
+        _, reply = await self._server.step(self._renew, [lease.key, *long_held], milliseconds, int(new))
+        if reply[1] != b"good":
+            return False
+        lease.good_until = sent + self._seconds
+        return True
+
+    async def _go_on(self) -> None:
+        held_before: set[str] = set()
+        while True:
+            await asyncio.sleep(RENEWED)
+            held = set(self._held)
+            long_held = [self._key(one) for one in held & held_before]
+            held_before = held
+            lease = self._lease
+            if lease is None:
+                continue
+            try:
+                if not await self._renewed(lease, long_held):
+                    self._lose(lease)
+            except StoreUnavailable:
+                continue  # what is left of the lease tells
+
+    def _lose(self, lease: _Lease | None = None) -> None:
+        """What was held under it may be others' by now."""
+        lost = self._lease
+        if lost is not None and lease in {None, lost}:
+            lost.good_until = 0.0
+            self._lease = None
+            self._owed.clear()
+
+    async def close(self) -> None:
+        if self._renewing is not None:
+            self._renewing.cancel()
+            await asyncio.gather(self._renewing, return_exceptions=True)

@@ -1,0 +1,1 @@
+return {now, whole((generation(KEYS[2])))}

@@ -1,0 +1,1 @@
+return {now, seen(2, ARGV[2])}

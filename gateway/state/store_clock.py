@@ -1,0 +1,61 @@
+"""
+A clock elsewhere, as it is told here: never less than a time that it gave, never younger than it may be.
+
+Each exchange says of the other clock that it showed some time between the sending and the reply. So ages
+count from when the request was sent, which is the least that is certain.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+
+# Seconds by which what two exchanges say of the other clock may contradict each other: more, and it was set.
+TOLERANCE = 0.005
+
+
+def since_boot() -> float:
+    """Seconds, also those in which the machine slept."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+LOCAL: Callable[[], float] = since_boot if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic
+
+
+class StoreClock:
+    def __init__(self, local: Callable[[], float] = LOCAL, wall: Callable[[], float] = time.time) -> None:
+        """`wall` is a first guess of the other clock, until it has been read."""
+        self.local = local
+        # Between what the other clock is ahead of the local one: no more than a guess until it was read.
+        self._least = self._most = wall() - local()
+        self._floor = -math.inf
+        self._read = False
+
+    def now(self) -> float:
+        """The most that the other clock may show; until it has been read, a guess that binds nobody."""
+        now = self.local() + self._most
+        if not self._read:
+            return now
+        if now < self._floor:
+            return self._floor
+        self._floor = now
+        return now
+
+    def saw(self, sent: float, said: float, told: float) -> tuple[float, bool]:
+        """
+        `said` by the other clock to a request that was sent at `sent`, of the local clock, when `now` was
+        `told`. Gives the time to go by, which is ahead of what it said where `now` was too; and whether the
+        other clock was set back since it was last read.
+        """
+        least, most = said - self.local(), said - sent
+        known = self._read
+        back = known and most < self._least - TOLERANCE
+        self._least, self._most = max(self._least, least), min(self._most, most)
+        if self._least > self._most or not self._read:
+            self._least, self._most = least, most
+        self._read = True
+        moment = said if said > told or not known else told
+        if moment > self._floor:
+            self._floor = moment
+        return moment, back

@@ -1,0 +1,303 @@
+"""Two gateways that share a Redis server: neither fills what a write through the other made old."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import signal
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+
+from tests.support.gateways import BODY, CONVERSATION, FILLED, PARTICIPANT, Running, gateway
+from tests.support.gateways import TOKEN as BEARER
+from tests.support.judging import refused_by_the_gateway, told
+from tests.support.raw_upstream import Peer, RawUpstream
+from tests.support.redis_servers import RedisProcess, needs_redis
+from tests.support.waiting import until
+
+pytestmark = needs_redis
+# As clients behind one balancer have it: by another name the upstream might select another resource.
+HOST = {"Host": "api.example"}
+TOKEN = BEARER | HOST
+JSON = TOKEN | {"Content-Type": "application/json"}
+KEY = {"key": "k" * 32}
+
+
+def reply(status: str, body: bytes) -> bytes:
+    return (
+        b"HTTP/1.1 %b\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+        % (status.encode(), len(body))
+        + body
+    )
+
+
+@dataclass
+class Stage:
+    """An upstream with one participant, two gateways before it, and the server that these share."""
+
+    redis: RedisProcess
+    state: str = "connected"
+    # What an unsafe call waits for before it is answered.
+    go: asyncio.Event = field(default_factory=asyncio.Event)
+    upstream: RawUpstream = field(init=False)
+    gateways: list[Running] = field(default_factory=list)
+    clients: list[httpx.AsyncClient] = field(default_factory=list)
+
+    async def script(self, peer: Peer) -> None:
+        while True:
+            request = await peer.request()
+            if request.method == b"GET":
+                people = [{"id": "p1", "state": self.state}]
+                await peer.send(reply("200 OK", json.dumps({"id": "c1", "participants": people}).encode()))
+                continue
+            if request.body.startswith(b'{"state":"active"}'):
+                self.state = "active"
+            await self.go.wait()
+            await peer.send(reply("202 Accepted", b"{}"))
+
+    def sent(self, method: bytes) -> list[bytes]:
+        return [request.body for request in self.upstream.requests if request.method == method]
+
+    async def fill(self, which: int) -> httpx.Response:
+        return await self.clients[which].patch(PARTICIPANT, content=BODY, headers=TOKEN)
+
+    async def explicit(self, which: int) -> httpx.Response:
+        return await self.clients[which].patch(PARTICIPANT, content=b'{"state":"active"}', headers=JSON)
+
+    async def asked_again(self) -> None:
+        """Until each gateway has its server again, and has told it what it missed."""
+        for running in self.gateways:
+            shared, lookups = running.gateway.shared, running.gateway.lookups
+            assert shared is not None
+            await until(lambda: shared.server.problem is None and not lookups._missed)  # noqa: B023
+
+
+@contextlib.asynccontextmanager
+async def staged(*options: str, number: int = 2, **store: Any) -> AsyncIterator[Stage]:
+    redis = RedisProcess(*options)
+    stage = Stage(redis)
+    stage.go.set()
+    try:
+        async with contextlib.AsyncExitStack() as opened:
+            stage.upstream = await opened.enter_async_context(RawUpstream(stage.script))
+            for _ in range(number):
+                running = await opened.enter_async_context(
+                    gateway(
+                        f"http://127.0.0.1:{stage.upstream.port}",
+                        fill={"max_age": "30s", "settle": "0s"},
+                        store={"url": redis.url, "timeout": "4s"} | store,
+                        credentials=KEY,
+                    )
+                )
+                stage.gateways.append(running)
+                stage.clients.append(await opened.enter_async_context(running.client()))
+            yield stage
+    finally:
+        redis.close()
+
+
+def source(answer: httpx.Response) -> object:
+    assert answer.status_code == 202
+    return told(answer.headers["gateway-rewrite"])["source"]
+
+
+def is_refused(answer: httpx.Response) -> None:
+    refused_by_the_gateway(answer.headers, answer.json(), 503)
+    assert answer.json()["code"] == "gateway.store-unavailable"
+    assert answer.headers["retry-after"] == "1"
+
+
+# --- what one gateway read or wrote
+
+
+async def test_what_one_has_read_the_other_fills_without_a_look_up() -> None:
+    async with staged() as stage:
+        assert source(await stage.fill(0)) == "lookup"
+        assert source(await stage.fill(1)) == "cache"
+        assert source(await stage.fill(1)) == "cache"
+        assert len(stage.sent(b"GET")) == 1
+        assert stage.sent(b"PATCH") == [FILLED] * 3
+        assert all(len(running.gateway.locks) == 0 for running in stage.gateways)
+
+
+async def test_after_a_write_through_one_the_other_does_not_fill_what_was_read_before() -> None:
+    """S3."""
+    async with staged() as stage:
+        assert source(await stage.fill(1)) == "lookup"
+        assert (await stage.explicit(0)).status_code == 202
+        assert source(await stage.fill(1)) == "lookup"
+        assert stage.sent(b"PATCH")[-1] == FILLED.replace(b"connected", b"active")
+
+
+async def test_a_fill_through_one_waits_for_a_write_through_the_other() -> None:
+    """S4."""
+    async with staged() as stage:
+        assert source(await stage.fill(1)) == "lookup"
+        stage.go.clear()
+        write = asyncio.ensure_future(stage.explicit(0))
+        await until(lambda: len(stage.sent(b"PATCH")) == 2)
+        fill = asyncio.ensure_future(stage.fill(1))
+        done, _ = await asyncio.wait({fill}, timeout=0.2)
+        assert not done
+        assert len(stage.sent(b"PATCH")) == 2
+        stage.go.set()
+        assert (await write).status_code == 202
+        assert source(await fill) == "lookup"
+        assert stage.sent(b"PATCH")[-1] == FILLED.replace(b"connected", b"active")
+
+
+async def test_a_write_that_names_no_conversation_makes_the_other_forget_all() -> None:
+    """S3."""
+    async with staged() as stage:
+        assert source(await stage.fill(0)) == "lookup"
+        assert source(await stage.fill(1)) == "cache"
+        lookups = stage.gateways[1].gateway.lookups
+        before = lookups._all_invalidated_at
+        bulk = "/api/v2/conversations/callbacks/bulk/disconnect"
+        assert (await stage.clients[0].post(bulk, content=b"{}", headers=JSON)).status_code == 202
+        await until(lambda: lookups._all_invalidated_at > before)
+        assert source(await stage.fill(1)) == "lookup"
+
+
+async def test_another_caller_does_not_get_it() -> None:
+    """S6."""
+    async with staged() as stage:
+        await stage.fill(0)
+        answer = await stage.clients[1].patch(
+            PARTICIPANT, content=BODY, headers={"Authorization": "Bearer two"} | HOST
+        )
+        assert source(answer) == "lookup"
+
+
+# --- faults of the server
+
+
+async def test_while_it_is_down_fills_are_refused_and_writes_go_on_and_all_forget_once_it_is_back() -> None:
+    """S3: the write could not be recorded, and the server still has the reading from before it."""
+    options = ("--appendonly", "yes", "--appendfsync", "always")
+    async with staged(*options) as stage:
+        assert source(await stage.fill(1)) == "lookup"
+        # Only the first can't reach it.
+        shared = stage.gateways[0].gateway.shared
+        assert shared is not None
+        shared.server.address = shared.server.address._replace(path="/nowhere")
+        shared.server.distrust("the network")
+        shared.server._distrusted = False
+        is_refused(await stage.fill(0))
+        assert len(stage.sent(b"PATCH")) == 1
+        assert (await stage.explicit(0)).status_code == 202
+        assert (await stage.clients[0].get("/api/v2/users/me", headers=TOKEN)).status_code == 200
+        async with stage.gateways[0].admin() as admin:
+            readiness = await admin.get("/readyz")
+        assert readiness.status_code == 200
+        assert readiness.json()["degraded"] is True
+        assert readiness.json()["checks"]["store"] != "ok"
+
+        shared.server.address = shared.server.address._replace(path=str(stage.redis.path))
+        await stage.asked_again()
+        assert source(await stage.fill(1)) == "lookup"
+        assert stage.sent(b"PATCH")[-1] == FILLED.replace(b"connected", b"active")
+        async with stage.gateways[0].admin() as admin:
+            assert "degraded" not in (await admin.get("/readyz")).json()
+
+
+async def test_while_it_hangs_nothing_hangs_and_afterwards_nothing_stays_locked() -> None:
+    async with staged(timeout="300ms") as stage:
+        assert source(await stage.fill(0)) == "lookup"
+        stage.redis.signal(signal.SIGSTOP)
+        began = asyncio.get_running_loop().time()
+        is_refused(await stage.fill(0))
+        assert (await stage.explicit(1)).status_code == 202
+        assert asyncio.get_running_loop().time() - began < 6
+        is_refused(await stage.fill(1))
+        stage.redis.signal(signal.SIGCONT)
+        await stage.asked_again()
+        assert source(await stage.fill(0)) == "lookup"
+        assert stage.sent(b"PATCH")[-1] == FILLED.replace(b"connected", b"active")
+        assert (await stage.explicit(0)).status_code == 202, "no shared lock has stayed"
+
+
+async def test_when_it_is_flushed_nothing_that_was_read_before_is_filled() -> None:
+    async with staged() as stage:
+        assert source(await stage.fill(0)) == "lookup"
+        assert source(await stage.fill(1)) == "cache"
+        stage.redis.command("FLUSHALL")
+        assert source(await stage.fill(0)) == "lookup"
+        assert source(await stage.fill(1)) == "cache"
+        assert (await stage.explicit(1)).status_code == 202
+
+
+async def test_when_it_is_started_again_without_its_data_it_is_used_again() -> None:
+    async with staged() as stage:
+        assert source(await stage.fill(0)) == "lookup"
+        stage.redis.stop()
+        is_refused(await stage.fill(0))
+        assert (await stage.explicit(1)).status_code == 202
+        stage.redis.start()
+        await stage.asked_again()
+        assert source(await stage.fill(0)) == "lookup"
+        assert stage.sent(b"PATCH")[-1] == FILLED.replace(b"connected", b"active")
+
+
+async def test_where_a_gateway_isolates_each_fill_has_its_own_get_and_says_so() -> None:
+    async with staged(on_failure="isolate", number=1) as stage:
+        assert source(await stage.fill(0)) == "lookup"
+        assert source(await stage.fill(0)) == "cache"
+        stage.redis.stop()
+        for _ in range(2):
+            answer = await stage.fill(0)
+            assert told(answer.headers["gateway-rewrite"])["isolated"] is True
+            assert source(answer) == "lookup"
+        assert len(stage.sent(b"GET")) == 3
+        assert stage.sent(b"PATCH") == [FILLED] * 4
+        (*_, line) = stage.gateways[0].lines("rewrite")
+        assert [change.get("isolated") for change in line["changes"]][-1] is True
+        assert stage.gateways[0].counts("gateway_lookups_total", "isolated") == 2
+
+        # Order within this process holds.
+        stage.go.clear()
+        write = asyncio.ensure_future(stage.explicit(0))
+        await until(lambda: len(stage.sent(b"PATCH")) == 5)
+        fill = asyncio.ensure_future(stage.fill(0))
+        done, _ = await asyncio.wait({fill}, timeout=0.2)
+        assert not done
+        assert len(stage.sent(b"PATCH")) == 5
+        stage.go.set()
+        assert (await write).status_code == 202
+        assert told((await fill).headers["gateway-rewrite"])["isolated"] is True
+        assert stage.sent(b"PATCH")[-1] == FILLED.replace(b"connected", b"active")
+
+        stage.redis.start()
+        await stage.asked_again()
+        answer = await stage.fill(0)
+        assert "isolated" not in told(answer.headers["gateway-rewrite"])
+
+
+async def test_a_process_that_was_stopped_longer_than_its_lease_sends_nothing() -> None:
+    """What it holds may be another's by now."""
+    async with staged(number=1) as stage:
+        assert source(await stage.fill(0)) == "lookup"
+        shared = stage.gateways[0].gateway.shared
+        assert shared is not None
+        clock = shared.server.clock
+        local, enter = clock.local, shared.locks.enter
+
+        async def stopped_after_it(*args: Any) -> Any:
+            entered = await enter(*args)
+            clock.local = lambda: local() + 60.0
+            return entered
+
+        shared.locks.enter = stopped_after_it  # type: ignore[method-assign,assignment]
+        answer = await stage.fill(0)
+        assert answer.status_code == 503
+        assert len(stage.sent(b"PATCH")) == 1
+
+
+async def test_a_get_of_a_clients_own_is_learned_for_both() -> None:
+    async with staged() as stage:
+        assert (await stage.clients[0].get(CONVERSATION, headers=TOKEN)).status_code == 200
+        assert source(await stage.fill(1)) == "cache"

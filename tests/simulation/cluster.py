@@ -1,0 +1,382 @@
+"""
+Several gateways that share one Redis, in virtual time: the real ones, each in its own process as far as it
+can tell, between simulated clients, the simulated upstream and a simulated Redis.
+
+What befalls them is drawn with the schedule: a process is paused or killed, cut off from Redis, or has
+another clock; Redis stops for a while, is restarted, loses its last writes or everything, or has its clock
+set.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import copy
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from random import Random
+from typing import Any, Literal, get_args
+
+from gateway import app
+from gateway.app import Parts
+from gateway.config import CredentialSettings, StoreSettings
+from gateway.proxy.lifecycle import Lifecycle
+from gateway.state.shared import SharedState, shared_state
+from gateway.state.store_clock import StoreClock
+from tests.simulation.drawing import draw
+from tests.simulation.loop import Loop
+from tests.simulation.promises import (
+    Evidence,
+    Violation,
+    _end,
+    _left,
+    c2,
+    clients_that_leave,
+    l1,
+    s1,
+    s4,
+    s7,
+    sources,
+)
+from tests.simulation.redis_network import NOON, SimulatedRedis, outside
+from tests.simulation.schedule import Change, Jump, Request, Schedule, Terms
+from tests.simulation.upstream import Sent, SimulatedUpstream
+from tests.simulation.world import PATIENCE, QUIET, Client, History, Journal, Recorded, Told, settings
+
+NODE: contextvars.ContextVar[int | None] = contextvars.ContextVar("node", default=None)
+TIMEOUT = 0.5  # seconds that a step at Redis may take
+BETWEEN = 0.006  # seconds by which one process's notion of Redis's time may differ from another's
+READ_TIMEOUT = 5.0
+
+Event = Literal["pause", "kill", "cut off", "redis stops", "redis restarts", "redis loses", "flush", "clock"]
+
+
+EVENTS: tuple[Event, ...] = ("pause", *get_args(Event))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blow:
+    """`at` and `seconds`; `node` None: it befalls Redis. `behind`: seconds of writes that are lost."""
+
+    at: float
+    event: Event
+    node: int | None = None
+    seconds: float = 0.0
+    behind: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """`schedule` as for one gateway; `homes`: which node each call comes to; `skews` of their clocks."""
+
+    schedule: Schedule
+    nodes: int
+    homes: dict[str, int]
+    skews: tuple[float, ...]
+    blows: tuple[Blow, ...]
+    latency: float
+    isolates: bool = False
+
+
+def drawn(seed: int, *, blows: bool = True) -> Plan:
+    rng = Random(f"{seed} cluster")
+    schedule = draw(seed)
+    terms = replace(schedule.terms, max_entries=10_000)
+    # `store` tells the judges that the store is elsewhere.
+    climate = replace(schedule.climate, store=0.02, store_faults=0.0)
+    schedule = replace(schedule, terms=terms, climate=climate)
+    nodes = rng.choice((2, 2, 2, 3))
+    requests = [action for action in schedule.actions if isinstance(action, Request)]
+    last = max(action.at for action in schedule.actions)
+    return Plan(
+        schedule=schedule,
+        nodes=nodes,
+        homes={request.id: rng.randrange(nodes) for request in requests},
+        skews=tuple(rng.choice((0.0, 0.0, -3600.0, 0.4, 86_400.0)) for _ in range(nodes)),
+        blows=tuple(_blows(rng, nodes, last)) if blows else (),
+        latency=rng.choice((0.0005, 0.002, 0.03)),
+        isolates=rng.random() < 0.3,
+    )
+
+
+def _blows(rng: Random, nodes: int, last: float) -> Iterator[Blow]:
+    for _ in range(rng.choice((0, 1, 1, 1, 2))):
+        event: Event = rng.choice(EVENTS)
+        at = rng.uniform(0.0, last + 0.1)
+        node = rng.randrange(nodes) if event in {"pause", "kill", "cut off"} else None
+        seconds = rng.choice((0.05, 0.6, 3.0, 30.0) if event == "pause" else (0.05, 0.4, 1.0, 3.0))
+        if event == "clock":
+            seconds = rng.choice((-5.0, -0.5, 0.5, 20.0))
+        yield Blow(at=at, event=event, node=node, seconds=seconds, behind=rng.choice((0.05, 0.5, 2.0)))
+
+
+class ClusterLoop(Loop):
+    """What a node has to do waits while it is paused, and is never done once it is killed."""
+
+    def __init__(self, rng: Random | None) -> None:
+        super().__init__(rng, steps=1_000_000)
+        self._paused: dict[int, list[asyncio.Handle]] = {}
+        self.dead: set[int] = set()
+
+    def pause(self, node: int, seconds: float) -> None:
+        if node not in self._paused:
+            self._paused[node] = []
+            outside(self.call_later, seconds, self._resume, node)
+
+    def _resume(self, node: int) -> None:
+        if node not in self.dead:
+            self._ready.extend(self._paused.pop(node))
+
+    def kill(self, node: int) -> None:
+        self.dead.add(node)
+        self._paused.setdefault(node, [])
+
+    def bury(self) -> None:
+        """What the dead had to do is done after all, once nobody looks: so that it has an end."""
+        dead, self.dead = self.dead, set()
+        for node in dead:
+            self._resume(node)
+
+    def _chosen(self) -> asyncio.Handle:
+        handle = super()._chosen()
+        node = handle._context.get(NODE)  # type: ignore[attr-defined]
+        if node in self._paused:
+            self._paused[node].append(handle)
+            return asyncio.Handle(_nothing, (), self, None)
+        return handle
+
+
+def _nothing() -> None:
+    """In place of what waits."""
+
+
+class OnTheWire:
+    """The loop, as what is no process of ours has it: its timers go off whoever is paused."""
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+        self.clock, self.time, self.create_future = loop.clock, loop.time, loop.create_future
+
+    def call_later(self, seconds: float, call: Callable[..., Any], *arguments: Any) -> Any:
+        return outside(self._loop.call_later, seconds, call, *arguments)
+
+
+Makes = Callable[..., SharedState]
+
+
+@dataclass(slots=True)
+class Cluster:
+    """`parts` and `makes` replace the gateways' own, which is how a mutant is made."""
+
+    plan: Plan
+    parts: Parts = field(default_factory=Parts)
+    makes: Makes = shared_state
+    _abandoned: list[asyncio.Task[None]] = field(default_factory=list)
+
+    def run(self) -> History:
+        plan, schedule = self.plan, self.plan.schedule
+        loop = ClusterLoop(Random(f"{schedule.seed} order") if schedule.climate.shuffled else None)
+        upstream = SimulatedUpstream(schedule, OnTheWire(loop), lambda: NOON + loop.time())  # type: ignore[arg-type]
+        redis = SimulatedRedis(loop, Random(f"{schedule.seed} redis"), plan.latency)
+        log: list[Recorded] = []
+        told: dict[str, Told] = {}
+
+        async def everything() -> None:
+            nodes = [await self._begun(number, loop, upstream, redis, log) for number in range(plan.nodes)]
+            for blow in plan.blows:
+                outside(loop.call_later, blow.at, self._befall, blow, loop, redis, upstream)
+            snapshots = outside(loop.create_task, _kept_by_a_replica(redis))
+            await asyncio.gather(
+                *(self._act(action, loop, upstream, nodes, told) for action in schedule.actions)
+            )
+            await asyncio.sleep(QUIET)
+            snapshots.cancel()
+            await asyncio.gather(snapshots, return_exceptions=True)
+            seen = History(
+                replace(schedule, terms=_lenient(schedule.terms)),
+                [copy.copy(sent) for sent in upstream.ledger],
+                {id: copy.copy(one) for id, one in told.items()},
+                list(log),
+                Counter(),
+                [],
+                0,
+                loop.failures,
+            )
+            loop.bury()
+            for task in self._abandoned:
+                task.cancel()
+            await asyncio.gather(*self._abandoned, return_exceptions=True)
+            for number, node in enumerate(nodes):
+                await self._in(number, loop, node.close())
+            histories.append(seen)
+
+        histories: list[History] = []
+        loop.run(everything())
+        return histories[0]
+
+    async def _begun(
+        self, number: int, loop: ClusterLoop, upstream: SimulatedUpstream, redis: SimulatedRedis, log: Any
+    ) -> app.Gateway:
+        terms, skew = self.plan.schedule.terms, self.plan.skews[number]
+
+        async def begun() -> app.Gateway:
+            store = StoreSettings(
+                url="redis://simulated", on_failure="isolate" if self.plan.isolates else "reject"
+            )
+            credentials = CredentialSettings.model_validate({"key": "k" * 32, "ignore": ["X-Client-Read"]})
+            chosen = settings(terms).model_copy(update={"store": store, "credentials": credentials})
+
+            async def opened(where: Any, tls: Any, timeout: float, on_push: Any, on_lost: Any) -> Any:
+                return await redis.open(number, timeout, on_push, on_lost)
+
+            clock = StoreClock(lambda: loop.clock() + skew, lambda: NOON + loop.time() + skew)
+            shared = self.makes(
+                "redis://simulated",
+                key=b"k" * 32,
+                deployment="simulated",
+                tls=None,
+                timeout=TIMEOUT,
+                settle=terms.settle,
+                max_entries=10_000,
+                max_remembered=2**20,
+                lock_timeout=terms.lock_timeout,
+                in_flight=terms.deadline + READ_TIMEOUT,
+                clock=clock,
+                opened=opened,
+            )
+            return app.build(
+                chosen,
+                transport=upstream,
+                clock=loop.clock,
+                wall=lambda: NOON + loop.time(),
+                parts=replace(
+                    self.parts, audit=lambda path, wall, *_, **__: Journal(path, wall, loop.clock, log)
+                ),
+                shared=shared,
+            )
+
+        node: app.Gateway = await self._in(number, loop, begun())
+        return node
+
+    @staticmethod
+    async def _in(number: int, loop: ClusterLoop, what: Any) -> Any:
+        """Done in that node's process."""
+        context = contextvars.Context()
+        context.run(NODE.set, number)
+        return await loop.create_task(what, context=context)
+
+    async def _act(
+        self,
+        action: Any,
+        loop: ClusterLoop,
+        upstream: SimulatedUpstream,
+        nodes: list[app.Gateway],
+        told: dict[str, Told],
+    ) -> None:
+        await asyncio.sleep(action.at)
+        match action:
+            case Change():
+                upstream.set(action.conversation, action.participant, action.field, action.value)
+            case Jump():
+                pass  # no wall clock is asked
+            case Request():
+                home = self.plan.homes[action.id]
+                if home in loop.dead:
+                    return
+                client = Client(action, loop)
+                told[action.id] = client.told
+                lifecycle = nodes[home].app
+                assert isinstance(lifecycle, Lifecycle)
+                context = contextvars.Context()
+                context.run(NODE.set, home)
+                task = loop.create_task(client.call(lifecycle), context=context)
+                while not task.done() and home not in loop.dead:
+                    await asyncio.wait([task], timeout=0.25)
+                if not task.done():
+                    self._abandoned.append(task)
+                    client.told.failure = ConnectionResetError("its process was killed")
+                    client.told.ended = loop.clock()
+
+    def _befall(
+        self, blow: Blow, loop: ClusterLoop, redis: SimulatedRedis, upstream: SimulatedUpstream
+    ) -> None:
+        node = blow.node
+        match blow.event:
+            case "pause":
+                loop.pause(node or 0, blow.seconds)
+            case "cut off":
+                redis.cut_off(node, blow.seconds)
+            case "kill":
+                loop.kill(node or 0)
+                for sent in upstream.ledger:
+                    if sent.ended is None and self.plan.homes.get(sent.id) == node:
+                        # Nobody is there to see when it is over; the upstream has it until then.
+                        over = sent.fate.out + sent.fate.back + sent.fate.applied_after
+                        sent.ended = loop.time() if sent.left is None else sent.left + over
+            case "redis stops":
+                redis.stop(blow.seconds)
+            case "redis restarts":
+                redis.restart(redis.model.snapshot(), blow.seconds)
+            case "redis loses":
+                redis.restart(redis.replica(blow.behind), blow.seconds)
+            case "flush":
+                redis.flush()
+            case "clock":
+                redis.offset += blow.seconds
+
+
+async def _kept_by_a_replica(redis: SimulatedRedis) -> None:
+    while True:
+        redis.keep()
+        await asyncio.sleep(0.05)
+
+
+def _lenient(terms: Terms) -> Terms:
+    return replace(terms, max_age=terms.max_age + BETWEEN) if terms.max_age else terms
+
+
+PROMISES = (s1, sources, s4, s7, c2, l1, clients_that_leave)
+# docs/promises.md, Several processes: what may weaken between processes when Redis fails. S2 never does, nor
+# does anything when a process is paused or killed.
+OF_REDIS = frozenset({"cut off", "redis stops", "redis restarts", "redis loses", "flush", "clock"})
+UNTOLD = frozenset({"cut off", "redis stops"})  # a write goes on that others can't be told of
+
+
+def residuals(plan: Plan) -> frozenset[str]:
+    events = {blow.event for blow in plan.blows} & OF_REDIS
+    # Who is stopped takes a Redis that answered meanwhile for one that does not, and isolates.
+    if plan.isolates and any(blow.event == "pause" and blow.seconds >= TIMEOUT for blow in plan.blows):
+        return frozenset({"S3", "S4", "S5"})
+    if not events:
+        return frozenset()
+    if plan.isolates or "clock" in events:
+        return frozenset({"S3", "S4", "S5"})
+    return frozenset({"S3", "S4", "S5"}) if events & UNTOLD else frozenset({"S4"})
+
+
+@dataclass(frozen=True)
+class ClusterEvidence(Evidence):
+    plan: Plan
+
+    def over(self, write: Sent, patch: Sent) -> float:
+        """What names no conversation takes no lock: elsewhere it is known once its client hears of it."""
+        homes = self.plan.homes
+        if write.about.conversation is not None or homes[write.id] == homes[patch.id]:
+            return super().over(write, patch)
+        ended = self.history.told[write.id].ended
+        return math.inf if ended is None or ended >= _left(patch) else _end(write)
+
+
+def broken(plan: Plan, history: History) -> list[Violation]:
+    """But for the named residuals."""
+    evidence = ClusterEvidence(history, plan)
+    found = [violation for promise in PROMISES for violation in promise(evidence)]
+    found += [Violation("traces", f"nobody caught {failure!r}") for failure in history.failures]
+    found += [
+        Violation("traces", f"{id} had no end")
+        for id, told in history.told.items()
+        if told.ended is None or told.ended - told.arrived >= PATIENCE + 31
+    ]
+    return [one for one in found if not set(one.promise.split("+")) & residuals(plan)]

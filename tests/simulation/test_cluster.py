@@ -1,0 +1,201 @@
+"""
+Several gateways on one Redis, in virtual time: the promises hold among them too, whatever befalls them, but
+for what docs/promises.md names. And those with a guard less are found out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import pytest
+
+from gateway.app import PARTS, Parts
+from gateway.rules import FillTarget
+from gateway.state import redis_server
+from gateway.state.lookup import Lookups
+from gateway.state.shared import SharedState, shared_state
+from gateway.state.store_clock import StoreClock
+from tests.simulation.cluster import Blow, Cluster, Makes, Plan, broken, drawn
+from tests.simulation.plays import PEOPLE, legacy, other
+from tests.simulation.promises import Evidence
+from tests.simulation.schedule import Climate, Fate, Request, Schedule, Terms
+
+pytestmark = pytest.mark.no_cover
+
+BLOCK, BLOCKS = 75, 2
+SOAK = int(os.environ.get("CLUSTER_SCHEDULES", "100000"))
+FOUND_WITHIN = 600
+
+
+def examined(first: int, number: int) -> Counter[str]:
+    figures: Counter[str] = Counter()
+    for seed in range(first, first + number):
+        plan = drawn(seed)
+        history = Cluster(plan).run()
+        found = broken(plan, history)
+        assert not found, f"seed {seed}, {plan.blows}: {'; '.join(map(str, found))}"
+        figures.update(blow.event for blow in plan.blows)
+        figures["fills"] += len(Evidence(history).fills)
+    return figures
+
+
+@pytest.mark.parametrize("block", range(BLOCKS))
+def test_no_schedule_of_several_gateways_breaks_a_promise(block: int) -> None:
+    figures = examined(block * BLOCK, BLOCK)
+
+    assert figures["fills"] > BLOCK
+    assert len(figures) == 9, "each of the eight blows falls"
+
+
+@pytest.mark.soak
+def test_no_schedule_of_many_breaks_a_promise() -> None:
+    examined(0, SOAK)
+
+
+def test_a_plan_is_a_function_of_its_seed() -> None:
+    one, other = (Cluster(drawn(7)).run() for _ in range(2))
+
+    assert [(sent.method, sent.begun, sent.body) for sent in one.ledger] == [
+        (sent.method, sent.begun, sent.body) for sent in other.ledger
+    ]
+
+
+# --- with a guard less
+
+
+class LocalClock(StoreClock):
+    """Ages count by this process's own clock, whatever Redis says."""
+
+    def now(self) -> float:
+        return self.local()
+
+    def saw(self, sent: float, said: float, told: float) -> tuple[float, bool]:
+        return self.local(), False
+
+
+class Later(Lookups):
+    """What is only done once the client has its answer."""
+
+    def _later(self, what: Callable[[], Awaitable[None]]) -> None:
+        async def done() -> None:
+            await asyncio.sleep(0.3)
+            await what()
+
+        task = asyncio.get_running_loop().create_task(done())
+        self.__dict__.setdefault("_to_do", set()).add(task)
+        task.add_done_callback(self.__dict__["_to_do"].discard)
+
+
+class InvalidatesLater(Later):
+    async def invalidate_after(self, conversation: str | None) -> None:
+        self._later(partial(super().invalidate_after, conversation))
+
+
+class AcceptsLater(Later):
+    async def accept(self, conversation: str | None, target: FillTarget, value: str) -> None:
+        self._later(partial(super().accept, conversation, target, value))
+
+
+def unchecked(*given: Any, **rest: Any) -> SharedState:
+    made = shared_state(*given, **rest)
+    far = made.locks._far
+    far.lasts = lambda lease: True  # type: ignore[method-assign]
+    return made
+
+
+def by_the_local_clock(*given: Any, clock: StoreClock, **rest: Any) -> SharedState:
+    return shared_state(*given, clock=LocalClock(clock.local), **rest)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterMutant:
+    """`promises`: one of them is seen to break."""
+
+    promises: frozenset[str]
+    parts: Parts = PARTS
+    makes: Makes = shared_state
+
+
+MUTANTS = {
+    "the local clock for age": ClusterMutant(promises=frozenset({"S2", "S5"}), makes=by_the_local_clock),
+    "release before the witness is stored": ClusterMutant(
+        promises=frozenset({"S5"}), parts=Parts(lookups=AcceptsLater)
+    ),
+    "invalidation after the client's reply": ClusterMutant(
+        promises=frozenset({"S3", "S5"}), parts=Parts(lookups=InvalidatesLater)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_several_gateways_with_a_guard_less_are_found_out(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    mutant = MUTANTS[name]
+
+    for seed in range(FOUND_WITHIN):
+        plan = drawn(seed)
+        found = broken(plan, Cluster(plan, mutant.parts, mutant.makes).run())
+        if any(mutant.promises & set(one.promise.split("+")) for one in found):
+            return
+    raise AssertionError(f"{name}: nothing was found in {FOUND_WITHIN} schedules")
+
+
+def staged(
+    actions: tuple[Request, ...], homes: dict[str, int], fates: dict[str, tuple[Fate, ...]], *blows: Blow
+) -> Plan:
+    schedule = Schedule(
+        seed=0,
+        actions=actions,
+        terms=Terms(max_age=3.0, settle=0.0),
+        climate=Climate(shuffled=False, store=0.02),
+        conversations=PEOPLE,
+        fates={id: (*some, *[Fate()] * 9) for id, some in fates.items()},
+    )
+    return Plan(schedule=schedule, nodes=2, homes=homes, skews=(0.0, 0.0), blows=blows, latency=0.0005)
+
+
+def stopped_before_it_sends() -> Plan:
+    """
+    One gateway is stopped while its write has the lock and waits for a connection, for longer than its lease;
+    when it goes on, a fill through the other is in flight.
+    """
+    return staged(
+        (other("w", 0.0), legacy("f", 39.9)),
+        {"w": 0, "f": 1},
+        {"w": (Fate(wait=0.3),), "f": (Fate(), Fate(out=0.5, back=0.5))},
+        Blow(at=0.1, event="pause", node=0, seconds=40.0),
+    )
+
+
+def flushed_after_a_write() -> Plan:
+    """A GET is under way while the other gateway writes; then Redis loses all, before that GET is back."""
+    return staged(
+        (legacy("r", 0.0), other("w", 0.5), legacy("l", 1.5)),
+        {"r": 0, "w": 1, "l": 1},
+        {"r": (Fate(back=2.0),), "w": (), "l": (Fate(back=1.0),)},
+        Blow(at=1.0, event="flush"),
+    )
+
+
+def test_who_was_stopped_longer_than_the_lease_of_its_locks_sends_nothing() -> None:
+    plan = stopped_before_it_sends()
+
+    assert not broken(plan, Cluster(plan).run())
+    found = broken(plan, Cluster(plan, makes=unchecked).run())
+    assert "S4" in {one.promise for one in found}, "and one that does not look at its lease does"
+
+
+def test_generations_are_not_used_again_when_redis_has_lost_its_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, source = flushed_after_a_write(), redis_server._source
+
+    assert not broken(plan, Cluster(plan).run())
+    # Counted from 1, and so from 1 again.
+    counted = ("local number = now\n", "local number = 1\n")
+    monkeypatch.setattr(redis_server, "_source", lambda part: source(part).replace(*counted))
+    found = broken(plan, Cluster(plan).run())
+    assert {"S3", "S5"} & {name for one in found for name in one.promise.split("+")}
