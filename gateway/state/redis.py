@@ -192,7 +192,7 @@ class RedisStore:
     async def accept(self, subject: tuple[str, ...], value: str | None, settle: float) -> None:
         keys = [self._accepted(subject), self._index["accepted"]]
         known = int(value is not None)
-        since = math.ceil(self.now() * 1e6)  # not before what was read of the clock by now
+        since = math.ceil(self.now() * 1e6) if self._server.clock.known else 0
         args = (known, value or "", round(settle * 1e6), self._most, since)
         await self._server.step(self._accept, keys, *args)
 

@@ -116,7 +116,8 @@ class Store(Protocol):
     def now(self) -> float:
         """
         Seconds, of the clock that all times in this file are of. Never less than a time that the store has
-        given before; it may be ahead of what a view or a stamp would say.
+        given before; it may be ahead of what a view or a stamp would say, and far ahead until a store
+        elsewhere has been asked.
         """
 
     def try_view(self, key: Key, subject: tuple[str, ...]) -> View | None:

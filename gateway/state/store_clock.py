@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable
 
+FAR = 1e11  # seconds
 # Seconds by which what two exchanges say of the other clock may contradict each other: more, and it was set.
 TOLERANCE = 0.005
 
@@ -24,18 +25,20 @@ LOCAL: Callable[[], float] = since_boot if hasattr(time, "CLOCK_BOOTTIME") else 
 
 
 class StoreClock:
-    def __init__(self, local: Callable[[], float] = LOCAL, wall: Callable[[], float] = time.time) -> None:
-        """`wall` is a first guess of the other clock, until it has been read."""
+    def __init__(self, local: Callable[[], float] = LOCAL) -> None:
         self.local = local
-        # Between what the other clock is ahead of the local one: no more than a guess until it was read.
-        self._least = self._most = wall() - local()
+        # Between what the other clock is ahead of the local one.
+        self._least, self._most = -math.inf, FAR
         self._floor = -math.inf
-        self._read = False
+        self.known = False  # whether it was ever read
 
     def now(self) -> float:
-        """The most that the other clock may show; until it has been read, a guess that binds nobody."""
+        """
+        The most that the other clock may show. Until it has been read that is far in the future, so that no
+        reading counts as one that began after a call which came before (S2).
+        """
         now = self.local() + self._most
-        if not self._read:
+        if not self.known:
             return now
         if now < self._floor:
             return self._floor
@@ -49,12 +52,12 @@ class StoreClock:
         other clock was set back since it was last read.
         """
         least, most = said - self.local(), said - sent
-        known = self._read
+        known = self.known
         back = known and most < self._least - TOLERANCE
         self._least, self._most = max(self._least, least), min(self._most, most)
-        if self._least > self._most or not self._read:
+        if self._least > self._most or not known:
             self._least, self._most = least, most
-        self._read = True
+        self.known = True
         moment = said if said > told or not known else told
         if moment > self._floor:
             self._floor = moment

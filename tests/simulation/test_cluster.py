@@ -185,8 +185,8 @@ def flushed_after_a_write() -> Plan:
 def test_who_was_stopped_longer_than_the_lease_of_its_locks_sends_nothing() -> None:
     plan = stopped_before_it_sends()
 
-    assert not broken(plan, Cluster(plan).run())
-    found = broken(plan, Cluster(plan, makes=unchecked).run())
+    assert not broken(plan, Cluster(plan).run(), frozenset())
+    found = broken(plan, Cluster(plan, makes=unchecked).run(), frozenset())
     assert "S4" in {one.promise for one in found}, "and one that does not look at its lease does"
 
 
