@@ -117,7 +117,7 @@ class Phases:
             if results is not None and await self._lookups.usable(results):
                 return results
             results = await self._look_up_or_go_unfilled(matched)
-        return results if results and await self._lookups.usable(results) else LookupResults({}, "unsettled")
+        return results if results and await self._lookups.usable(results) else LookupResults({}, "outdated")
 
     async def _look_up_or_go_unfilled(self, matched: MatchedCall) -> LookupResults:
         if not matched.found.missing:
