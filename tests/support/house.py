@@ -30,6 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "checks": {"paths"},
     "config": {"repairs", "paths", "units", "rules", "checks"},
     "explain": {"rules", "repairs", "http"},
+    "description": {"rules", "repairs", "paths"},
     "cases": {"cases/settings", "explain", "rules", "repairs", "http", "state"},
     "server": {"http", "direct_task"},
     "upstream": {"http", "direct_task"},
@@ -47,7 +48,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "cli": {
         "app", "config", "checks", "cases", "explain", "mock", "mock/demo", "rules", "http", "admin/client",
-        "audit",
+        "audit", "description",
     },
     "__main__": {"cli"},
 }  # fmt: skip
