@@ -88,6 +88,7 @@ class Call:
     upgrade: bytes | None = None
     cancel_on_disconnect = False
     holds_connection = staticmethod(may_hold_one)
+    trace_id = ""
     gone = False
     ended = False
     status = 0

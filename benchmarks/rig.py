@@ -63,6 +63,15 @@ class Process:
     def pid(self) -> int:
         return self.running.pid
 
+    def end(self) -> None:
+        """By its id."""
+        self.running.terminate()
+        try:
+            self.running.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self.running.kill()
+            self.running.wait()
+
     def rss(self) -> int:
         """Resident bytes."""
         return resident(self.pid)
@@ -119,20 +128,25 @@ def folder() -> Iterator[Path]:
 @contextlib.contextmanager
 def process(log: Path, port: int, *argv: str, first_core: bool = False) -> Iterator[Process]:
     """Once it listens on `port`; ended by its id when the block ends."""
+    begun = begin(log, port, *argv, first_core=first_core)
+    try:
+        yield begun
+    finally:
+        begun.end()
+
+
+def begin(log: Path, port: int, *argv: str, first_core: bool = False) -> Process:
+    """Once it listens; whoever began it ends it."""
     with log.open("wb") as said:
-        running = subprocess.Popen(argv, stdout=said, stderr=said, start_new_session=True)
-        try:
-            if first_core and 0 not in os.sched_getaffinity(0):
-                os.sched_setaffinity(running.pid, {0})
-            _wait_for(port, running, log)
-            yield Process(running, log)
-        finally:
-            running.terminate()
-            try:
-                running.wait(PATIENCE)
-            except subprocess.TimeoutExpired:
-                running.kill()
-                running.wait()
+        begun = Process(subprocess.Popen(argv, stdout=said, stderr=said, start_new_session=True), log)
+    try:
+        if first_core and 0 not in os.sched_getaffinity(0):
+            os.sched_setaffinity(begun.pid, {0})
+        _wait_for(port, begun.running, log)
+    except BaseException:
+        begun.end()
+        raise
+    return begun
 
 
 @contextlib.contextmanager
@@ -144,8 +158,9 @@ def gateway(
     audit = work / "rewrites.jsonl"
     chosen = settings(f"http://127.0.0.1:{upstream}", str(audit), fill=fill, **sections)
     config = work / "config.yaml"
+    chosen["listen"] = {**sections.get("listen", {}), "port": port}
     # JSON is YAML.
-    config.write_text(json.dumps(chosen | {"listen": {"port": port}, "admin": {"port": admin}}))
+    config.write_text(json.dumps(chosen | {"admin": {"port": admin, "hosts": ["gateway.test"]}}))
     argv = (sys.executable, "-m", "gateway", "run", "--config", str(config))
     with process(work / "gateway.log", port, *argv, first_core=True) as running:
         yield Gateway(running, port, admin, audit)

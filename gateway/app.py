@@ -17,11 +17,11 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from urllib.parse import urlsplit
 
 import uvicorn
@@ -37,12 +37,25 @@ from gateway.admin.line_writer import LineWriter
 from gateway.admin.live import Live
 from gateway.admin.log_lines import JsonLines, LineHandler, TextLines
 from gateway.admin.metrics import Counts, Gauge, Histograms, MetricKey, Metrics, WatchedRule
+from gateway.admin.shown_callers import ShownCallers
 from gateway.admin.troubles import Troubles
 from gateway.audit.callers import Callers
 from gateway.audit.callers_file import CallersFile
-from gateway.audit.finished_call import Observer
-from gateway.audit.writer import AuditLog, Line
-from gateway.config import CorsSettings, CredentialSettings, LogSettings, Settings, UpstreamSettings
+from gateway.audit.claim import Claim
+from gateway.audit.finished_call import CallCounter, Observer
+from gateway.audit.mode_changes import ModeChanged
+from gateway.audit.rotation import Rotation
+from gateway.audit.watched_bodies import WatchedBodies
+from gateway.audit.writer import AuditLog
+from gateway.checks import preflight
+from gateway.config import (
+    AuditSettings,
+    CorsSettings,
+    CredentialSettings,
+    LogSettings,
+    Settings,
+    UpstreamSettings,
+)
 from gateway.errors import GatewayError
 from gateway.http.forwarding import Hop
 from gateway.http.grammar import imitations
@@ -51,6 +64,7 @@ from gateway.proxy.buffered import BufferBudget
 from gateway.proxy.lifecycle import HOLD_PATIENCE, Lifecycle
 from gateway.proxy.passthrough import Passthrough, UploadSlots
 from gateway.proxy.phases import Phases
+from gateway.proxy.shadow_checks import ShadowChecks
 from gateway.proxy.spool import Spools
 from gateway.proxy.tunnel import TunnelSlots
 from gateway.reloads import Reloads, watched
@@ -64,6 +78,7 @@ from gateway.server.limits import ServerLimits, ServerStats
 from gateway.server.stalled_replies import StalledReplies
 from gateway.server.tls import Certificates, TlsListener, TlsUnusable
 from gateway.server.unsent_replies import UnsentReplies
+from gateway.state.applications import Applications
 from gateway.state.credentials import CredentialFingerprints
 from gateway.state.locks import MemoryLocks
 from gateway.state.lookup import Lookups
@@ -72,9 +87,12 @@ from gateway.state.store import Locks, Store
 from gateway.state.sweeps import SweepRate
 from gateway.upstream.connect import tls_context
 from gateway.upstream.connection import Timeouts
-from gateway.upstream.http2 import over_http2
+from gateway.upstream.http2 import HttpxTransport, over_http2
 from gateway.upstream.pool import Pool, PoolLimits
 from gateway.upstream.transport import Transport
+
+if TYPE_CHECKING:
+    from gateway.tracing.export import Tracing
 
 log = logging.getLogger("gateway")
 
@@ -119,6 +137,7 @@ class Gateway:
     live: Live
     draining: asyncio.Event
     certificates: Certificates | None  # that the listener shows, where it speaks TLS
+    tracing: Tracing | None
 
     async def follow(self, settings: Settings, rules_differ: bool) -> None:
         """
@@ -131,11 +150,19 @@ class Gateway:
         if rules_differ:
             await self.lookups.invalidate_after(None)
 
-    def record(self, line: Line) -> None:
-        """What an operator did, on the audit log."""
-        self.audit.append_best_effort(line)
+    async def record(self, lines: Sequence[ModeChanged]) -> None:
+        """What an operator is about to change, on the audit log and the page. Raises Unrecordable."""
+        for line in lines:
+            self.audit.append(line)
+        if self.audit.waits:
+            await self.audit.recorded()
+        else:
+            self.audit.commit()
+        for line in lines:
+            self.live.mode_changed(line)
 
     async def close(self) -> None:
+        await self.lifecycle.close()
         await self.lookups.close()
         self.transport.close()
         await self.transport.wait_closed()
@@ -147,6 +174,8 @@ class Gateway:
             self.access.close()
         if self.callers is not None:
             await self.callers.end()
+        if self.tracing is not None:
+            await self.tracing.end()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,6 +217,7 @@ def build(
     shown = certificates(settings)
     counts, histograms = Counts(), Histograms()
     key = credential_key or _key(settings.credentials) or secrets.token_bytes(32)
+    rotation = rotated(settings.audit, wall)
     audit = parts.audit(
         settings.audit.path,
         wall,
@@ -195,8 +225,10 @@ def build(
         timeout=settings.audit.timeout,
         synced=settings.audit.sync == "always",
         key=derived(key, "audit body"),
+        rotation=rotation,
     )
     transport = transport or connect(settings.upstream)
+    tracing = traced(settings)
     if store is None:
         store = MemoryStore(settings.state_cache.max_entries, settings.state_cache.max_bytes, clock)
     limits = settings.limits
@@ -218,7 +250,7 @@ def build(
     budget = BufferBudget(limits.max_buffered, limits.max_body, memory.give_back, lambda: unsent.held)
     lookups = parts.lookups(
         store,
-        transport,
+        _carrier(transport, settings, tracing, "lookup"),
         wall=wall,
         counts=counts,
         max_body=limits.max_body,
@@ -234,12 +266,13 @@ def build(
         callers = Callers(CallersFile(settings.callers.path, settings.callers.max), wall, counts)
         observers = [*observers, callers.saw]
     refused = stats.log.refused
-    live = Live(wall, shown_rules(settings))
+    bodies = WatchedBodies()
+    live = Live(wall, shown_rules(settings), bodies)
     lifecycle = _lifecycle(
         settings,
         lookups,
         locks,
-        transport,
+        _carrier(transport, settings, tracing, "forward"),
         credentials,
         audit,
         clock,
@@ -247,8 +280,11 @@ def build(
         refused,
         budget,
         spools,
-        (call_metrics.counted(counts, histograms), *observers, live),
+        call_metrics.counted(counts, histograms),
+        (*observers, live),
         hold_patience,
+        tracing,
+        bodies,
     )
     troubles = watched_parts(parts, settings, clock, stats, counts, transport, lookups, audit)
     metrics = exposed(settings, counts, histograms, stats)
@@ -256,6 +292,7 @@ def build(
     if isinstance(locks, MemoryLocks):
         locks.on_waited = histograms["gateway_lock_wait_seconds",].observe
     metrics.measure(gauges(transport, store, locks, audit))
+    metrics.measure({**rotation_gauges(rotation), ("gateway_audit_shared",): lambda: 0})
     metrics.measure({("gateway_access_lines_lost",): lambda: 0 if access is None else access.lost})
     metrics.measure({("gateway_buffered_bytes",): lambda: budget.held + unsent.held})
     draining = asyncio.Event()
@@ -265,7 +302,9 @@ def build(
         "draining": lambda: "the process is about to stop" if draining.is_set() else None,
     }
     admin = health.build(checks, metrics)
-    admin.router.routes += page_routes.routes(live)
+    path = None if settings.callers is None else settings.callers.path
+    shown_callers = ShownCallers(path, live.callers, wall, clock, settings.credentials.key is not None)
+    admin.router.routes += page_routes.routes(live, shown_callers)
     return Gateway(
         lifecycle=lifecycle,
         app=lifecycle if settings.cors is None else answering_cors(lifecycle, settings.cors),
@@ -285,7 +324,47 @@ def build(
         live=live,
         draining=draining,
         certificates=shown,
+        tracing=tracing,
     )
+
+
+def traced(settings: Settings) -> Tracing | None:
+    to = settings.tracing
+    if to is None or to.exporter == "none" or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
+        return None
+    # What it needs is an extra, and takes its time to be loaded.
+    from gateway.tracing.export import Tracing
+
+    return Tracing.to(to.endpoint, to.sample)
+
+
+def _carrier(transport: Transport, settings: Settings, tracing: Tracing | None, phase: str) -> Transport:
+    if tracing is None:
+        return transport
+    from gateway.tracing.transport import TracedTransport
+
+    return TracedTransport(transport, tracing.tracer, settings.upstream.url, phase)
+
+
+def _kind_of_lifecycle(settings: Settings, tracing: Tracing | None) -> Callable[..., Lifecycle]:
+    if tracing is None:
+        return Lifecycle
+    from gateway.tracing.calls import TracedLifecycle
+
+    return partial(TracedLifecycle, tracing.tracer, "http" if settings.listen.tls is None else "https")
+
+
+def tls_files(settings: Settings) -> dict[str, dict[str, str | None]]:
+    """By their sections, those that have to be read and to fit before the gateway runs."""
+    files = {"upstream.tls": settings.upstream.tls.model_dump()}
+    if settings.listen.tls is not None:
+        files["listen.tls"] = settings.listen.tls.model_dump(exclude={"min_version"})
+    return files
+
+
+def warnings(settings: Settings) -> list[str]:
+    """What is allowed but should be known: said by `gateway check` and at start-up."""
+    return [*settings.warnings(), *preflight.warnings(tls_files(settings))]
 
 
 def certificates(settings: Settings) -> Certificates | None:
@@ -356,7 +435,7 @@ def watched_parts(
         clock,
         refusals=lambda: stats.refused["overloaded"] + counts["gateway_refusals_total", "overloaded"],
         held_back=lambda: counts["gateway_lookups_total", "held_back"],
-        answers=transport if isinstance(transport, Pool) else None,
+        answers=transport if isinstance(transport, (Pool, HttpxTransport)) else None,
     )
     stats.log.on_refusal = troubles.refused
     lookups.on_pause = troubles.paused
@@ -395,8 +474,11 @@ def _lifecycle(
     log_refusal: Callable[[GatewayError, str], None],
     budget: BufferBudget,
     spools: Spools,
+    counted: CallCounter,
     observers: Sequence[Observer],
     hold_patience: float,
+    tracing: Tracing | None,
+    bodies: WatchedBodies,
 ) -> Lifecycle:
     limits, to = settings.limits, settings.upstream
     hop = Hop(
@@ -427,14 +509,16 @@ def _lifecycle(
         clock=clock,
         counts=counts,
         lookup_deadline=limits.deadline / 2,  # the call itself is to have the rest
+        bodies=bodies,
     )
-    return Lifecycle(
+    return _kind_of_lifecycle(settings, tracing)(
         rules=rules,
         phases=phases,
         passthrough=passthrough,
         lookups=lookups,
         audit=audit,
         credentials=credentials,
+        applications=Applications(settings.credentials.application),
         hop=hop,
         clock=clock,
         counts=counts,
@@ -442,7 +526,10 @@ def _lifecycle(
         budget=budget,
         max_body=limits.max_body,
         deadline=limits.deadline,
-        direct=isinstance(transport, Pool),  # httpx wants asyncio's own tasks
+        # httpx wants asyncio's own tasks, and so does a trace, whose calls have contexts.
+        direct=isinstance(transport, Pool),
+        counted=counted,
+        shadow_checks=ShadowChecks(lookups, locks, clock, counts),
         observers=observers,
         hold_patience=hold_patience,
     )
@@ -469,6 +556,30 @@ def gauges(transport: Transport, store: Store, locks: Locks, audit: AuditLog) ->
         for number, table in enumerate(Sizes._fields):
             found["gateway_store_entries", table] = partial(_size, store, number)
     return found
+
+
+def rotated(settings: AuditSettings, wall: Callable[[], float]) -> Rotation | None:
+    if settings.rotate is None:
+        return None
+    return Rotation(
+        settings.path,
+        settings.rotate,
+        settings.keep,
+        settings.compress,
+        wall,
+        synced=settings.sync == "always",
+    )
+
+
+def rotation_gauges(rotation: Rotation | None) -> dict[MetricKey, Gauge]:
+    if rotation is None:
+        return {("gateway_audit_rotated_files",): lambda: 0}
+    return {
+        ("gateway_audit_rotations_total",): lambda: rotation.rotated,
+        ("gateway_audit_rotation_failures_total",): lambda: rotation.failures,
+        ("gateway_audit_compression_failures_total",): lambda: rotation.compression_failures,
+        ("gateway_audit_rotated_files",): rotation.files,
+    }
 
 
 def watched_rules(settings: Settings) -> list[WatchedRule]:
@@ -590,6 +701,42 @@ def bind(name: str, host: str, port: int, backlog: int) -> socket.socket:
         raise CannotListen(f"{name}: cannot listen on {host}:{port}: {error.strerror or error}") from error
 
 
+@contextlib.contextmanager
+def claimed(settings: AuditSettings) -> Iterator[Claim]:
+    """
+    The audit log is this gateway's until the block ends, for all processes that it starts. Where another has
+    it, that is told; a log that both rotate is refused: each would delete what the other keeps.
+    Raises LogInUse.
+    """
+    claim = Claim(settings.path)
+    if not claim.take():
+        path = os.path.abspath(settings.path)
+        if claim.holder is None:
+            log.warning(
+                "audit.path: whether another gateway writes to %s cannot be told: %s", path, claim.problem
+            )
+        elif settings.rotate is not None:
+            raise LogInUse(
+                f"audit.path: {path} is written by another gateway ({claim.holder}), and audit.rotate is "
+                "set: stop that one, or give this one a log of its own"
+            )
+        else:
+            log.error(
+                "audit.path: %s is written by another gateway too (%s): counts and reports are of both. Stop "
+                "that one, or give this one a log of its own",
+                path,
+                claim.holder,
+            )
+    try:
+        yield claim
+    finally:
+        claim.end()
+
+
+class LogInUse(Exception):
+    """Another gateway writes to the audit log, and this one may not."""
+
+
 class _Server(uvicorn.Server):
     """uvicorn's server under our signals: its own would end the process by the signal, not with 0."""
 
@@ -679,6 +826,8 @@ def log_start(settings: Settings) -> None:
         log.info("rule %s: %s: %s %s", rule.name, rule.mode, rule.match.method, rule.match.path)
     audit, limits = settings.audit, settings.limits
     where = "standard output" if audit.path == "-" else os.path.abspath(audit.path)
+    if audit.rotate is not None:
+        where += f", rotated at {audit.rotate} bytes, {audit.keep} kept"
     log.info("audit log: %s (sync: %s); access log: %s", where, audit.sync, settings.log.access)
     log.info(
         "limits: max_body %d bytes, max_in_flight %d, max_connections %d, deadline %g s; upstream "
@@ -693,9 +842,9 @@ def log_start(settings: Settings) -> None:
 
 
 async def run(settings: Settings, load: Callable[[], Settings], watch: Path | None = None) -> None:
-    """As `serve_until_stopped`, with the log on standard error."""
-    with logging_to(2, settings.log) as observers:
-        await serve_until_stopped(settings, load, watch, observers)
+    """As `serve_until_stopped`, with the log on standard error. Raises LogInUse."""
+    with logging_to(2, settings.log) as observers, claimed(settings.audit) as claim:
+        await serve_until_stopped(settings, load, watch, observers, claim)
 
 
 async def serve_until_stopped(
@@ -703,6 +852,7 @@ async def serve_until_stopped(
     load: Callable[[], Settings],
     watch: Path | None,
     observers: Sequence[Observer],
+    claim: Claim,
 ) -> None:
     """
     Until SIGTERM or SIGINT; a second one ends the process at once. SIGHUP reopens the audit log, loads
@@ -728,23 +878,30 @@ async def serve_until_stopped(
         loop.add_signal_handler(number, stop, number)
     reloads = Reloads(configured, load, gateway.follow, gateway.record, gateway.counts)
     gateway.admin.router.routes += changes.routes(reloads.reload, reloads.set_mode)
+    gateway.live.reload_problem = lambda: reloads.problem
     tasks: set[asyncio.Task[Any]] = set()
 
     def hang_up() -> None:
         gateway.audit.reopen()
-        if gateway.certificates is not None:
-            gateway.certificates.reload()
         if gateway.access is not None:
             gateway.access.reopen()
-        task = loop.create_task(reloads.reload("SIGHUP"))
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
+        begun: list[Coroutine[Any, Any, Any]] = [reloads.reload("SIGHUP")]
+        if gateway.certificates is not None:
+            begun.append(gateway.certificates.reload_bounded())
+        for one in begun:
+            task = loop.create_task(one)
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
 
     loop.add_signal_handler(signal.SIGHUP, hang_up)
     if watch is not None:
         tasks.add(loop.create_task(watched(watch, reloads)))
-    for warning in settings.warnings():
+    for warning in warnings(settings):
         log.warning("%s", warning)
+    # As it is then: the other may have ended.
+    gateway.metrics.measure(
+        {("gateway_audit_shared",): lambda: float(not claim.take() and claim.holder is not None)}
+    )
     await gateway.audit.begin()
     async with running(settings, gateway, shares) as listening:
         log_start(settings)

@@ -1,5 +1,5 @@
 """
-The command line: run, reload, mode, report, audit, check, rules, explain, mock, demo.
+The command line: run, reload, mode, report, audit, replay, check, rules, explain, mock, demo.
 """
 
 from __future__ import annotations
@@ -15,15 +15,19 @@ from collections.abc import Callable, Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 import typer
 import uvloop
+from pydantic import SecretStr
 
-from gateway import __version__, app, config
+from gateway import __version__, app, config, replay
 from gateway.admin import client
-from gateway.audit import callers_file
+from gateway.audit import callers_file, logged_callers
 from gateway.audit import commands as audit_log
 from gateway.audit import report as reports
+from gateway.audit.reader import Reader, Wanted
+from gateway.audit.selection import LOG_GIVEN, Selected, Selection
 from gateway.cases import run as cases
 from gateway.checks import preflight, told
 from gateway.description import document as description
@@ -64,7 +68,10 @@ def fail(message: str) -> typer.Exit:
 
 
 def unusable(settings: config.Settings) -> Iterator[tuple[str, str]]:
-    return preflight.problems({"upstream.tls": settings.upstream.tls.model_dump()}, settings.audit.path)
+    callers = settings.callers.path if settings.callers is not None else None
+    yield from preflight.problems(app.tls_files(settings), settings.audit.path, callers)
+    if settings.tracing is not None and settings.tracing.exporter == "otlp":
+        yield from preflight.tracing()
 
 
 def failing(settings: config.Settings) -> Iterator[tuple[str, str]]:
@@ -104,14 +111,25 @@ def run(
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(app.run(settings, lambda: config.load(path, also=unusable), path if watch else None))
-    except (app.CannotListen, OSError) as error:
+    except (app.CannotListen, app.LogInUse, OSError) as error:
         raise fail(f"gateway: {error}") from None
 
 
+AdminUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--admin",
+        metavar="URL",
+        help="The gateway's admin side, as http://127.0.0.1:9901; its token is GATEWAY_ADMIN_TOKEN. Else "
+        "the section admin of --config says where it is.",
+    ),
+]
+
+
 @cli.command(name="reload")
-def reload_(path: ConfigPath = DEFAULT) -> None:
+def reload_(path: ConfigPath = DEFAULT, admin: AdminUrl = None) -> None:
     """Have the running gateway read its configuration again."""
-    asked(path, "/api/reload", {})
+    asked(admin_side(path, admin), "/api/reload", {})
 
 
 @cli.command(name="mode")
@@ -119,13 +137,31 @@ def mode_(
     rule: Annotated[str, typer.Argument(help="The rule's name.")],
     mode: Annotated[str, typer.Argument(help="observe, shadow, enforce or on_reject.")],
     path: ConfigPath = DEFAULT,
+    admin: AdminUrl = None,
 ) -> None:
-    """Give a rule of the running gateway another mode, until its next reload or restart."""
-    asked(path, "/api/mode", {"rule": rule, "mode": mode})
+    """Give a rule of the running gateway another mode, until its file has another or a restart."""
+    asked(admin_side(path, admin), "/api/mode", {"rule": rule, "mode": mode})
 
 
-def asked(path: Path, where: str, body: dict[str, str]) -> None:
-    admin = loaded(path).admin
+def admin_side(path: Path, url: str | None) -> config.AdminSettings:
+    """Of the file only that section has to be right: it may be read where the gateway does not run."""
+    if url is None:
+        try:
+            return config.load_admin(path)
+        except config.ConfigError as error:
+            raise fail(str(error)) from None
+    try:
+        there = urlsplit(url)
+        port = there.port or 9901
+    except ValueError:
+        port = -1
+    if port < 0 or there.scheme != "http" or not there.hostname or there.path.strip("/") or there.query:
+        raise fail(f"gateway: --admin: expected a URL such as http://127.0.0.1:9901, got {url!r}")
+    token = os.environ.get("GATEWAY_ADMIN_TOKEN")
+    return config.AdminSettings(host=there.hostname, port=port, token=SecretStr(token) if token else None)
+
+
+def asked(admin: config.AdminSettings, where: str, body: dict[str, str]) -> None:
     try:
         answer = client.post(admin.host, admin.port, where, body, admin.secret)
     except client.NoAnswer as error:
@@ -140,25 +176,34 @@ def asked(path: Path, where: str, body: dict[str, str]) -> None:
 def report(
     context: typer.Context,
     path: ConfigPath = DEFAULT,
+    log: Annotated[
+        str | None,
+        typer.Option("--log", "-l", help="An audit log, instead of the callers' file; - is standard input."),
+    ] = None,
     days: Annotated[int, typer.Option(min=1, max=callers_file.DAYS_KEPT)] = 14,
     json_: Annotated[bool, typer.Option("--json", help="Everybody, with all that is known.")] = False,
     csv: Annotated[bool, typer.Option("--csv", help="Everybody, a line each.")] = False,
 ) -> None:
     """Say which callers still need the gateway, the last to need it first."""
-    settings = loaded(path)
-    if settings.callers is None:
-        raise fail(f"gateway report: {path}: there is no section callers, so nobody writes down who calls")
-    stable = settings.credentials.key is not None
     clock: Callable[[], float] = context.obj or time.time
+    stable = None  # whose log it is, and so under which key, is not known
+    source: config.CallersSettings | None = None
+    if log is None:
+        settings = loaded(path)
+        stable, source = settings.credentials.key is not None, settings.callers
     try:
-        callers = callers_file.read(settings.callers.path, days, clock())
+        if source is None:
+            selected = Selection(lambda path: loaded(path).audit.path, clock).selected(log, path)
+            callers = logged_callers.added_up(selected.calls(Reader(Wanted())), days, clock())
+        else:
+            callers = callers_file.read(source.path, days, clock())
     except Unrecordable as error:
         raise fail(f"gateway report: {error}") from None
     if json_:
         typer.echo(reports.as_json(callers, stable))
     elif csv:
         typer.echo(reports.as_csv(callers), nl=False)
-        if not stable:
+        if stable is False:
             typer.echo(reports.UNSTABLE, err=True)
     else:
         for line in reports.table(callers, stable):
@@ -198,7 +243,7 @@ def check(
     lines = [f"{path}: {len(settings.rules)} rules, forwarding to {settings.upstream.url}"]
     if tried := sum(len(rule.cases) for rule in settings.rules):
         lines.append(f"{tried} cases come out as expected")
-    lines += [f"warning: {warning}" for warning in settings.warnings()]
+    lines += [f"warning: {warning}" for warning in app.warnings(settings)]
     for rule in settings.rules:
         lines += ["", *rule.describe()]
     typer.echo("\n".join(lines))
@@ -281,6 +326,27 @@ def show(told: Explanation) -> None:
 
 
 cli.add_typer(audit_log.build(lambda path: loaded(path).audit.path, time.time), name="audit")
+
+
+@cli.command(name="replay")
+@Selection(lambda path: loaded(path).audit.path, time.time).command(LOG_GIVEN)
+def replay_(
+    selected: Selected,
+    new: Annotated[Path, typer.Option("--config", "-c", help="The configuration with the rules to try.")],
+    was: Annotated[
+        Path | None, typer.Option(help="The configuration that the calls came under: then more can be told.")
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="JSON instead of text.")] = False,
+) -> None:
+    """Say what other rules would have done with the calls on an audit log, as far as it tells."""
+    were = () if was is None else loaded(was).rules
+    replayed = replay.replayed(loaded(new).rules, were, selected.calls(Reader(selected.wanted)))
+    rules, rows = replay.summed(replayed)
+    if json_:
+        typer.echo(json.dumps({"rules": rules, "differing": rows}, indent=2))
+        return
+    for line in replay.table(rules, rows):
+        typer.echo(line)
 
 
 @cli.command(name="mock")

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -92,6 +92,7 @@ def _token(value: SecretStr | None) -> SecretStr | None:
 # A key that is shorter could be found by trying.
 LEAST_KEY = 32
 LEAST_TOKEN = 16
+LEAST_ROTATED = 64 * 2**10  # bytes: smaller ones would come by the second
 SECRETS = {"credentials.key", "admin.token"}  # no error repeats what was given
 Count = Annotated[int, Field(gt=0)]
 Port = Annotated[int, Field(ge=0, le=65535)]
@@ -101,25 +102,44 @@ Origin = Annotated[str, Field(pattern=r"^(\*|https?://[^/\s]+)$")]
 
 class ListenTlsSettings(Section):
     certificate: Annotated[str, Field(min_length=1)]
+    """A PEM file, the chain below it too; loaded again when it changes, and on SIGHUP."""
     key: Annotated[str, Field(min_length=1)]
+    """The PEM file of its key, without a password."""
     client_ca: Annotated[str, Field(min_length=1)] | None = None
+    """A PEM file: a client must show a certificate of these authorities, which counts as a credential."""
     # YAML reads 1.2 as a number.
     min_version: Annotated[Literal["1.2", "1.3"], BeforeValidator(str)] = "1.2"
+    """The oldest version of TLS that is spoken."""
 
 
 class ListenSettings(Section):
     host: str = "127.0.0.1"
+    """The address that clients connect to."""
     port: Port = 8080
+    """Its port; 0: any that is free."""
     backlog: Count = 4096
+    """Clients that may wait to be accepted; `net.core.somaxconn` may allow fewer (the log says so)."""
     trusted_proxies: tuple[Annotated[str, checked(_network)], ...] = ()
+    """Networks whose `Forwarded` and `X-Forwarded-*` are believed and added to."""
     tls: ListenTlsSettings | None = None
+    """The listener speaks TLS where this section is there."""
 
 
 class AdminSettings(Section):
     host: str = "127.0.0.1"
+    """The address of the live page (`/`), `/healthz`, `/readyz`, `/metrics` and `/counts`."""
     port: Port = 9901
+    """Its port."""
     hosts: tuple[Annotated[str, Field(pattern=r"^[^\s/:]+$")], ...] = ()
+    """
+    Names in a Host field to which the admin side answers, beside addresses, `localhost` and `admin.host`:
+    else 421.
+    """
     token: Annotated[SecretStr | None, AfterValidator(_token)] = None
+    """
+    A secret of at least 16 characters that all but the probes asks for (`Authorization: Bearer …`); without
+    one, where `admin.host` is no loopback address, only the probes are served.
+    """
 
     @property
     def secret(self) -> str | None:
@@ -136,8 +156,14 @@ class AdminSettings(Section):
 
 class TlsSettings(Section):
     ca: str | None = None
+    """
+    A PEM file of the authorities that are trusted, in the place of the system's; verification cannot be
+    switched off.
+    """
     certificate: str | None = None
+    """A PEM file: what the gateway shows the upstream."""
     key: str | None = None
+    """The PEM file of its key, where the certificate's has none."""
 
     @model_validator(mode="after")
     def _no_key_alone(self) -> TlsSettings:
@@ -148,29 +174,68 @@ class TlsSettings(Section):
 
 class UpstreamSettings(Section):
     url: Annotated[str, checked(_upstream_url)]
+    """The only address anything is ever sent to; may have a path prefix."""
     connect_timeout: Timeout = 2.0
+    """For name, connection and TLS together."""
     read_timeout: Timeout = 15.0
+    """For a reply's whole head, then without a byte from the upstream."""
     write_timeout: Timeout = 15.0
+    """Without a byte that the upstream takes."""
     pool_timeout: Timeout = 1.0
+    """For a connection to come free."""
     idle_timeout: Timeout = 4.0
+    """Of a kept connection; keep it under the upstream's own."""
     max_lifetime: Timeout = 300.0
+    """Of a kept connection."""
     max_connections: Count = 200
+    """
+    Half of them at most for bodies that are streamed (over 64 KiB, or not whole within 2 s), a quarter of
+    that for those of one caller. While calls wait for a connection, as many clients whose replies hold one
+    are cut off: who has not kept up for half a second and takes less than 64 KiB a second, the longest first.
+    """
     max_pause: Duration = 60.0
+    """The longest that a 429 with Retry-After pauses a caller's look-ups."""
     preserve_host: bool = False
+    """Send the client's Host instead of the URL's."""
     http2: bool = False
+    """Use httpx's HTTP/2 transport."""
     tls: TlsSettings = TlsSettings()
+    """For an `https` URL."""
 
 
 class StateCacheSettings(Section):
     max_entries: Count = 10_000
+    """Readings kept."""
     max_bytes: Size = 64 * 2**20
+    """What they may need of memory."""
 
 
 class CredentialSettings(Section):
     headers: tuple[FieldName, ...] = ()
+    """
+    Fields that tell callers apart although they are trace context, request ids or forwarding fields; all
+    others do so anyway.
+    """
     ignore: tuple[FieldName, ...] = ()
+    """
+    Fields that do not tell callers apart: name only what can neither authorise nor select. Authorization,
+    Cookie and Host are refused.
+    """
     query: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """
+    Parameters of a call's query that its look-up carries too, such as `access_token`. Without that, a call
+    with a credential in its query goes on as it came (`credential-in-query`).
+    """
     key: Annotated[SecretStr, AfterValidator(_key)] | None = None
+    """
+    A secret of at least 32 bytes: `credential` and `sha256` on the audit log are then the same in every
+    process and after a restart; without it each process makes its own.
+    """
+    application: tuple[FieldName, ...] = ()
+    """
+    Fields in which a client names its application, for the report, as it says; without one, the claim of a
+    token that is a JWT. What they hold is written down and shown: name no credential.
+    """
 
     @model_validator(mode="after")
     def _nothing_ignored_that_authenticates(self) -> CredentialSettings:
@@ -181,6 +246,11 @@ class CredentialSettings(Section):
                 errors.append(f"ignore[{i}]: expected no field that says who calls or whom, got {name!r}")
             elif name.lower() in counted:
                 errors.append(f"ignore[{i}]: expected no field that credentials.headers names, got {name!r}")
+        errors += [
+            f"application[{i}]: expected a field that may be shown, got {name!r}, which says who calls"
+            for i, name in enumerate(self.application)
+            if name.lower().encode() in NEVER_IGNORED or name.lower() in counted
+        ]
         if errors:
             raise ValueError("\n".join(errors))
         return self
@@ -188,53 +258,168 @@ class CredentialSettings(Section):
 
 class AuditSettings(Section):
     path: Annotated[str, Field(min_length=1)] = "rewrites.jsonl"
+    """A file, or `-` for standard output."""
     sync: Literal["never", "always"] = "never"
+    """
+    `always`: a rewrite leaves only once its line is synced to the disk (fdatasync), one sync for all that
+    wait.
+    """
     timeout: Timeout = 0.25
+    """
+    How long a pipe, or with `always` the disk, may take for the lines; then the log counts as unwritable.
+    """
+    rotate: Annotated[Size, Field(ge=LEAST_ROTATED)] | None = None
+    """
+    From this size on the gateway rotates the file itself ([how](operations.md#rotating-the-audit-log)); at
+    least 64KiB.
+    """
+    keep: Count = 10
+    """How many rotated files are kept."""
+    compress: bool = False
+    """`true`: rotated files but the newest are compressed with gzip."""
+
+    @model_validator(mode="after")
+    def _a_file_where_it_is_rotated(self) -> AuditSettings:
+        if self.rotate is not None and self.path == "-":
+            raise ValueError("rotate: expected a file as audit.path, got standard output")
+        return self
 
 
 class LogSettings(Section):
     format: Literal["text", "json"] = "text"
+    """
+    The log goes to standard error: `text`, coloured on a terminal unless `NO_COLOR` is set, or `json`, one
+    object a line.
+    """
     level: Literal["debug", "info", "warning", "error"] = "info"
+    """At `debug` each matched call that was not rewritten has a line too."""
     rewrites: bool = True
+    """One line for each rewrite, at `info`."""
     access: Annotated[str, Field(min_length=1)] = "none"
+    """
+    A file, or `-` for standard output: one line for each request, whichever serves it. SIGHUP reopens it;
+    lines that nobody takes in time are dropped and counted.
+    """
     access_format: Literal["json", "combined"] = "json"
+    """`combined` is as Apache and nginx write it."""
 
 
 class CallersSettings(Section):
     path: Annotated[str, Field(min_length=1)] = "callers.sqlite3"
+    """An SQLite file."""
     max: Count = 10_000
+    """Callers in it at most."""
 
 
 class LimitSettings(Section):
     max_body: Size = 2**20
+    """Of a matched call, also decoded; of a look-up's reply."""
     max_write: Size = 32 * 2**20
+    """
+    Of a write that no rule fills: past `max_body` it waits in a temporary file (`TMPDIR`; 16 at a time, 4 of
+    one caller) until it is whole, past this it is 413.
+    """
     max_buffered: Size = 256 * 2**20
+    """
+    Bodies and large replies that wait in memory, in all calls together; one caller has a quarter of it (or
+    `max_body`): then 503, and nothing was sent. What clients do not take of their replies may be half of it.
+    """
     max_head: Size = 32 * 2**10
+    """Of a request's head: else 431."""
     max_headers: Count = 100
+    """Fields in it: else 431."""
     max_target: Size = 8 * 2**10
+    """Of a request's target: else 414."""
     max_connections: Count = 20_000
+    """
+    Clients: past it 503 at once, with Retry-After. Where the process may not open as many files there are
+    fewer, and the log says so.
+    """
     max_in_flight: Count = 1_000
+    """
+    Calls in flight: past it 503 at once, with Retry-After; a caller that has less than a tenth of the places
+    finds a tenth more. A call whose body is waited for is not in flight; of those there may be four times as
+    many beside.
+    """
     overload_pause: Duration = 0.5
+    """
+    For how long a client that was refused past `max_in_flight` is not read; longer where very many were.
+    `0s`: it is read at once.
+    """
     head_timeout: Timeout = 10.0
+    """For a whole head."""
     body_timeout: Timeout = 10.0
+    """Between two pieces of a body."""
     upload_timeout: Timeout = 60.0
+    """In which a body that waits in a temporary file (`max_write`) has to be whole: else 408."""
     write_timeout: Timeout = 60.0
+    """Without the client taking a byte."""
     min_rate: Size = 500
+    """
+    What a client has to give or take in a second, on average over each 10 s in which it is waited for: else
+    408, or the connection is cut. A reply that is not read at all ends by this, before `write_timeout`. 0:
+    any.
+    """
     keep_alive: Timeout = 60.0
+    """Of idle client connections."""
     lock_timeout: Timeout = 5.0
+    """Waiting for the conversation's lock: else 503, nothing was sent."""
     unnamed_write_rate: Count = 2
+    """
+    Writes a second of one credential that name no conversation: each makes the gateway forget all that was
+    read. More wait, for `lock_timeout` at most, then 503, nothing was sent.
+    """
     deadline: Timeout = 15.0
+    """Of a matched call, from arrival to the head of its reply: else 504."""
     drain_timeout: Timeout = 30.0
+    """Finishing what is in flight after SIGTERM."""
     tunnel_idle: Timeout = 300.0
+    """Of a WebSocket on which neither side speaks."""
     max_tunnels: Count | None = None
+    """
+    WebSockets and other upgrades at a time, of those a quarter for one client (address and credential): past
+    either 503, nothing was sent. None given: a quarter of `upstream.max_connections`.
+    """
+
+
+def _collector(value: str) -> None:
+    try:
+        url = urlsplit(value)
+        usable = url.scheme in {"http", "https"} and url.hostname and url.port != 0
+    except ValueError:
+        usable = False
+    if not usable or url.username or url.password or url.query or url.fragment:
+        raise ValueError("expected http(s)://host[:port][/prefix]")
+
+
+class TracingSettings(Section):
+    """What is not given here, the OTEL_* variables of OpenTelemetry's SDK say."""
+
+    exporter: Literal["otlp", "none"] = "otlp"
+    """OTLP over HTTP; `none`: as without the section."""
+    endpoint: Annotated[str, checked(_collector)] | None = None
+    """
+    The collector, such as `http://collector:4318`, to which `/v1/traces` is added; without it
+    OTEL_EXPORTER_OTLP_ENDPOINT, else localhost.
+    """
+    sample: Annotated[float, Field(ge=0, le=1)] | None = None
+    """
+    The share of the traces that begin here, 0 to 1; without it OTEL_TRACES_SAMPLER, else all. What a client
+    began is sampled as it says.
+    """
 
 
 class CorsSettings(Section):
     origins: Annotated[tuple[Origin, ...], AfterValidator(at_least_one)]
+    """`https://name[:port]`, or `"*"`."""
     methods: tuple[str, ...] = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+    """What a page may use."""
     headers: tuple[str, ...] = ("*",)
+    """Fields that it may send; `*`: any."""
     credentials: bool = False
+    """Whether it may send cookies; with named origins only."""
     max_age: Duration = 600.0
+    """How long the answer holds."""
 
     @model_validator(mode="after")
     def _no_credentials_for_everybody(self) -> CorsSettings:
@@ -256,17 +441,39 @@ def _same_address(one: tuple[str, int], other: tuple[str, int]) -> bool:
 
 class Settings(Section):
     listen: ListenSettings = ListenSettings()
+    """Where clients connect."""
     admin: AdminSettings = AdminSettings()
+    """The operator's side."""
     upstream: UpstreamSettings
+    """The API that is called."""
     state_cache: StateCacheSettings = StateCacheSettings()
+    """What was looked up, in memory."""
     credentials: CredentialSettings = CredentialSettings()
+    """What tells callers apart. Nothing has to be set for callers to be safe from each other."""
     audit: AuditSettings = AuditSettings()
+    """The log of every rewrite."""
     log: LogSettings = LogSettings()
+    """What the process says, and the access log."""
     callers: CallersSettings | None = None
+    """
+    Who calls and what they need is written down, for `gateway report`, where this section is there, also an
+    empty one; the shipped file has it.
+    """
     limits: LimitSettings = LimitSettings()
+    """What one client, and all together, may take."""
     cors: CorsSettings | None = None
+    """Where this section is there preflights are answered here; without it they pass."""
+    tracing: TracingSettings | None = None
+    """
+    Where this section is there each call has a span, sent to a collector; needs the extra:
+    `pip install 'gateway[otel]'`.
+    """
     mode: Mode = "enforce"
+    """The mode of all rules that have none of their own."""
     rules: tuple[RuleSettings, ...] = ()
+    """
+    Which calls are repaired, and how. The rule with the most specific path counts, and of equals the first.
+    """
 
     @field_validator("rules")
     @classmethod
@@ -355,15 +562,20 @@ _VARIABLE = re.compile(r"\$\{(?:([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\})?")
 _UNFIT = re.compile("[\0\ud800-\udfff]")
 
 
-def _expanded(value: Any, environment: Mapping[str, str], place: str, errors: list[Problem]) -> Any:
-    """Variables are replaced in the scalars, after YAML is parsed, so that no value can add structure."""
+def _expanded(
+    value: Any, environment: Mapping[str, str], place: str, errors: list[Problem], given: dict[str, str]
+) -> Any:
+    """
+    Variables are replaced in the scalars, after YAML is parsed, so that no value can add structure. `given`
+    gets the places that one was given for, with its name.
+    """
     if isinstance(value, dict):
         return {
-            key: _expanded(item, environment, f"{place}.{key}" if place else str(key), errors)
+            key: _expanded(item, environment, f"{place}.{key}" if place else str(key), errors, given)
             for key, item in value.items()
         }
     if isinstance(value, list):
-        return [_expanded(item, environment, f"{place}[{i}]", errors) for i, item in enumerate(value)]
+        return [_expanded(one, environment, f"{place}[{i}]", errors, given) for i, one in enumerate(value)]
     if not isinstance(value, str):
         return value
 
@@ -373,6 +585,8 @@ def _expanded(value: Any, environment: Mapping[str, str], place: str, errors: li
             errors.append(Problem(place, "expected ${NAME} or ${NAME:-default}"))
             return ""
         text = environment.get(name) or default
+        if environment.get(name):
+            given[place] = name
         if text is None:
             errors.append(Problem(place, f"the environment variable {name} is not set and has no default"))
             return ""
@@ -472,13 +686,22 @@ FROM_ENVIRONMENT: Mapping[str, tuple[str, str]] = {
 }
 
 
-def _completed(document: dict[Any, Any], environment: Mapping[str, str]) -> dict[Any, Any]:
+def _completed(
+    document: dict[Any, Any], environment: Mapping[str, str], given: dict[str, str]
+) -> dict[Any, Any]:
     completed = dict(document)
     for name, (section, key) in FROM_ENVIRONMENT.items():
-        given = completed.get(section, {})
-        if environment.get(name) and isinstance(given, dict) and key not in given:
-            completed[section] = {**given, key: environment[name]}
+        there = completed.get(section, {})
+        if environment.get(name) and isinstance(there, dict) and key not in there:
+            completed[section] = {**there, key: environment[name]}
+            given[f"{section}.{key}"] = name
     return completed
+
+
+def _from(problem: Problem, given: Mapping[str, str]) -> Problem:
+    """Whoever set a variable looks for its name."""
+    name = given.get(problem.path)
+    return problem._replace(message=f"{problem.message} (from {name})") if name else problem
 
 
 # What more has to be right once the rest is: settings, and what is wrong with each.
@@ -496,10 +719,43 @@ def parse(
     also: Also = nothing_more,
 ) -> Settings:
     """Raises ConfigError with every error there is."""
+    return _parsed(Settings, text, environment, name, also, lambda whole: whole)
+
+
+class _AdminAlone(Section):
+    admin: AdminSettings = AdminSettings()
+
+
+def load_admin(path: Path, environment: Mapping[str, str] = os.environ) -> AdminSettings:
+    """
+    Where the gateway's admin side is: what else the file says may be wrong, or need variables that are only
+    set where the gateway runs. Raises ConfigError.
+    """
+
+    def admin(whole: dict[Any, Any]) -> dict[Any, Any]:
+        return {key: value for key, value in whole.items() if key == "admin"}
+
+    return _parsed(_AdminAlone, _read(path), environment, path.name, lambda _: (), admin).admin
+
+
+Parsed = TypeVar("Parsed", bound=Section)
+
+
+def _parsed(
+    model: type[Parsed],
+    text: str,
+    environment: Mapping[str, str],
+    name: str,
+    also: Callable[[Parsed], Iterable[tuple[str, str]]],
+    wanted: Callable[[dict[Any, Any]], dict[Any, Any]],
+) -> Parsed:
+    """`wanted` are the sections of a document that the model has."""
     errors: list[Problem] = []
+    given: dict[str, str] = {}
     try:
         read = document.read(text)
-        expanded = _expanded(read.data, environment, "", errors)
+        whole = wanted(read.data) if isinstance(read.data, dict) else read.data
+        expanded = _expanded(whole, environment, "", errors, given)
     except document.Unreadable as error:
         raise ConfigError([f"{_at(name, mark)}: {message}" for mark, message in error.errors]) from error
     except RecursionError as error:
@@ -507,14 +763,14 @@ def parse(
     if not isinstance(expanded, dict):
         raise ConfigError([f"{name}: expected a mapping with upstream and rules"])
     try:
-        settings = Settings.model_validate(_completed(expanded, environment))
+        settings = model.model_validate(wanted(_completed(expanded, environment, given)))
     except ValidationError as error:
         known = {place.path for place in errors}
         errors += [place for one in error.errors() for place in _places(one) if place.path not in known]
     else:
         errors += [Problem(*one) for one in also(settings)] if not errors else []
     if errors:
-        raise ConfigError([_line(one, name, read) for one in errors])
+        raise ConfigError([_line(_from(one, given), name, read) for one in errors])
     return settings
 
 
@@ -523,12 +779,15 @@ def load(
     environment: Mapping[str, str] = os.environ,
     also: Also = nothing_more,
 ) -> Settings:
+    return parse(_read(path), environment, path.name, also)
+
+
+def _read(path: Path) -> str:
     try:
         with path.open("rb") as file:
             # Not more than what is refused anyway, however long the file is.
             content = file.read(document.MOST_BYTES + 1)
         # A last character that is cut in two is beyond what is allowed too.
-        text = content.decode("utf-8-sig", "strict" if len(content) <= document.MOST_BYTES else "replace")
+        return content.decode("utf-8-sig", "strict" if len(content) <= document.MOST_BYTES else "replace")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError([f"{path}: cannot be read: {error}"]) from error
-    return parse(text, environment, path.name, also)

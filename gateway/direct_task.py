@@ -28,8 +28,8 @@ class DirectTask(Struct, eq=False, weakref=True):
     _loop: asyncio.AbstractEventLoop
     _ended: Callable[[DirectTask], None]
     _awaited: Any = None
+    failure: BaseException | None = None  # what the coroutine raised, whatever it is
     _over: bool = False
-    _error: BaseException | None = None
     _must_cancel: bool = False
     _cancelling: int = 0
 
@@ -49,10 +49,10 @@ class DirectTask(Struct, eq=False, weakref=True):
         except StopIteration:
             self._over = True
         except (KeyboardInterrupt, SystemExit) as raised:
-            self._over, self._error = True, raised
+            self._over, self.failure = True, raised
             raise
         except BaseException as raised:  # noqa: BLE001  # it is the task's outcome, whatever it is (`exception`)
-            self._over, self._error = True, raised
+            self._over, self.failure = True, raised
         finally:
             _leave_task(loop, self)  # type: ignore[arg-type]
         if self._over:
@@ -62,7 +62,7 @@ class DirectTask(Struct, eq=False, weakref=True):
                 said = {"message": "a task could not be ended", "exception": raised, "task": self}
                 loop.call_exception_handler(said)
             # It keeps the frames of the call, and these what they hold, until the collector comes.
-            self._error = error = None
+            self.failure = error = None
             return
         self._awaited = awaited
         if type(awaited) is Arrival:
@@ -90,12 +90,12 @@ class DirectTask(Struct, eq=False, weakref=True):
         return self._over
 
     def cancelled(self) -> bool:
-        return isinstance(self._error, asyncio.CancelledError)
+        return isinstance(self.failure, asyncio.CancelledError)
 
     def exception(self) -> BaseException | None:
-        if isinstance(self._error, asyncio.CancelledError):
-            raise self._error
-        return self._error
+        if isinstance(self.failure, asyncio.CancelledError):
+            raise self.failure
+        return self.failure
 
     def get_loop(self) -> asyncio.AbstractEventLoop:
         return self._loop

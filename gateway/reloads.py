@@ -11,13 +11,15 @@ import asyncio
 import logging
 import os
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import Any, Final, cast, get_args
 
 from gateway.audit.mode_changes import ModeChanged
+from gateway.bounded_reads import BoundedReads, Hangs
 from gateway.config import ConfigError, Settings
+from gateway.errors import Unrecordable
 from gateway.rules import Mode, RuleSettings
 
 MODES: Final[tuple[str, ...]] = get_args(Mode)
@@ -37,8 +39,9 @@ class Reloaded:
 class Reloads:
     """
     `load` reads the configuration again, and raises ConfigError. `follow` has the calls to come go by these
-    settings' rules; it is told whether more than modes differ. `record` writes down each mode that
-    changed.
+    settings' rules; it is told whether more than modes differ. `record` writes down the modes that are
+    about to change, all of them or none; it raises Unrecordable, and then nothing is changed. A mode that
+    was set holds until the file's own for that rule is another than it was.
     """
 
     def __init__(
@@ -46,8 +49,9 @@ class Reloads:
         settings: Settings,
         load: Callable[[], Settings],
         follow: Callable[[Settings, bool], Awaitable[None]],
-        record: Callable[[ModeChanged], None],
+        record: Callable[[list[ModeChanged]], Awaitable[None]],
         counts: Counter[tuple[str, ...]],
+        reads: BoundedReads | None = None,
     ) -> None:
         self.settings = settings
         self.problem: str | None = None  # of the last reload, where that failed
@@ -55,57 +59,89 @@ class Reloads:
         self._follow = follow
         self._record = record
         self._counts = counts
+        self._reads = reads or BoundedReads()
+        self._of_file = {rule.name: rule.mode for rule in settings.rules}
+        self._set: dict[str, Mode] = {}
         self._turn = asyncio.Lock()
 
     async def reload(self, by: str) -> Reloaded:
         """`by`: who asked for it, for the log."""
         async with self._turn:
             try:
-                settings = await asyncio.to_thread(self._load)
-            except ConfigError as error:
+                settings = await self._reads.read(self._load)
+                # What waits for a restart is told at each reload until it has come.
+                waiting = differing(self.settings, settings)
+                kept = self._modes_that_hold(settings)
+                said = await self._change(_with_modes(settings.rules, kept), by)
+            except (ConfigError, Hangs, Unrecordable) as error:
                 self._counts["gateway_reloads_total", "failed"] += 1
-                self.problem = str(error)
-                log.error("reload (%s) refused, nothing is changed: %s", by, error)
-                return Reloaded(False, str(error).splitlines())
+                self.problem = _why(error)
+                log.error("reload (%s) refused, nothing is changed: %s", by, self.problem)
+                return Reloaded(False, self.problem.splitlines())
             self._counts["gateway_reloads_total", "ok"] += 1
             self.problem = None
-            # What waits for a restart is told at each reload until it has come.
-            waiting = differing(self.settings, settings)
-            said = await self._change(settings.rules, by)
+            self._set, self._of_file = kept, {rule.name: rule.mode for rule in settings.rules}
+            said += [
+                f"rule {name} stays in mode {mode}, which was set: the file says {self._of_file[name]}"
+                for name, mode in kept.items()
+            ]
             said += [f"{name} differs: it takes a restart" for name in waiting]
             for line in said or ["nothing differs"]:
                 log.info("reload (%s): %s", by, line)
             return Reloaded(True, said)
 
     async def set_mode(self, name: str, mode: str, by: str) -> Reloaded:
-        """Until the next reload or restart, which go by the file again."""
+        """Until the file's mode for the rule is another than it was, or a restart."""
         async with self._turn:
             if mode not in MODES:
                 return Reloaded(False, [f"mode: expected one of {', '.join(MODES)}, got {mode[:64]!r}"])
             if not any(rule.name == name for rule in self.settings.rules):
                 known = ", ".join(rule.name for rule in self.settings.rules) or "none"
                 return Reloaded(False, [f"there is no rule {name[:64]!r}; there are: {known}"])
-            rules = tuple(
-                rule.model_copy(update={"mode": mode}) if rule.name == name else rule
-                for rule in self.settings.rules
-            )
-            said = await self._change(rules, by)
+            wanted = cast(Mode, mode)
+            try:
+                said = await self._change(_with_modes(self.settings.rules, {name: wanted}), by)
+            except Unrecordable as error:
+                log.error("mode (%s) refused, nothing is changed: %s", by, _why(error))
+                return Reloaded(False, [_why(error)])
+            if self._of_file[name] == wanted:
+                self._set.pop(name, None)
+                until = "as in the file"
+            else:
+                self._set[name] = wanted
+                until = "until the file has another mode for it, or a restart"
             for line in said:
-                log.warning("mode (%s): %s, until the next reload or restart", by, line)
+                log.warning("mode (%s): %s, %s", by, line, until)
             return Reloaded(True, said or [f"{name} is in mode {mode} already"])
 
+    def _modes_that_hold(self, settings: Settings) -> dict[str, Mode]:
+        """Of the modes that were set, those that hold on under these settings."""
+        of_file = {rule.name: rule.mode for rule in settings.rules}
+        return {name: mode for name, mode in self._set.items() if self._of_file[name] == of_file.get(name)}
+
     async def _change(self, rules: tuple[RuleSettings, ...], by: str) -> list[str]:
-        was, self.settings = self.settings, self.settings.model_copy(update={"rules": rules})
+        was = self.settings
         if was.rules == rules:
             return []
         before = {rule.name: rule for rule in was.rules}
         after = {rule.name: rule for rule in rules}
-        for name, rule in after.items():
-            if name in before and before[name].mode != rule.mode:
-                self._record(ModeChanged.of(name, before[name].mode, rule.mode, by))
+        changed = [
+            ModeChanged.of(name, before[name].mode, rule.mode, by)
+            for name, rule in after.items()
+            if name in before and before[name].mode != rule.mode
+        ]
+        if changed:
+            await self._record(changed)
+        self.settings = was.model_copy(update={"rules": rules})
         await self._follow(self.settings, _but_for_modes(was) != _but_for_modes(self.settings))
         said = [_said(before.get(name), after.get(name)) for name in before | after]
         return [line for line in said if line is not None] or ["the rules have another order"]
+
+
+def _why(error: ConfigError | Hangs | Unrecordable) -> str:
+    if isinstance(error, Unrecordable):
+        return f"no mode changes unrecorded: {error.detail}"
+    return str(error)
 
 
 def _said(before: RuleSettings | None, after: RuleSettings | None) -> str | None:
@@ -120,6 +156,12 @@ def _said(before: RuleSettings | None, after: RuleSettings | None) -> str | None
     if before.model_copy(update={"mode": after.mode}) != after:
         changed.append("it says something else")
     return f"rule {after.name}: {' and '.join(changed)}"
+
+
+def _with_modes(rules: tuple[RuleSettings, ...], modes: Mapping[str, Mode]) -> tuple[RuleSettings, ...]:
+    return tuple(
+        rule.model_copy(update={"mode": modes[rule.name]}) if rule.name in modes else rule for rule in rules
+    )
 
 
 def _but_for_modes(settings: Settings) -> list[RuleSettings]:
@@ -150,10 +192,14 @@ async def watched(path: Path, reloads: Reloads, every: float = WATCHED) -> None:
     Reloads whenever the file is another, and stays so from one look to the next: also where a link in its
     place was exchanged.
     """
+    reads = BoundedReads()
     known = before = _identity(path)
     while True:
         await asyncio.sleep(every)
-        found = _identity(path)
+        try:
+            found = await reads.read(lambda: _identity(path))
+        except Hangs:
+            continue
         if found is not None and found == before and found != known:
             known = found
             await reloads.reload("the file changed")

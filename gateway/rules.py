@@ -36,20 +36,40 @@ def _method_with_a_body(value: str) -> None:
 
 class MatchSettings(Section):
     method: Annotated[str, Field(pattern=r"^[A-Z]+$"), checked(_method_with_a_body)] = "PATCH"
+    """A method that carries a body."""
     path: Annotated[str, checked(templates.parse_whole)]
+    """`{name}` is one segment, `{name:one|two}` lists what it may be."""
 
 
 class RuleSettings(Section):
     # The name is written as a token into Gateway-Rewrite (RFC 9651 section 3.3.4).
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_.-]*$")]
+    """A token: stands in the log and in Gateway-Rewrite."""
     match: MatchSettings
+    """The calls that the rule is for."""
     mode: Mode = "enforce"
+    """The rule's own; without it the `mode` at the top."""
     on_lookup_failure: Literal["reject", "forward"] = "reject"
+    """`forward`: the call goes on unfilled (a failing store is refused with 503 all the same)."""
     # None: every unsafe call on what the fills look up, and below it.
     writes: tuple[Annotated[str, checked(templates.parse_write)], ...] | None = None
+    """
+    The unsafe calls that may change what is looked up, beside those that rules match: `[except ][METHOD
+    ]/path`, `**` for the rest, the most specific counts; one without the conversation's parameter makes the
+    gateway forget all. None given: `from` and all below.
+    """
     repairs: Annotated[tuple[AnyRepairSettings, ...], AfterValidator(at_least_one)]
+    """What is repaired: `type: encoding`, `content_type` or `fill`, in this order, with the keys of each."""
     sunset: SunsetSettings | None = None
+    """
+    When the repairs end: replies to repaired calls then have `Deprecation`, `Sunset` and `Link`; an
+    upstream's own `Deprecation` or `Sunset` stands.
+    """
     cases: tuple[CaseSettings, ...] = ()
+    """
+    The rule's own tests, in any mode: `gateway check` runs them without a network, and shows what came out
+    differently.
+    """
 
     @model_validator(mode="after")
     def _parts_that_fit(self) -> RuleSettings:
@@ -104,7 +124,7 @@ class Rule:
     """
     `forwards_unfilled`: whether a call goes on when its look-up failed. `watched`: the members that only
     other rules fill. A call that names one of them may change what those look up (S4). `sunset` goes with
-    the replies to repaired calls.
+    the replies to repaired calls. `path` is the template, as written.
     """
 
     name: str
@@ -114,6 +134,7 @@ class Rule:
     fills: tuple[Fill, ...]
     watched: frozenset[str]
     sunset: tuple[FieldLine, ...] = ()
+    path: str = ""
 
     @classmethod
     def of(cls, settings: RuleSettings, limit: int, filled: frozenset[str]) -> Rule:
@@ -128,6 +149,7 @@ class Rule:
             fills,
             filled.difference(fill.field for fill in fills),
             settings.sunset.field_lines() if settings.sunset is not None else (),
+            settings.match.path,
         )
 
 

@@ -41,8 +41,11 @@ Moment = Annotated[datetime, BeforeValidator(_moment), WithJsonSchema({"type": "
 
 class SunsetSettings(Section):
     date: Moment
+    """The end: a date, or a time such as `2027-06-30T12:00:00Z`."""
     since: Moment | None = None
+    """What `Deprecation` says; without it that is `date`."""
     link: Annotated[str, checked(_url), Field(examples=["https://example.com/migrate"])] | None = None
+    """A page that tells more."""
 
     @model_validator(mode="after")
     def _no_end_before_the_beginning(self) -> SunsetSettings:

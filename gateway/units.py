@@ -24,9 +24,12 @@ Several = TypeVar("Several", bound=tuple[object, ...])
 
 
 class Section(BaseModel):
-    """A mapping whose keys are all known, and that nobody changes once it is read."""
+    """
+    A mapping whose keys are all known, and that nobody changes once it is read. The text under a key is what
+    docs/configuration.md and the JSON Schema say of it.
+    """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 def checked(check: Callable[[str], object]) -> AfterValidator:

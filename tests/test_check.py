@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -19,7 +22,9 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from typer.testing import CliRunner, Result
 
-from gateway.cli import cli
+from gateway import config
+from gateway.checks import preflight
+from gateway.cli import cli, unusable
 
 UPSTREAM = "upstream: {url: http://u:9000}\n"
 RULE = """\
@@ -138,6 +143,22 @@ MISTAKES = {
         UPSTREAM + "audit: {path: .}\n",
         ":2:15: audit.path: expected a file, got the directory '.'",
     ),
+    "callers in no directory": (
+        UPSTREAM + "callers: {path: missing/callers.sqlite3}\n",
+        ":2:17: callers.path: expected a directory that is there, got 'missing'",
+    ),
+    "callers that are a directory": (
+        UPSTREAM + "callers: {path: .}\n",
+        ":2:17: callers.path: expected a file, got the directory '.'",
+    ),
+    "a listener's key without its certificate": (
+        UPSTREAM + "listen: {tls: {key: k.pem}}\n",
+        ":2:10: listen.tls.certificate: required, but not given",
+    ),
+    "a listener's certificate without its key": (
+        UPSTREAM + "listen: {tls: {certificate: c.pem}}\n",
+        ":2:10: listen.tls.key: required, but not given",
+    ),
     "a rule that never matches": (
         second("/c/{a}/p/{b}"),
         ":7:31: rules[1].match.path (rule 'two'): can never match: earlier rules take all of it",
@@ -199,40 +220,85 @@ def test_rules_without_a_common_path_do_not_overlap(tmp_path: Path, path: str) -
     assert "warning" not in check(tmp_path, second(path)).output
 
 
-def test_certificates_are_tried_before_the_gateway_runs(tmp_path: Path) -> None:
-    authority = trustme.CA()
-    certificate, other = authority.issue_cert("client"), authority.issue_cert("other")
-    certificate.cert_chain_pems[0].write_to_path(str(tmp_path / "cert.pem"))
-    certificate.private_key_pem.write_to_path(str(tmp_path / "key.pem"))
-    other.private_key_pem.write_to_path(str(tmp_path / "other.pem"))
-    (tmp_path / "text").write_text("no PEM")
+@pytest.fixture(scope="module")
+def pems(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pair, another's key, a key under a password, a text, and pairs whose time is over or to come."""
+    folder, authority = tmp_path_factory.mktemp("pems"), trustme.CA()
+    certificate, other = authority.issue_cert("one"), authority.issue_cert("other")
+    certificate.cert_chain_pems[0].write_to_path(str(folder / "cert.pem"))
+    certificate.private_key_pem.write_to_path(str(folder / "key.pem"))
+    other.private_key_pem.write_to_path(str(folder / "other.pem"))
+    (folder / "text").write_text("no PEM")
     locked = load_pem_private_key(certificate.private_key_pem.bytes(), None).private_bytes(
         Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"hush")
     )
-    (tmp_path / "locked.pem").write_bytes(locked)
+    (folder / "locked.pem").write_bytes(locked)
+    for name, begins in (
+        ("old", datetime(2020, 1, 1, tzinfo=UTC)),
+        ("new", datetime(9000, 1, 1, tzinfo=UTC)),
+    ):
+        pair = authority.issue_cert(name, not_before=begins, not_after=begins + timedelta(days=1))
+        pair.private_key_and_cert_chain_pem.write_to_path(str(folder / f"{name}.pem"))
+    return folder
+
+
+def told(folder: Path, section: str, **files: str) -> list[str]:
+    """What `check` says of the files of a TLS section."""
+    named = "{" + ", ".join(f"{name}: {file}" for name, file in files.items()) + "}"
+    sections = {
+        "upstream.tls": f"upstream: {{url: https://u, tls: {named}}}\n",
+        "listen.tls": f"upstream: {{url: http://u}}\nlisten: {{tls: {named}}}\n",
+    }
+    with within(folder):
+        done = check(folder, sections[section] + RULE)
+    assert done.exit_code == (1 if re.match(r"config.yaml:\d", done.output) else 0)
+    return re.sub(r"^config.yaml:\d:\d+: ", "", done.output).splitlines()
+
+
+@pytest.mark.parametrize("section", ["upstream.tls", "listen.tls"])
+def test_certificates_are_tried_before_the_gateway_runs(pems: Path, section: str) -> None:
+    authorities = {"upstream.tls": "ca", "listen.tls": "client_ca"}[section]
 
     def said(**files: str) -> str:
-        named = ", ".join(f"{name}: {file}" for name, file in files.items())
-        with within(tmp_path):
-            done = check(tmp_path, f"upstream: {{url: https://u, tls: {{{named}}}}}\n{RULE}")
-        assert done.exit_code == (1 if done.output.startswith("config.yaml:1:") else 0)
-        return re.sub(r"^config.yaml:1:\d+: ", "", done.output).splitlines()[0]
+        return told(pems, section, **files)[0]
 
-    assert "1 rules" in said(ca="cert.pem", certificate="cert.pem", key="key.pem")
+    assert "1 rules" in said(**{authorities: "cert.pem"}, certificate="cert.pem", key="key.pem")
     assert said(certificate="cert.pem", key="other.pem") == (
-        "upstream.tls.key: expected the key of the certificate 'cert.pem', got another's"
+        f"{section}.key: expected the key of the certificate 'cert.pem', got another's"
     )
-    assert said(certificate="cert.pem", key="locked.pem") == (
-        "upstream.tls.key: expected a key without a password"
+    assert (
+        said(certificate="cert.pem", key="locked.pem") == f"{section}.key: expected a key without a password"
     )
-    assert said(certificate="cert.pem", key="text") == "upstream.tls.key: expected a key in PEM, got 'text'"
-    assert said(certificate="cert.pem") == (
-        "upstream.tls.certificate: expected a certificate and its key in PEM, got 'cert.pem'"
-    )
+    assert said(certificate="cert.pem", key="text") == f"{section}.key: expected a key in PEM, got 'text'"
     assert said(certificate="text", key="key.pem") == (
-        "upstream.tls.certificate: expected a certificate in PEM, got 'text'"
+        f"{section}.certificate: expected a certificate in PEM, got 'text'"
     )
-    assert said(ca="text") == "upstream.tls.ca: expected certificates in PEM, got 'text'"
+    assert said(certificate="cert.pem", key="gone.pem") == (
+        f"{section}.key: cannot be read: No such file or directory, got 'gone.pem'"
+    )
+    assert said(**{authorities: "text"}, certificate="cert.pem", key="key.pem") == (
+        f"{section}.{authorities}: expected certificates in PEM, got 'text'"
+    )
+
+
+def test_a_client_s_certificate_may_hold_its_key(pems: Path) -> None:
+    assert told(pems, "upstream.tls", certificate="cert.pem") == [
+        "upstream.tls.certificate: expected a certificate and its key in PEM, got 'cert.pem'"
+    ]
+    assert "1 rules" in told(pems, "upstream.tls", certificate="old.pem")[0]
+
+
+@pytest.mark.parametrize("section", ["upstream.tls", "listen.tls"])
+def test_a_certificate_that_nobody_will_accept_is_a_warning(pems: Path, section: str) -> None:
+    def warned(certificate: str, key: str) -> list[str]:
+        lines = told(pems, section, certificate=certificate, key=key)
+        return [line for line in lines if line.startswith("warning: ")]
+
+    assert warned("cert.pem", "key.pem") == []
+    assert warned("old.pem", "old.pem") == [f"warning: {section}.certificate: has expired, got 'old.pem'"]
+    assert warned("new.pem", "new.pem") == [
+        f"warning: {section}.certificate: is not valid yet, got 'new.pem'"
+    ]
 
 
 def test_all_mistakes_come_at_once_in_the_file_s_own_places(tmp_path: Path) -> None:
@@ -327,3 +393,30 @@ def test_mock_says_in_one_line_why_it_cannot_listen() -> None:
         said = CliRunner().invoke(cli, ["mock", "--port", str(other.getsockname()[1])])
     assert said.exit_code == 1
     assert re.fullmatch(r"gateway mock: cannot listen on 127\.0\.0\.1:\d+: .*\n", said.output)
+
+
+@pytest.mark.parametrize("command", ["check", "run"])
+def test_tracing_without_its_extra_says_what_to_install(tmp_path: Path, command: str) -> None:
+    (tmp_path / "config.yaml").write_text(GOOD + "tracing: {}\n")
+    without = "import sys; sys.modules['opentelemetry'] = None; from gateway.cli import main; main()"
+
+    ran = subprocess.run(
+        [sys.executable, "-c", without, command, "--config", str(tmp_path / "config.yaml")],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert ran.stderr == (
+        "config.yaml:7:1: tracing.exporter: expected the extra otel to be installed: "
+        "pip install 'gateway[otel]'\n"
+    )
+
+
+def test_tracing_that_is_none_needs_no_extra() -> None:
+    assert list(preflight.tracing(lambda name: None)) != []
+    assert list(preflight.tracing()) == []
+    off = config.parse(GOOD + "tracing: {exporter: none}\n", {}, also=unusable)
+    assert off.tracing is not None

@@ -491,7 +491,9 @@ def test_a_missing_variable_is_an_error_at_its_place_and_the_only_one_there() ->
 
 
 def test_a_value_of_the_environment_is_judged_like_any_other() -> None:
-    assert error("upstream: {url: http://u}\nlisten: {port: '${P}'}", P="80 80").endswith("got '80 80'")
+    assert error("upstream: {url: http://u}\nlisten: {port: '${P}'}", P="80 80").endswith(
+        "got '80 80' (from P)"
+    )
 
 
 @pytest.mark.parametrize("text", ["${}", "${1A}", "${A-b}", "${A:b}", "x${", "${A:-b", "${ A }"])
@@ -529,7 +531,7 @@ def test_keys_are_not_expanded() -> None:
 @pytest.mark.parametrize("text", ["a\0b", "\ud800", "x\udce9y"])
 def test_text_that_no_file_name_or_header_can_hold_is_refused(text: str) -> None:
     assert error("upstream: {url: http://u}\naudit: {path: '${P}'}", P=text) == (
-        "audit.path: expected text without NUL and surrogates"
+        "audit.path: expected text without NUL and surrogates (from P)"
     )
 
 
@@ -719,3 +721,21 @@ credentials: {{headers: [x-trace], ignore: [X-Fine, {name}]}}
 """
     with pytest.raises(ConfigError, match=r"credentials\.ignore\[1\]: expected no field"):
         config.parse(document, {})
+
+
+@pytest.mark.parametrize(
+    ("section", "environment"),
+    [
+        ("", {"GATEWAY_KEY": "short"}),
+        ("credentials: {key: '${MY_KEY}'}", {"MY_KEY": "short", "GATEWAY_KEY": "x" * 32}),
+    ],
+)
+def test_an_error_in_what_a_variable_gave_names_it_and_not_what_it_says(
+    section: str, environment: dict[str, str]
+) -> None:
+    with pytest.raises(ConfigError) as refused:
+        config.parse(f"upstream: {{url: 'http://api.example'}}\n{section}\n", environment)
+    (error,) = refused.value.errors
+    assert "credentials.key: expected a secret of at least 32 bytes" in error
+    assert error.endswith(f"(from {next(iter(environment))})")
+    assert "short" not in error

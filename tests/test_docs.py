@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin
+from textwrap import dedent
+from typing import Annotated, Any
 
 import pytest
+import typer
 import yaml
 from pydantic import BaseModel, TypeAdapter
 from pydantic.fields import FieldInfo
@@ -19,13 +21,15 @@ from gateway import errors
 from gateway.audit import writer
 from gateway.audit.mode_changes import ModeChanged
 from gateway.audit.writer import Line
-from gateway.config import Settings
+from gateway.cli import cli
+from gateway.config import FROM_ENVIRONMENT, Settings, parse
 from gateway.errors import GatewayError
 from gateway.proxy.call_record import Decision, Outcome
 from gateway.repairs import REPAIRS, name_of
 from tests.support import drawn
 from tests.support.drawn import ROOT
 from tests.support.house import MODULES, tree
+from tests.support.settings_tables import section_of
 
 FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
 PAGES = ["README.md", "CHANGELOG.md", "benchmarks/README.md", *sorted(
@@ -232,7 +236,7 @@ def test_every_event_and_field_of_the_audit_log_is_explained() -> None:
     assert sorted(explained) == sorted(decision | outcome | mode | gap | line)
 
 
-# --- README.md
+# --- docs/configuration.md
 
 
 @dataclass(frozen=True)
@@ -253,84 +257,113 @@ class Key:
 
 
 def keys(model: type[BaseModel], before: str = "") -> Iterator[tuple[str, Key]]:
-    """The keys of a repair are told by its name."""
+    """Those that are no section. The keys of a repair are told by its name."""
     for name, field in model.model_fields.items():
         key = before + (field.alias or name)
-        here = key, Key(model, name)
         if name == "repairs":
-            yield f"{key}[]", here[1]
             for repair in REPAIRS:
                 of_repair = keys(repair.settings, f"{name_of(repair)}.")
                 yield from (one for one in of_repair if not one[0].endswith(".type"))
             continue
         inner, listed = section_of(field.annotation)
         if inner is None:
-            yield here
-        elif key in {"cors", "callers"}:
-            yield here
-            yield from keys(inner, f"{key}.")
+            yield key, Key(model, name)
         else:
             yield from keys(inner, f"{key}{'[]' if listed else ''}.")
 
 
-def section_of(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
-    """The model that a key's value is one of, or a list of."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation, False
-    if get_origin(annotation) is Annotated:
-        return section_of(get_args(annotation)[0])
-    found = [section_of(one)[0] for one in get_args(annotation)]
-    inner = next((one for one in found if one is not None), None)
-    return inner, get_origin(annotation) is tuple
+def told_settings() -> Iterator[list[str]]:
+    """The rows of docs/configuration.md that are no section's: key, type, default, meaning."""
+    for table in tables(text("docs/configuration.md").partition("<!-- settings -->")[2]):
+        yield from ([quoted(row[0])[0], *row[1:]] for row in table if not row[1].startswith("section"))
 
 
-def told_defaults() -> Iterator[tuple[str, str]]:
-    """Each key of the table with its default: one for all keys of a row, or one for each."""
-    (rows,) = tables(section("README.md", "## Configuration"))
-    before = ""
-    for row in rows:
-        named = []
-        for key in quoted(row[0]):
-            before = before.rpartition(".")[0] + key if key.startswith(".") else key
-            named.append(before)
-        defaults = re.split("; " if ";" in row[1] else ", ", row[1]) if len(named) > 1 else [row[1]]
-        yield from zip(named, defaults * len(named) if len(defaults) == 1 else defaults, strict=True)
-
-
-# Defaults that the table says in words, and what they are.
-IN_WORDS: dict[str, Any] = {
-    "none": None,
-    "system's": None,
-    "one for each process": None,
-    "a quarter of `upstream.max_connections`": None,
-    "`from` and all below": None,
-    "any": ("*",),
-    "GET, HEAD, POST, PUT, PATCH, DELETE and OPTIONS": (
-        "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS",
-    ),
-}  # fmt: skip
-
-
-def test_the_table_of_settings_has_every_key_and_no_other() -> None:
-    told = [key for key, _ in told_defaults()]
+def test_the_settings_page_has_every_key_and_no_other() -> None:
+    told = [row[0] for row in told_settings()]
 
     assert sorted(told) == sorted(dict(keys(Settings)))
-    assert len(told) == len(set(told))
     assert {"upstream.tls.ca", "rules[].match.path", "fill.from", "cors.origins"} <= set(told)
 
 
-@pytest.mark.parametrize(("key", "told"), list(told_defaults()))
-def test_the_table_of_settings_tells_each_default(key: str, told: str) -> None:
+@pytest.mark.parametrize("row", list(told_settings()), ids=lambda row: row[0])
+def test_the_settings_page_tells_each_default_and_what_the_key_is_for(row: list[str]) -> None:
+    key, _, told, sentence = row
     known = dict(keys(Settings))[key]
+    told = re.sub(r"[,;] (or|else) `GATEWAY_\w+`$", "", told).replace("`", "")
 
     if known.field.is_required():
         assert told == "required"
-    elif told in IN_WORDS:
-        assert known.field.default == IN_WORDS[told] or (
-            told == "none" and known.field.default in [(), "none"]
-        )
+    elif told == "none":
+        assert known.field.default in [None, (), "none"]
     else:
-        assert known.given(told) == known.field.default
+        assert known.given(re.sub(r"\*", "'*'", told)) == known.field.default
+    assert sentence.endswith("."), "a text under the key says what it is for"
+
+
+def test_the_settings_page_says_of_each_section_what_it_is_for() -> None:
+    generated = text("docs/configuration.md").partition("<!-- settings -->")[2]
+    told = dict(re.findall(r"^## (\w+)\n\n(.*)$", generated, re.MULTILINE))
+    within = [row for table in tables(generated) for row in table if row[1].startswith("section")]
+
+    assert sorted(told) == sorted(Settings.model_fields)
+    assert [name for name, begins in told.items() if not begins.endswith(".") and name != "mode"] == []
+    assert [row[0] for row in within if not row[3].endswith(".")] == []
+    assert len(within) > 4
+
+
+def test_the_settings_page_names_each_variable_that_stands_for_a_key() -> None:
+    told = {row[0]: re.findall(r"GATEWAY_\w+", row[2]) for row in told_settings()}
+
+    assert {key: names for key, names in told.items() if names} == {
+        f"{section}.{key}": [name] for name, (section, key) in FROM_ENVIRONMENT.items()
+    }
+
+
+# --- README.md
+
+
+def test_the_shortest_configuration_of_the_readme_is_one() -> None:
+    """Ten lines or fewer, and each line of it as `gateway check` takes it."""
+    part = section("README.md", "## In front of your own API")
+    (shortest,) = [one for one in re.findall(r"(?:^    .*\n)+", part, re.MULTILINE) if "rules:" in one]
+    lines = dedent(shortest)
+
+    settings = parse(lines, {})
+
+    assert len(lines.splitlines()) <= 10
+    assert [rule.name for rule in settings.rules] == ["participant-state"]
+    assert settings.warnings() == []
+
+
+# --- commands
+
+
+def commands() -> Iterator[tuple[str, str]]:
+    """Each line of the pages that calls `gateway`, alone or in a sentence, and the page."""
+    for page in PAGES:
+        lines = text(page).replace("\\\n", " ").splitlines()
+        indented = [line.strip().removeprefix("$ ") for line in lines if line.startswith("    ")]
+        alone = [line.partition("|")[0] for line in indented if line.startswith("gateway ")]
+        yield from ((page, line) for line in [*alone, *quoted(text(page))] if re.match("gateway [a-z]", line))
+
+
+@pytest.mark.parametrize(("page", "line"), sorted(set(commands())))
+def test_a_command_that_a_page_shows_is_one_with_the_options_it_has(page: str, line: str) -> None:
+    command: Any = typer.main.get_command(cli)
+    words = line.split()[1:]
+    while words and hasattr(command, "commands") and re.fullmatch("[a-z]+", words[0]):
+        assert words[0] in command.commands, line
+        command = command.commands[words.pop(0)]
+    options = {name for one in command.params for name in one.opts}
+    asked = re.findall(r"(?<![\w-])--?[a-zA-Z][a-z-]*", re.sub(r"'[^']*'", "", " ".join(words)))
+
+    assert [option for option in asked if option not in options | {"--help"}] == [], line
+
+
+def test_the_commands_of_the_pages_are_found() -> None:
+    found = {line.split()[1] for _, line in commands()}
+
+    assert {"run", "check", "explain", "report", "audit", "mode", "reload", "mock"} <= found
 
 
 # --- all pages

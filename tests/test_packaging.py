@@ -156,3 +156,19 @@ def test_the_service_of_one_machine_is_given_time_to_drain() -> None:
     assert service["ExecReload"].endswith("kill -HUP $MAINPID")
     limits = LimitSettings().max_connections + UpstreamSettings(url="http://u").max_connections
     assert int(service["LimitNOFILE"]) > limits + 1_000
+
+
+def test_a_container_is_given_time_to_drain() -> None:
+    drain = LimitSettings().drain_timeout
+    compose = yaml.safe_load((ROOT / "compose.yaml").read_text("utf-8"))
+    page = (ROOT / "docs" / "operations.md").read_text("utf-8")
+
+    assert float(compose["services"]["gateway"]["stop_grace_period"].removesuffix("s")) > drain
+    assert [float(one) > drain for one in re.findall(r"--stop-timeout (\d+)", page)] == [True]
+
+
+def test_the_variables_of_the_image_are_those_that_stand_for_settings() -> None:
+    image = re.findall(r"(GATEWAY_\w+)=", DOCKERFILE)
+
+    assert set(image) <= set(config.FROM_ENVIRONMENT)
+    assert len(image) == 4

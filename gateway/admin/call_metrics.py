@@ -4,33 +4,39 @@ What is counted of each matched call when it is over.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from gateway.admin.metrics import Counts, Histogram, Histograms
-from gateway.audit.finished_call import FinishedCall, Observer
+from gateway.audit.finished_call import CallCounter, SentChange
 
 
-def counted(counts: Counts, histograms: Histograms) -> Observer:
-    added: dict[str, Histogram] = {}
+def counted(counts: Counts, histograms: Histograms) -> CallCounter:
+    histogram_of: dict[str, Histogram] = {}
 
-    def observe(call: FinishedCall) -> None:
-        rule, mode = call.rule, call.mode
-        if call.changes:
-            result = _result(call.status)
-            for change in call.changes:
-                counts["gateway_rewrites_total", rule, change["repair"], mode, result] += 1
+    def count(
+        rule: str,
+        mode: str,
+        status: int | None,
+        sent: Sequence[SentChange],
+        not_sent: Sequence[str],
+        skipped: str | None,
+        added: float,
+    ) -> None:
+        if sent:
+            result = _result(status)
+            for change in sent:
+                counts["gateway_rewrites_total", rule, change.repair, mode, result] += 1
         else:
-            for change in call.would_change:
-                counts["gateway_rewrites_total", rule, change["repair"], mode, "not_sent"] += 1
-            for need in call.needs:  # `fill` with its member
-                counts["gateway_rewrites_total", rule, need.partition(" ")[0], mode, "not_sent"] += 1
-        # What the gateway refused is no skip, though it names its error as one.
-        if call.skipped is not None and call.skipped != call.error:
-            counts["gateway_skips_total", rule, call.skipped] += 1
-        histogram = added.get(rule)
+            for repair in not_sent:
+                counts["gateway_rewrites_total", rule, repair, mode, "not_sent"] += 1
+        if skipped is not None:
+            counts["gateway_skips_total", rule, skipped] += 1
+        histogram = histogram_of.get(rule)
         if histogram is None:
-            histogram = added[rule] = histograms["gateway_added_latency_seconds", rule]
-        histogram.observe(max(0.0, call.total - call.upstream))
+            histogram = histogram_of[rule] = histograms["gateway_added_latency_seconds", rule]
+        histogram.observe(added)
 
-    return observe
+    return count
 
 
 def _result(status: int | None) -> str:

@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable
 from typing import Any, Final
 
-from gateway.admin.log_lines import coloured, printable, stamp
+from gateway.admin.log_lines import coloured, json_line, printable, stamp
 from gateway.admin.per_second import PerSecond
 from gateway.audit.finished_call import FinishedCall
 
@@ -19,7 +19,7 @@ MOST: Final = 100  # lines a second: nobody reads more of them, and each costs a
 
 
 class Console:
-    """An Observer. `write` takes a line and does not wait; `wall` gives Unix seconds."""
+    """A Sampler. `write` takes a line and does not wait; `wall` gives Unix seconds."""
 
     def __init__(
         self,
@@ -38,20 +38,22 @@ class Console:
         self._others = others
         self._lines = PerSecond(MOST)
 
-    def __call__(self, call: FinishedCall) -> None:
-        if not (call.changes or self._others):
-            return
+    def wants(self, rewritten: bool) -> bool:
+        if not (rewritten or self._others):
+            return False
         now = self._wall()
         left_out = self._lines.begin(now)
         if left_out:
             self._say_how_many(left_out, now)
-        if not self._lines.admits():
-            return
+        return self._lines.admits()
+
+    def __call__(self, call: FinishedCall) -> None:
+        now = self._wall()
         level = "INFO" if call.changes else "DEBUG"
         time = stamp(now)
         if self._as_json:
             told = {"time": time, "level": level.lower(), "logger": "gateway", **fields(call)}
-            self._write(json.dumps(told).encode("ascii") + b"\n")
+            self._write(json_line(told) + b"\n")
         else:
             said = printable(line(call))
             if self._colours:
@@ -62,7 +64,7 @@ class Console:
         said = f"{left_out} more calls had no line: {MOST} have one in a second; the audit log has them all"
         if self._as_json:
             told = {"time": stamp(now), "level": "info", "logger": "gateway", "message": said}
-            self._write(json.dumps(told).encode("ascii") + b"\n")
+            self._write(json_line(told) + b"\n")
         else:
             self._write(f"{stamp(now)} INFO gateway: {said}\n".encode())
 
@@ -89,11 +91,13 @@ def line(call: FinishedCall) -> str:
         end += f" at attempt {call.attempts}"
     if call.conflict:
         end += " CONFLICT: the reply names another value"
+    named = "" if call.request_id is None else f" request_id={call.request_id}"
     agent = call.user_agent or "-"
     client = agent if len(agent) <= SHOWN else agent[: SHOWN - 1] + "…"
     return (
         f"{call.method} {short(call.path)} {done or 'as it came'} → {end} in {call.total * 1000:.0f} ms"
-        f"  client={call.address} {json.dumps(client, ensure_ascii=False)} rule={call.rule} id={call.id}"
+        f"  client={call.address} {json.dumps(client, ensure_ascii=False)}"
+        f" rule={call.rule} id={call.id}{named}"
     )
 
 
@@ -118,12 +122,19 @@ def _change(change: dict[str, Any], lookup: float) -> str:
     return str(repair)
 
 
+def names(call: FinishedCall) -> dict[str, str]:
+    """By which others know it, where they gave it one."""
+    given = {"request_id": call.request_id, "trace_id": call.trace_id}
+    return {key: name for key, name in given.items() if name is not None}
+
+
 def fields(call: FinishedCall) -> dict[str, Any]:
     """What the JSON form says: names, and times in milliseconds, as on the audit log."""
     told: dict[str, Any] = {
         "message": line(call),
         "event": "rewrite" if call.changes else "call",
         "id": call.id,
+        **names(call),
         "rule": call.rule,
         "mode": call.mode,
         "method": call.method,

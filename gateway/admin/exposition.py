@@ -28,24 +28,32 @@ def wants_openmetrics(accept: str) -> bool:
 
 
 def exposition(metrics: Metrics, *, openmetrics: bool) -> str:
-    by_metric = {name: list(found) for name, found in groupby(metrics.samples(), lambda one: one.metric.name)}
-    lines: list[str] = []
+    return "".join(lines(metrics, openmetrics=openmetrics))
+
+
+def lines(metrics: Metrics, *, openmetrics: bool) -> Iterator[str]:
+    """One by one: with thousands of rules there are so many that others have to be served between them."""
+    groups = groupby(metrics.samples(), lambda one: one.metric.name)
+    name, samples = next(groups, ("", iter(())))
     for metric in METRICS:
         if metric.kind == "histogram":
-            found = list(_histograms(metric, metrics.histograms))
+            found = _histograms(metric, metrics.histograms)
+        elif metric.name == name:
+            found = _plain(metric, samples)
         else:
-            found = list(_plain(metric, by_metric.get(metric.name, ())))
-        if found:
+            continue
+        first = next(found, None)
+        if first is not None:
             # OpenMetrics names a counter without the `_total` of its sample.
             family = metric.name.removesuffix("_total") if openmetrics else metric.name
-            lines += [
-                f"# HELP {family} {_help(metric.help, openmetrics)}",
-                f"# TYPE {family} {metric.kind}",
-                *found,
-            ]
+            yield f"# HELP {family} {_help(metric.help, openmetrics)}\n"
+            yield f"# TYPE {family} {metric.kind}\n"
+            yield first
+            yield from found
+        if metric.name == name:
+            name, samples = next(groups, ("", iter(())))
     if openmetrics:
-        lines.append("# EOF")
-    return "\n".join(lines) + "\n"
+        yield "# EOF\n"
 
 
 def _plain(metric: Metric, samples: Iterable[Sample]) -> Iterator[str]:
@@ -67,7 +75,7 @@ def _histograms(metric: Metric, histograms: Histograms) -> Iterator[str]:
 
 def _line(name: str, labels: Mapping[str, str], value: float) -> str:
     said = ",".join(f'{label}="{escaped(text)}"' for label, text in labels.items())
-    return f"{name}{{{said}}} {value!r}" if said else f"{name} {value!r}"
+    return f"{name}{{{said}}} {value!r}\n" if said else f"{name} {value!r}\n"
 
 
 def escaped(value: str) -> str:

@@ -13,8 +13,11 @@ from typing import Any, Final
 
 import msgspec
 
+from gateway.admin.body_shape import shape
 from gateway.admin.per_second import PerSecond
 from gateway.audit.finished_call import FinishedCall
+from gateway.audit.mode_changes import ModeChanged
+from gateway.audit.watched_bodies import LARGEST, Bodies, WatchedBodies
 
 KEPT: Final = 500  # finished calls
 UNWATCHED: Final = 50  # of a second's calls, while nobody watches
@@ -23,6 +26,10 @@ WAITING: Final = 8  # events of one stream that its reader has not taken yet
 TICK: Final = 0.25  # seconds between two events
 SHOWN: Final = 25  # calls in one event, the latest: nobody reads more of them in a quarter of a second
 CALLERS: Final = 100
+CHANGES: Final = 5
+SHAPED: Final = 64 * 1024  # bytes of bodies in one event: reading them holds up the calls
+TOO_LARGE: Final = f"larger than {LARGEST // 1024} KiB"
+TOO_MUCH: Final = "too much came at once"
 
 
 class Stream:
@@ -39,48 +46,72 @@ class Stream:
             self.lost += 1
 
 
-class Live:
-    """An observer. `wall` gives Unix seconds; `rules` are as the page shows them."""
+class Kept(msgspec.Struct):
+    """`shape` is that of the call's body before and after, where somebody watched."""
 
-    def __init__(self, wall: Callable[[], float], rules: list[dict[str, Any]]) -> None:
+    number: int
+    ended: float
+    call: FinishedCall
+    shape: dict[str, Any] | None = None
+
+
+class Live:
+    """A Sampler. `wall` gives Unix seconds; `rules` are as the page shows them."""
+
+    def __init__(self, wall: Callable[[], float], rules: list[dict[str, Any]], bodies: WatchedBodies) -> None:
         self.rules = rules
+        self.changes: deque[dict[str, Any]] = deque(maxlen=CHANGES)  # of modes, the latest first
+        self.reload_problem: Callable[[], str | None] = lambda: None
         self.run = secrets.token_hex(4)  # tells the calls of this process from those of one before
         self._wall = wall
-        self._ring: deque[tuple[int, float, FinishedCall]] = deque(maxlen=KEPT)
+        self._bodies = bodies
+        self._ring: deque[Kept] = deque(maxlen=KEPT)
         self._number = 0
         self._unwatched = PerSecond(UNWATCHED)
         self._streams: set[Stream] = set()
+        self._closed = False
         self._pumping: asyncio.Task[None] | None = None
 
-    def __call__(self, call: FinishedCall) -> None:
+    def wants(self, rewritten: bool) -> bool:
         self._number += 1
-        now = self._wall()
-        if not self._streams:
-            # For who opens the page later, some of each second will do.
-            self._unwatched.begin(now)
-            if not self._unwatched.admits():
-                return
-        self._ring.append((self._number, now, call))
+        if self._streams:
+            return True
+        # For who opens the page later, some of each second will do.
+        self._unwatched.begin(self._wall())
+        return self._unwatched.admits()
+
+    def __call__(self, call: FinishedCall) -> None:
+        self._ring.append(Kept(self._number, self._wall(), call))
+
+    def mode_changed(self, line: ModeChanged) -> None:
+        said = {"rule": line.rule, "before": line.before, "mode": line.mode, "by": line.by}
+        self.changes.appendleft({"time": round(self._wall(), 3), **said})
 
     def recent(self, after: int = 0, most: int = KEPT) -> list[dict[str, Any]]:
         """Calls that came after the one of this number, newest first."""
         found: list[dict[str, Any]] = []
-        for number, ended, call in reversed(self._ring):
-            if number <= after or len(found) == most:
+        room = SHAPED
+        for kept in reversed(self._ring):
+            if kept.number <= after or len(found) == most:
                 break
-            found.append(shown(number, ended, call))
+            bodies = self._bodies.take(kept.call.id)
+            if bodies is not None:
+                room -= len(bodies.before or b"") + len(bodies.after or b"")
+                kept.shape = shapes(bodies) if room >= 0 else {"before": {"why": TOO_MUCH}}
+            found.append(shown(kept))
         return found
 
     def callers(self) -> list[dict[str, Any]]:
         """Who sent the calls that are kept, those with most calls first."""
-        return callers([(ended, call) for _, ended, call in self._ring])
+        return callers([(kept.ended, kept.call) for kept in self._ring])
 
     def stream(self) -> Stream | None:
-        """None where there are too many."""
-        if len(self._streams) >= STREAMS:
+        """None where there are too many, or the process is about to stop."""
+        if self._closed or len(self._streams) >= STREAMS:
             return None
         stream = Stream()
         self._streams.add(stream)
+        self._bodies.watch(True)
         if self._pumping is None:
             self._pumping = asyncio.create_task(self._pump())
         return stream
@@ -100,11 +131,13 @@ class Live:
     def leave(self, stream: Stream) -> None:
         self._streams.discard(stream)
         if not self._streams and self._pumping is not None:
+            self._bodies.watch(False)
             self._pumping.cancel()
             self._pumping = None
 
     def close(self) -> None:
-        """Ends all streams: the process is about to stop."""
+        """Ends all streams: the process is about to stop. A page that is open asks for another at once."""
+        self._closed = True
         for stream in tuple(self._streams):
             while not stream.events.empty():
                 stream.events.get_nowait()
@@ -125,7 +158,7 @@ class Live:
     def told(self, seen: int, seconds: float) -> bytes:
         """One event: the calls since number `seen`, and what they come to."""
         came = self._number - seen
-        calls = [call for number, _, call in self._ring if number > seen]
+        calls = [kept.call for kept in self._ring if kept.number > seen]
         latest = self.recent(seen, SHOWN)
         said = {
             "seconds": round(seconds, 3),
@@ -153,11 +186,24 @@ def result(call: FinishedCall) -> str:
     return "watched" if call.needs or call.would_change else "skipped"
 
 
-def shown(number: int, ended: float, call: FinishedCall) -> dict[str, Any]:
-    """What the page shows of a call: all that the audit log may hold, times in milliseconds."""
+def shapes(bodies: Bodies) -> dict[str, Any]:
+    """Without `after` where nothing was changed."""
+
+    def of(body: bytes | None) -> dict[str, Any]:
+        return {"why": TOO_LARGE} if body is None else shape(body)
+
+    return {"before": of(bodies.before), **({"after": of(bodies.after)} if bodies.changed else {})}
+
+
+def shown(kept: Kept) -> dict[str, Any]:
+    """
+    What the page shows of a call: all that the audit log may hold, its body's shape, times in milliseconds.
+    """
+    call = kept.call
     said: dict[str, Any] = msgspec.structs.asdict(call)
     times = {f"{name}_ms": round(said.pop(name) * 1000, 2) for name in ("lookup", "upstream", "total")}
-    return {"number": number, "ended": round(ended, 3), "result": result(call), **said, **times}
+    more = {"number": kept.number, "ended": round(kept.ended, 3), "result": result(call)}
+    return {**more, **said, **times, "shape": kept.shape}
 
 
 def strip(calls: list[FinishedCall]) -> dict[str, float]:
@@ -181,6 +227,7 @@ def callers(calls: list[tuple[float, FinishedCall]]) -> list[dict[str, Any]]:
             {
                 "credential": call.credential,
                 "user_agent": call.user_agent,
+                "application": call.application,
                 "address": call.address,
                 "calls": 0,
                 "needed": 0,

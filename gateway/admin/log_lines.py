@@ -11,6 +11,9 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Final
 
+import msgspec
+
+_encode = msgspec.json.Encoder().encode
 COLOURS: Final = {"DEBUG": "2", "WARNING": "33", "ERROR": "31", "CRITICAL": "31"}
 
 
@@ -23,6 +26,15 @@ def printable(text: str) -> str:
 
 def coloured(text: str, code: str) -> str:
     return f"\x1b[{code}m{text}\x1b[0m"
+
+
+def json_line(said: dict[str, Any]) -> bytes:
+    """In UTF-8 where all of it is printable, as nearly always; else in ASCII, with escapes."""
+    try:
+        line = _encode(said)
+    except UnicodeEncodeError:  # a lone surrogate
+        line = b"\x00"
+    return line if line.decode().isprintable() else json.dumps(said).encode("ascii")
 
 
 def stamp(time: float) -> str:
@@ -48,7 +60,7 @@ class TextLines(logging.Formatter):
 
 
 class JsonLines(logging.Formatter):
-    """One object a line, in ASCII; `event` and what else a record brings stand beside its message."""
+    """One object a line; `event` and what else a record brings stand beside its message."""
 
     def format(self, record: logging.LogRecord) -> str:
         said: dict[str, Any] = {
@@ -60,7 +72,7 @@ class JsonLines(logging.Formatter):
         said |= getattr(record, "fields", {})
         if record.exc_info:
             said["exception"] = self.formatException(record.exc_info)
-        return json.dumps(said)
+        return json_line(said).decode()
 
 
 class LineHandler(logging.Handler):

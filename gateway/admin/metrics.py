@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from heapq import merge
 from itertools import product
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -126,8 +127,14 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "gateway_shadowed_total",
         "counter",
-        "Calls that shadow would have changed: whether the fill agrees with what the reply reports.",
+        "Calls that shadow would have changed: whether the fill agrees with what is reported afterwards.",
         {"result": ("right", "wrong", "unreported")},
+    ),
+    Metric(
+        "gateway_shadow_lookups_total",
+        "counter",
+        "GETs after a call of shadow whose reply did not tell the state, and calls that had no room for one.",
+        {"result": ("compared", "unclear", "failed", "no_room")},
     ),
     Metric("gateway_lookups_total", "counter", "What became of look-ups.", {"result": RESULTS}),
     Metric(
@@ -193,6 +200,17 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric("gateway_audit_failures_total", "counter", "Writes of the audit log that failed."),
     Metric("gateway_audit_failing", "gauge", "1 while the audit log cannot be written, else 0."),
+    Metric(
+        "gateway_audit_rotations_total", "counter", "Times that the audit log was rotated by the gateway."
+    ),
+    Metric("gateway_audit_rotation_failures_total", "counter", "Times that it could not be rotated."),
+    Metric(
+        "gateway_audit_compression_failures_total",
+        "counter",
+        "Times that a rotated audit log could not be compressed.",
+    ),
+    Metric("gateway_audit_rotated_files", "gauge", "Rotated audit logs that are kept."),
+    Metric("gateway_audit_shared", "gauge", "1 while another gateway writes to the same audit log, else 0."),
     Metric(
         "gateway_audit_write_seconds",
         "histogram",
@@ -293,7 +311,9 @@ class Metrics:
     def follow(self, rules: Sequence[WatchedRule]) -> None:
         """The series of these rules are there from now on, whether or not there is a call."""
         first = {key for metric in METRICS for key in _first(metric, rules)}
-        self._first: dict[MetricKey, float] = {key: 0 for key in first if _kind(key) == "counter"}
+        self._first: dict[MetricKey, float] = {
+            key: 0 for key in sorted(first, key=_place) if _kind(key) == "counter"
+        }
         for key in first:
             if _kind(key) == "histogram":
                 self.histograms[key]
@@ -309,8 +329,14 @@ class Metrics:
                 values[name, label] = values.get((name, label), 0) + count
         values |= {key: reading() for key, reading in self._readings.items()}
         values |= self._modes
-        for key in sorted(values, key=lambda key: (_ORDER[key[0]], key)):
+        # What is there from the start is many with many rules, and sorted.
+        others = sorted((key for key in values if key not in self._first), key=_place)
+        for key in merge(self._first, others, key=_place):
             yield Sample(_DECLARED[key[0]], key[1:], values[key])
+
+
+def _place(key: MetricKey) -> tuple[int, MetricKey]:
+    return _ORDER[key[0]], key
 
 
 def _kind(key: MetricKey) -> str:

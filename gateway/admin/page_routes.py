@@ -4,6 +4,7 @@ The live page: its files, which hold nothing, and its data, which is for whoever
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ class EventStream(StreamingResponse):
             self._leave()
 
 
-def routes(live: Live) -> list[Route]:
+def routes(live: Live, shown_callers: Callable[[], Awaitable[dict[str, Any]]]) -> list[Route]:
     # Read once, and by their names alone: no path of a request ever names a file.
     folder = Path(__file__).parent / "page"
     files = {one.name: (one.read_bytes(), KINDS[one.suffix]) for one in folder.iterdir()}
@@ -64,10 +65,11 @@ def routes(live: Live) -> list[Route]:
         return _json({"run": live.run, "calls": live.recent()})
 
     async def rules(_: Request) -> Response:
-        return _json({"rules": live.rules})
+        changes, problem = list(live.changes), live.reload_problem()
+        return _json({"rules": live.rules, "changes": changes, "reload_problem": problem})
 
     async def callers(_: Request) -> Response:
-        return _json({"callers": live.callers()})
+        return _json(await shown_callers())
 
     async def events(_: Request) -> Response:
         stream = live.stream()

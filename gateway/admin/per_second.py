@@ -24,6 +24,7 @@ class PerSecond:
         return left_out
 
     def admits(self) -> bool:
+        """Of the second that `begin` was asked about last."""
         if self._admitted >= self._most:
             self.left_out += 1
             return False

@@ -56,9 +56,10 @@ class Callers:
             "" if agent is None else agent[:AGENT_KEPT],
             call.rule,
             call.mode,
-            call.needs or tuple([_named(change) for change in call.changes or call.would_change]),
+            call.needs or tuple([named(change) for change in call.changes or call.would_change]),
             None if call.skipped in PLAIN else call.skipped,
             call.shadow,
+            call.application,
         )
         tally = self._pending.get(seen)
         if tally is None:
@@ -72,7 +73,7 @@ class Callers:
 
     def _first(self, seen: Seen) -> Tally:
         if len(self._pending) >= self._file.maximum:
-            seen = (OTHERS, "", *seen[2:])
+            seen = (OTHERS, "", *seen[2:7], None)
         tally = self._pending.get(seen)
         if tally is None:
             tally = self._pending[seen] = Tally(self._wall())
@@ -124,7 +125,7 @@ class Callers:
         self._thread.stop()
 
 
-def _named(change: dict[str, Any]) -> str:
+def named(change: dict[str, Any]) -> str:
     """As `needs` names it."""
     repair: str = change["repair"]
     return f"fill {change['field']}" if repair == "fill" else repair

@@ -26,8 +26,8 @@ OTHERS = "(others)"
 BUSY = 1.0  # seconds that another process may hold the file
 
 # Credential, User-Agent, rule, mode, repairs needed, why nothing, or not all, was repaired, and whether what
-# shadow would have filled was right.
-Seen: TypeAlias = tuple[str, str, str, str, tuple[str, ...], str | None, str | None]
+# shadow would have filled was right, and the application that the client says it is.
+Seen: TypeAlias = tuple[str, str, str, str, tuple[str, ...], str | None, str | None, str | None]
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
@@ -43,6 +43,7 @@ CREATE TABLE IF NOT EXISTS callers (
     calls INTEGER NOT NULL,
     needed INTEGER NOT NULL,
     accepted INTEGER NOT NULL,
+    application TEXT,
     UNIQUE (credential, user_agent)
 );
 CREATE TABLE IF NOT EXISTS days (
@@ -61,12 +62,14 @@ CREATE TABLE IF NOT EXISTS counts (
 ) WITHOUT ROWID;
 """
 _CALLER = """
-INSERT INTO callers (credential, user_agent, first, last, last_need, calls, needed, accepted)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+INSERT INTO callers (credential, user_agent, first, last, last_need, calls, needed, accepted, application)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT DO UPDATE SET
     first = min(first, excluded.first), last = max(last, excluded.last),
     last_need = max(coalesce(last_need, excluded.last_need), coalesce(excluded.last_need, last_need)),
-    calls = calls + excluded.calls, needed = needed + excluded.needed, accepted = accepted + excluded.accepted
+    calls = calls + excluded.calls, needed = needed + excluded.needed,
+    accepted = accepted + excluded.accepted,
+    application = coalesce(excluded.application, application)
 RETURNING id
 """
 _DAY = """
@@ -80,6 +83,8 @@ DELETE FROM callers WHERE id IN (
     LIMIT max(0, (SELECT count(*) FROM callers WHERE credential <> :others) - :maximum)
 )
 """
+_FIRST = "ORDER BY last_need DESC NULLS LAST, last DESC, id LIMIT ?"
+_OF_THESE = f"caller IN (SELECT id FROM callers {_FIRST})"
 
 
 class Tally(Struct):
@@ -106,7 +111,7 @@ class Caller(Struct, frozen=True):
     """
     Times in Unix seconds; `needed`: calls that needed a repair. `repairs`, `modes`, `rules`, `left` (why
     nothing, or not all, was repaired) and `shadow` (what it would have filled: right or wrong) have calls by
-    name; `days` runs to today, oldest first.
+    name; `days` runs to today, oldest first. `application` is the one that it last said it was, unverified.
     """
 
     credential: str
@@ -123,6 +128,7 @@ class Caller(Struct, frozen=True):
     left: dict[str, int]
     shadow: dict[str, int]
     days: list[Day]
+    application: str | None = None
 
 
 class CallersFile:
@@ -155,6 +161,7 @@ class CallersFile:
             connection.execute("PRAGMA synchronous = NORMAL")
             connection.execute("PRAGMA foreign_keys = ON")
             connection.executescript(_SCHEMA)
+            _complete(connection)
         return self._opened
 
     def close(self) -> None:
@@ -171,12 +178,23 @@ class CallersFile:
             self._day = today
 
 
+def _complete(connection: sqlite3.Connection) -> None:
+    """A file of an earlier version lacks a column."""
+    if not _has_applications(connection):
+        with contextlib.suppress(sqlite3.OperationalError):  # another process was first
+            connection.execute("ALTER TABLE callers ADD COLUMN application TEXT")
+
+
+def _has_applications(connection: sqlite3.Connection) -> bool:
+    return any(row[1] == "application" for row in connection.execute("PRAGMA table_info(callers)"))
+
+
 def _add(connection: sqlite3.Connection, seen: Seen, tally: Tally) -> None:
-    credential, agent, rule, mode, repairs, left, shadow = seen
+    credential, agent, rule, mode, repairs, left, shadow, application = seen
     needed = tally.calls if repairs else 0
     named = _agent(connection, credential, agent)
     last_need = tally.last if repairs else None
-    values = (tally.first, tally.last, last_need, tally.calls, needed, tally.accepted)
+    values = (tally.first, tally.last, last_need, tally.calls, needed, tally.accepted, application)
     (caller,) = connection.execute(_CALLER, (credential, named, *values)).fetchone()
     connection.execute(_DAY, (caller, _day(tally.last), tally.calls, needed))
     names = [("repair", repair) for repair in repairs] + [("mode", mode), ("rule", rule)]
@@ -202,8 +220,11 @@ def _day(now: float, before: int = 0) -> str:
     return (datetime.fromtimestamp(now, UTC) - timedelta(days=before)).date().isoformat()
 
 
-def read(path: str, days: int, now: float) -> list[Caller]:
-    """Who needed it last comes first. Raises Unrecordable where there is no such file."""
+def read(path: str, days: int, now: float, most: int = -1) -> list[Caller]:
+    """
+    Who needed it last comes first; of more than `most` callers (-1: all) only these. Raises Unrecordable
+    where there is no such file.
+    """
     if not Path(path).is_file():
         raise Unrecordable(f"{path}: there is no such file: no gateway has written it")
     wanted = [_day(now, before) for before in range(days - 1, -1, -1)]
@@ -212,18 +233,22 @@ def read(path: str, days: int, now: float) -> list[Caller]:
             sqlite3.connect(f"file:{quote(path)}?mode=ro", uri=True, timeout=BUSY)
         ) as connection:
             connection.execute("BEGIN")
+            application = "application" if _has_applications(connection) else "NULL"
             rows = connection.execute(
-                "SELECT id, credential, user_agent, first, last, last_need, calls, needed, accepted"
-                " FROM callers ORDER BY last_need DESC NULLS LAST, last DESC, id"
+                "SELECT id, credential, user_agent, first, last, last_need, calls, needed, accepted,"
+                f" {application} FROM callers {_FIRST}",
+                (most,),
             ).fetchall()
             trend = _by_caller(
                 (caller, day, Day(day, calls, needed))
-                for caller, day, calls, needed in connection.execute("SELECT * FROM days")
+                for caller, day, calls, needed in connection.execute(
+                    f"SELECT * FROM days WHERE {_OF_THESE}", (most,)
+                )
             )
             counts = _by_caller(
                 (caller, (kind, name), calls)
                 for caller, kind, name, calls in connection.execute(
-                    "SELECT * FROM counts ORDER BY calls DESC, name"
+                    f"SELECT * FROM counts WHERE {_OF_THESE} ORDER BY calls DESC, name", (most,)
                 )
             )
     except sqlite3.Error as error:
@@ -244,8 +269,9 @@ def read(path: str, days: int, now: float) -> list[Caller]:
             left=_of_kind(counts.get(number, {}), "left"),
             shadow=_of_kind(counts.get(number, {}), "shadow"),
             days=[trend.get(number, {}).get(day) or Day(day, 0, 0) for day in wanted],
+            application=application,
         )
-        for number, credential, agent, first, last, last_need, calls, needed, accepted in rows
+        for number, credential, agent, first, last, last_need, calls, needed, accepted, application in rows
     ]
 
 

@@ -6,8 +6,8 @@ What is here may be shown: names, sizes and filled values, no other value of a b
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from msgspec import Struct
 
@@ -19,6 +19,7 @@ class FinishedCall(Struct, frozen=True):
     was repaired; `error` how a call ended that the gateway refused or its client left. `status` is that of
     the reply, None without one. `shadow`: whether what it would have filled was right or wrong by what the
     reply reports. Times in seconds. `body` has size and digest before and after, where something was changed.
+    `trace_id`: of the trace that the call is a part of. `application`: what the client says that it is.
     """
 
     id: str
@@ -43,7 +44,53 @@ class FinishedCall(Struct, frozen=True):
     conflict: bool
     shadow: str | None = None
     body: dict[str, Any] | None = None
+    trace_id: str | None = None
+    application: str | None = None
 
 
 # It is called from the data path: it takes little time, and raises nothing.
 Observer: TypeAlias = Callable[[FinishedCall], None]
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """An observer of some calls: nothing is made of the others."""
+
+    def wants(self, rewritten: bool) -> bool:
+        """Asked once of each call, which was `rewritten` or not."""
+
+    def __call__(self, call: FinishedCall) -> None: ...
+
+
+class CallCounter(Protocol):
+    """What is counted of each call: as FinishedCall has it, without the making of one."""
+
+    def __call__(
+        self,
+        rule: str,
+        mode: str,
+        status: int | None,
+        sent: Sequence[SentChange],
+        not_sent: Sequence[str],
+        skipped: str | None,
+        added: float,
+        /,
+    ) -> None:
+        """`sent` are the changes, `not_sent` names the repairs of those that were not; `added` in seconds."""
+
+
+class SentChange(Protocol):
+    @property
+    def repair(self) -> str: ...
+
+
+def uncounted(
+    rule: str,
+    mode: str,
+    status: int | None,
+    sent: Sequence[SentChange],
+    not_sent: Sequence[str],
+    skipped: str | None,
+    added: float,
+) -> None:
+    """A counter for who counts nothing."""

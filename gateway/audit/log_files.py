@@ -5,6 +5,7 @@ The files of one audit log: rotated and compressed ones first, and line by line 
 from __future__ import annotations
 
 import bz2
+import contextlib
 import gzip
 import lzma
 import os
@@ -30,7 +31,11 @@ BROKEN = (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError)
 
 
 def files_of(log: Path) -> list[Path]:
-    """Oldest first, the log itself last."""
+    """
+    Oldest first, the log itself last. What is there twice while a gateway rotates is read once: a file with
+    two names, or one that is just compressed.
+    """
+    log = Path(os.path.realpath(log))
     dated: list[tuple[int, Path]] = []
     numbered: list[tuple[int, Path]] = []
     for name in os.listdir(log.parent):
@@ -40,7 +45,13 @@ def files_of(log: Path) -> list[Path]:
             where = dated if len(found[1]) >= 8 else numbered
             where.append((int(found[1]), log.parent / name))
     old = [path for _, path in sorted(dated)] + [path for _, path in sorted(numbered, reverse=True)]
-    return old + [log] * log.exists()
+    seen: dict[object, Path] = {}
+    for path in [*old, log]:
+        with contextlib.suppress(FileNotFoundError):
+            file = os.stat(path)
+            seen[file.st_dev, file.st_ino] = path
+    names = {path.name for path in seen.values()}
+    return [path for path in seen.values() if not (path.suffix in OPENERS and path.stem in names)]
 
 
 class LogFiles:
@@ -51,16 +62,28 @@ class LogFiles:
         Files that were last written before `since` (Unix seconds) are left out. Progress goes to `told`, if
         there is much to read.
         """
-        self._paths = [path for path in paths if since is None or path.stat().st_mtime >= since - 60]
-        self._size = sum(path.stat().st_size for path in self._paths)
+        self._paths: list[tuple[Path, BufferedReader | None]] = []
+        self._size = 0
+        for path in paths:
+            with contextlib.suppress(FileNotFoundError):
+                found = path.stat()
+                if since is None or found.st_mtime >= since - 60:
+                    # A rotation takes its name from the log: it is opened before there is one.
+                    opened = open(path, "rb") if path == paths[-1] else None  # noqa: SIM115
+                    self._paths.append((path, opened))
+                    self._size += found.st_size
         self._told = told if self._size >= LARGE else None
         self._percent = -1
         self.broken: list[str] = []
 
     def lines(self) -> Iterator[bytes]:
         done = 0
-        for path in self._paths:
-            with open(path, "rb") as raw:
+        for path, opened in self._paths:
+            try:
+                path, raw = (path, opened) if opened is not None else _open(path)
+            except FileNotFoundError:
+                continue  # deleted meanwhile, as one too many
+            with raw:
                 file = OPENERS[path.suffix](raw) if path.suffix in OPENERS else raw
                 try:
                     while piece := file.readlines(PIECE):
@@ -83,6 +106,15 @@ class LogFiles:
             bar = "#" * (percent * 30 // 100)
             self._told.write(f"\r[{bar:<30}] {percent:3} % of {self._size / 2**20:.0f} MiB")
             self._told.flush()
+
+
+def _open(path: Path) -> tuple[Path, BufferedReader]:
+    """Under its other name, if it was compressed meanwhile."""
+    try:
+        return path, open(path, "rb")
+    except FileNotFoundError:
+        path = path.with_name(f"{path.name}.gz")
+        return path, open(path, "rb")
 
 
 def last_lines(log: Path, size: int) -> tuple[list[bytes], int]:
@@ -118,14 +150,16 @@ def followed(log: Path, offset: int, wait: Callable[[], bool] = _nap) -> Iterato
         with file:
             file.seek(offset)
             offset = 0
-            moved = False
+            left = moved = False
             while True:
                 if piece := file.read(PIECE):
                     *whole, rest = (rest + piece).split(b"\n")
                     yield from (line + b"\n" for line in whole)
-                elif moved or not going:
+                elif left or not going:
                     break
                 else:
+                    # Who writes may go on in the old file for a moment: it is left a look later.
+                    left = moved
                     going = wait()
                     moved = _moved(log, file)
                     if not moved and os.fstat(file.fileno()).st_size < file.tell():

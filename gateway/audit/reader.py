@@ -42,6 +42,7 @@ class LogEntry(Struct, frozen=True):
     client: LoggedClient = LoggedClient()
     reason: str | None = None
     skipped: str | None = None
+    unfilled: str | None = None
     changes: tuple[dict[str, Any], ...] = ()
     needs: tuple[str, ...] = ()
     attempt: int = 1
@@ -64,7 +65,8 @@ class LoggedCall(Struct):
 
     @property
     def reason(self) -> str | None:
-        return self.decision.reason or self.decision.skipped
+        """Why `shadow` would not have filled it, before its being in that mode."""
+        return self.decision.unfilled or self.decision.reason or self.decision.skipped
 
     @property
     def repaired(self) -> bool:
@@ -119,8 +121,9 @@ class Wanted(Struct, frozen=True, kw_only=True):
             return True
         status = str(call.outcome.status or "") if call.outcome else ""
         error = call.outcome.error if call.outcome else None
-        said = {status, f"{status[:1]}xx", call.decision.event, call.reason, call.decision.skipped, error}
-        return self.result in said
+        decision = call.decision
+        reasons = {decision.reason, decision.skipped, decision.unfilled}
+        return self.result in {status, f"{status[:1]}xx", decision.event, error} | reasons
 
 
 class Reader:

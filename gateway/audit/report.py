@@ -9,6 +9,7 @@ import io
 import json
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from itertools import compress
 
 import msgspec
 
@@ -18,16 +19,16 @@ UNSTABLE = (
     "credentials.key is not set: after each restart a caller counts as another, and stands here once more"
 )
 _BARS = "▁▂▃▄▅▆▇█"
-_HEAD = ("CALLER", "USER-AGENT", "LAST NEED", "NEEDED", "OF CALLS", "WHAT", "MODES", "TREND")
-_WIDTHS = (12, 36, 16, 9, 9, 40, 24, 31)
+_HEAD = ("CALLER", "USER-AGENT", "APPLICATION", "LAST NEED", "NEEDED", "OF CALLS", "WHAT", "MODES", "TREND")
+_WIDTHS = (12, 36, 36, 16, 9, 9, 40, 24, 31)
 _FIELDS = (
-    "credential", "user_agent", "first_seen", "last_seen", "last_need", "calls", "needed", "accepted",
-    "repairs", "left", "shadow", "modes", "rules", "trend",
+    "credential", "user_agent", "application", "first_seen", "last_seen", "last_need", "calls", "needed",
+    "accepted", "repairs", "left", "shadow", "modes", "rules", "trend",
 )  # fmt: skip
 
 
-def table(callers: Sequence[Caller], stable: bool) -> Iterator[str]:
-    """`stable`: whether a caller keeps its fingerprint."""
+def table(callers: Sequence[Caller], stable: bool | None) -> Iterator[str]:
+    """`stable`: whether a caller keeps its fingerprint, None where that is not known."""
     days = len(callers[0].days) if callers else 0
     needing = [one for one in callers if any(day.needed for day in one.days)]
     if not callers:
@@ -37,8 +38,11 @@ def table(callers: Sequence[Caller], stable: bool) -> Iterator[str]:
     else:
         yield f"{_callers(len(needing))} needed a repair in the last {days} days, of {len(callers)} known"
         yield ""
-        rows = [_HEAD, *map(_row, needing)]
-        used = [min(limit, max(len(row[i]) for row in rows)) for i, limit in enumerate(_WIDTHS)]
+        # The column of applications only where one is known.
+        named = [i != 2 or any(one.application for one in needing) for i in range(len(_HEAD))]
+        rows = [tuple(compress(row, named)) for row in (_HEAD, *map(_row, needing))]
+        limits = compress(_WIDTHS, named)
+        used = [min(limit, max(len(row[i]) for row in rows)) for i, limit in enumerate(limits)]
         for row in rows:
             cells = [_cut(cell, width).ljust(width) for cell, width in zip(row, used, strict=True)]
             yield "  ".join(cells).rstrip()
@@ -46,8 +50,8 @@ def table(callers: Sequence[Caller], stable: bool) -> Iterator[str]:
     compared = wrong + sum(one.shadow.get("right", 0) for one in callers)
     if compared:
         yield ""
-        yield f"shadow: {wrong:,} of {compared:,} fills that replies told of would have been wrong"
-    if not stable:
+        yield f"shadow: {wrong:,} of {compared:,} fills that could be compared would have been wrong"
+    if stable is False:
         yield ""
         yield UNSTABLE
 
@@ -60,6 +64,7 @@ def _row(caller: Caller) -> tuple[str, ...]:
     return (
         caller.credential,
         caller.user_agent or "-",
+        caller.application or "-",
         _time(caller.last_need)[:16].replace("T", " "),
         str(sum(day.needed for day in caller.days)),
         str(sum(day.calls for day in caller.days)),
@@ -83,7 +88,7 @@ def _time(at: float | None) -> str:
     return "" if at is None else datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def as_json(callers: Sequence[Caller], stable: bool) -> str:
+def as_json(callers: Sequence[Caller], stable: bool | None) -> str:
     """Everybody, with what the table leaves out."""
     told = [dict(zip(_FIELDS, _values(caller), strict=True)) for caller in callers]
     return json.dumps({"fingerprints_are_stable": stable, "callers": told}, indent=2)
@@ -93,6 +98,7 @@ def _values(caller: Caller) -> tuple[object, ...]:
     return (
         caller.credential,
         caller.user_agent,
+        caller.application,
         _time(caller.first),
         _time(caller.last),
         _time(caller.last_need) or None,

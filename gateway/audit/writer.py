@@ -33,6 +33,7 @@ from functools import partial
 import msgspec
 from msgspec import Struct
 
+from gateway.audit.rotation import Rotation
 from gateway.audit.writer_thread import WriterThread
 from gateway.errors import Unrecordable
 
@@ -83,11 +84,12 @@ class AuditLog:
         synced: bool = False,
         sync: Callable[[int], None] = os.fdatasync,
         key: bytes | None = None,
+        rotation: Rotation | None = None,
     ) -> None:
         """
         Writes to `path`, "-" being standard output. `wall` gives Unix seconds; `soon` is a loop's. With
         `synced` a rewrite is recorded when `sync` has returned. `key` is that of the digests; without one
-        they have one of their own.
+        they have one of their own. `rotation` is told how large the file is.
         """
         self._path = path
         self._wall = wall
@@ -100,6 +102,9 @@ class AuditLog:
         self._identity: tuple[int, int] | None = None
         self._encode = msgspec.json.Encoder().encode
         self._looked = -math.inf
+        self._rotation = rotation
+        if rotation is not None:
+            rotation.on_rotated = self._look_again
         self._second = -1
         self._millisecond = -1
         self._stamp = self._said = ""
@@ -135,8 +140,7 @@ class AuditLog:
 
     def append(self, line: Line) -> Batch:
         """For what may not go on before `commit`: several lines then cost one write."""
-        line.time = self._time(self._wall())
-        self._batch.lines.append(self._encoded(line))
+        self._batch.lines.append(self._timed(line))
         return self._batch
 
     def commit(self) -> None:
@@ -153,12 +157,11 @@ class AuditLog:
 
     def append_best_effort(self, line: Line) -> None:
         """For what may go on without its line (an outcome): a line that is lost is counted and reported."""
-        line.time = self._time(self._wall())
         if self.waits:
-            self._spare(self._encoded(line))
+            self._spare(self._timed(line))
             return
         held = self._held
-        held.append(self._encoded(line))
+        held.append(self._timed(line))
         if len(held) == 1:
             self._soon(self._flush)
 
@@ -181,8 +184,11 @@ class AuditLog:
         if self.waits:
             with contextlib.suppress(Unrecordable):
                 await self._over()
-            return self.problem
-        return self.check()
+        else:
+            self.check()
+        if self._rotation is not None and self._regular and self.problem is None:
+            self._rotation.begin()
+        return self.problem
 
     async def end(self) -> None:
         """Closes the log, when all lines are on it or can't be written."""
@@ -190,6 +196,8 @@ class AuditLog:
             with contextlib.suppress(Unrecordable):
                 await self._over()
         self.close()
+        if self._rotation is not None:
+            self._rotation.end()
 
     def reopen(self) -> None:
         """After a rotation (SIGHUP). Lines written until now are in the old file."""
@@ -304,14 +312,17 @@ class AuditLog:
 
     # --- lines and the file
 
-    def _encoded(self, record: Line | _Gap) -> bytes:
+    def _timed(self, line: Line) -> bytes:
+        """The line as it is written, with the time."""
+        now = self._wall()
+        line.time = self._said if int(now * 1000) == self._millisecond else self._time(now)
         try:
-            line = self._encode(record)
+            text = self._encode(line)
+            if text.isascii() and b"\x7f" not in text:
+                return text + b"\n"
         except UnicodeEncodeError:  # a lone surrogate
-            line = b""
-        if not line or not line.isascii() or b"\x7f" in line:
-            line = json.dumps(msgspec.to_builtins(record)).encode("ascii")
-        return line + b"\n"
+            pass
+        return json.dumps(msgspec.to_builtins(line)).encode("ascii") + b"\n"
 
     def _flush(self) -> None:
         held = self._held
@@ -324,8 +335,8 @@ class AuditLog:
 
     def _gap(self, now: float, lines: bytes) -> bytes:
         """The first line after a failure tells a reader that some are missing before these."""
-        gap = self._encoded(_Gap(self._time(now), self.lost))
-        return gap[:-2].ljust(ROOM - 2 - len(lines)) + b"}\n" + lines
+        gap = self._encode(_Gap(self._time(now), self.lost))
+        return gap[:-1].ljust(ROOM - 2 - len(lines)) + b"}\n" + lines
 
     def _put(self, line: bytes, now: float) -> None:
         lost = len(self._held)
@@ -442,7 +453,14 @@ class AuditLog:
             found = os.stat(self._path)
         except FileNotFoundError:
             return True
-        return (found.st_dev, found.st_ino) != self._identity
+        if (found.st_dev, found.st_ino) != self._identity:
+            return True
+        if self._rotation is not None and self._regular:
+            self._rotation.look(found.st_size)
+        return False
+
+    def _look_again(self) -> None:
+        self._looked = -math.inf
 
     def _take_back(self, written: int) -> None:
         """A full disk took half a line: cut it off again, so that each line stays one object (L2)."""
@@ -451,14 +469,12 @@ class AuditLog:
             os.ftruncate(self._file, os.fstat(self._file).st_size - written)
 
     def _time(self, now: float) -> str:
-        millisecond = int(now * 1000)
-        if millisecond != self._millisecond:  # many lines are of one
-            self._millisecond = millisecond
-            second, left = divmod(millisecond, 1000)
-            if second != self._second:
-                self._second = second
-                self._stamp = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-            self._said = f"{self._stamp}.{left:03d}Z"
+        self._millisecond = int(now * 1000)  # many lines are of one
+        second, left = divmod(self._millisecond, 1000)
+        if second != self._second:
+            self._second = second
+            self._stamp = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+        self._said = f"{self._stamp}.{left:03d}Z"
         return self._said
 
 

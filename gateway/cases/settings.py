@@ -28,32 +28,41 @@ Fields = dict[Annotated[str, Field(pattern=f"^{TCHAR.decode()}+$")], str]
 
 
 class CaseCall(Section):
-    """`method` None is the rule's own."""
-
     method: Annotated[str, Field(pattern=r"^[!-~]+$")] | None = None
+    """None given: the rule's own."""
     path: Annotated[str, Field(pattern=r"^/[!-~]*$")]
+    """The call's path, with its query."""
     headers: Fields | None = None
+    """Its fields, each a name and a text."""
     body: Body = None
+    """A text, or a structure that is sent as compact JSON."""
 
 
 class CaseLookup(Section):
     status: Annotated[int, Field(ge=200, le=599)] = 200
+    """The status that each look-up gets."""
     body: Body = None
+    """And the body."""
 
 
 class CaseExpected(Section):
-    """A body that is a text is compared byte by byte, one that is a structure as JSON."""
-
     body: Body = None
+    """What the upstream gets: a text is compared byte by byte, a structure as JSON."""
     headers: Fields | None = None
+    """Fields that it gets."""
 
 
 class CaseSettings(Section):
     name: str | None = None
+    """Stands in what `gateway check` says of it."""
     call: CaseCall
+    """What a client sends."""
     lookup: CaseLookup | None = None
+    """What the upstream says to a look-up."""
     expect: CaseExpected | None = None
+    """What becomes of the call."""
     reason: str | None = None
+    """Instead of `expect` or beside it: why the call goes on unfilled, as it came, or not at all."""
 
     @model_validator(mode="after")
     def _something_expected(self) -> CaseSettings:

@@ -6,20 +6,62 @@ from __future__ import annotations
 
 import os
 import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 Problem = tuple[str, str]  # the setting, and what is wrong with it
 
 
-def problems(tls: Mapping[str, Mapping[str, str | None]], audit: str) -> Iterator[Problem]:
+# By their sections, the files `certificate` and `key`, and of authorities by other names.
+TlsFiles = Mapping[str, Mapping[str, str | None]]
+
+
+def problems(tls: TlsFiles, audit: str, callers: str | None) -> Iterator[Problem]:
     """
-    What would keep the gateway from running, or from repairing any call. `tls`: by their sections, the files
-    `certificate` and `key`, and of authorities by other names. `audit`: the log's path.
+    What would keep the gateway from running, from repairing any call, or from knowing who called. `audit`:
+    the log's path; `callers`: their file's.
     """
     for place, files in tls.items():
         yield from _tls(place, files)
-    yield from _audit(audit)
+    if audit != "-":
+        yield from _file("audit.path", audit)
+    if callers is not None:
+        yield from _file("callers.path", callers)
+
+
+def warnings(tls: TlsFiles) -> Iterator[str]:
+    """What can run, but that who connects will refuse. Of files in which `problems` finds nothing."""
+    for place, files in tls.items():
+        certificate = files["certificate"]
+        if certificate is not None:
+            told = _VALIDITY.get(_verified(certificate, files["key"]))
+            if told is not None:
+                yield f"{place}.certificate: {told}, got {certificate!r}"
+
+
+# X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED (openssl/x509_vfy.h).
+_VALIDITY = {9: "is not valid yet", 10: "has expired"}
+
+
+def _verified(certificate: str, key: str | None) -> int:
+    """OpenSSL's word on a certificate that is trusted, in a handshake with itself in memory; 0 is good."""
+    showing = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    showing.load_cert_chain(certificate, key, _no_password)
+    asking = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    asking.check_hostname = False
+    asking.verify_flags |= ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN
+    asking.load_verify_locations(certificate)
+    there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client, server = asking.wrap_bio(back, there), showing.wrap_bio(there, back, server_side=True)
+    for one in (client, server, client):
+        try:
+            one.do_handshake()
+        except ssl.SSLWantReadError:
+            continue
+        except ssl.SSLCertVerificationError as error:
+            return error.verify_code
+    return 0
 
 
 class _Encrypted(Exception):
@@ -75,13 +117,21 @@ def _holds_a_certificate(path: str) -> bool:
     return True
 
 
-def _audit(path: str) -> Iterator[Problem]:
-    if path == "-":
-        return
+def _file(setting: str, path: str) -> Iterator[Problem]:
     folder = os.path.dirname(path) or "."
     if os.path.isdir(path):
-        yield ("audit.path", f"expected a file, got the directory {path!r}")
+        yield (setting, f"expected a file, got the directory {path!r}")
     elif not os.path.isdir(folder):
-        yield ("audit.path", f"expected a directory that is there, got {folder!r}")
+        yield (setting, f"expected a directory that is there, got {folder!r}")
     elif not os.access(path if os.path.exists(path) else folder, os.W_OK):
-        yield ("audit.path", f"cannot be written: no permission, got {path!r}")
+        yield (setting, f"cannot be written: no permission, got {path!r}")
+
+
+def tracing(find: Callable[[str], object] = find_spec) -> Iterator[Problem]:
+    """Whether what exports spans is installed."""
+    try:
+        there = find("opentelemetry.sdk") and find("opentelemetry.exporter.otlp.proto.http")
+    except ModuleNotFoundError:
+        there = None
+    if there is None:
+        yield ("tracing.exporter", "expected the extra otel to be installed: pip install 'gateway[otel]'")

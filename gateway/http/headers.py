@@ -22,6 +22,7 @@ Made = TypeVar("Made")
 
 
 MAX_DERIVED = 64  # things that are remembered of one set of fields
+SHOWN = 256  # bytes of a value, in logs and errors
 
 
 class Fields(list[Header]):
@@ -139,7 +140,7 @@ def is_event_stream(headers: Headers) -> bool:
     return kind is not None and media_type(kind)[0] == b"text/event-stream"
 
 
-def text(value: bytes, limit: int = 256) -> str:
+def text(value: bytes, limit: int = SHOWN) -> str:
     """For logs and errors: printable ASCII whatever the bytes were, and of bounded length."""
     return value[:limit].decode("ascii", "backslashreplace")
 

@@ -70,6 +70,13 @@ class ResponseParser:
     def feed(self, data: bytes) -> None:
         """Raises InvalidReply. After that, or an end that does not `keep`, the parser is of no use."""
         if not self.headed:
+            last = self._last_head
+            if last and data.startswith(last) and not self._partial and not self._head_only:
+                status, headers, left, keep = self._last
+                if len(data) == len(last) + left and status not in BODILESS:
+                    self.headed = True
+                    self._sink.replied_whole(status, headers, data[len(last) :], keep)
+                    return
             self._feed_head(data)
         elif self._left == CHUNKED:
             self._feed_chunks(data)
@@ -81,13 +88,6 @@ class ResponseParser:
         return self.headed and self._left == UNTIL_CLOSE
 
     def _feed_head(self, data: bytes) -> None:
-        last = self._last_head
-        if last and data.startswith(last) and not self._partial and not self._head_only:
-            status, headers, left, keep = self._last
-            if len(data) == len(last) + left and status not in BODILESS:
-                self.headed = True
-                self._sink.replied_whole(status, headers, data[len(last) :], keep)
-                return
         largest = self._max_head
         start = 0
         if self._partial:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from gateway.http import forwarding
+from gateway.http import forwarding, trace_context
 from gateway.http.forwarding import Hop
 from gateway.http.headers import Fields, by_name, method_overrides
 from gateway.state.credentials import CredentialFingerprints
@@ -19,7 +19,8 @@ class CallHead(Struct, frozen=True):
     `fields` is name to value, of a repeated field the last line's, with the slots. `upstream` goes on to the
     upstream, without what was `dropped`: so many fields that imitate others. `nominated` is a field that
     Connection may not name; `looped`: the call has been here before; `bodiless`:
-    it has no body.
+    it has no body; `caller_tells_all` as in state/credentials.py. `traceparent`: the field's value, where
+    there is one such field.
     """
 
     fields: dict[bytes, bytes]
@@ -29,6 +30,8 @@ class CallHead(Struct, frozen=True):
     nominated: bytes | None
     overrides: list[str]
     bodiless: bool
+    caller_tells_all: bool = False
+    traceparent: bytes | None = None
 
     @classmethod
     def of(
@@ -44,4 +47,6 @@ class CallHead(Struct, frozen=True):
             credentials.nominated(headers),
             method_overrides(headers),
             FRAMING.isdisjoint(fields),
+            credentials.caller_tells_all(headers, upstream),
+            trace_context.only_traceparent(headers),
         )

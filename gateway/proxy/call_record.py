@@ -10,7 +10,7 @@ from typing import Any
 
 from msgspec import UNSET, Struct, UnsetType
 
-from gateway.audit.finished_call import FinishedCall
+from gateway.audit.finished_call import CallCounter, FinishedCall
 from gateway.audit.writer import AuditLog, Batch, Line
 from gateway.http import headers as h
 from gateway.http.headers import Header
@@ -25,6 +25,7 @@ class Decision(Line):
     """The line that says what became of a call: a rewrite, a skip or a reject."""
 
     request_id: str | UnsetType
+    trace_id: str | UnsetType
     rule: str
     mode: str
     method: str
@@ -49,6 +50,7 @@ class Outcome(Line):
     """Times in milliseconds."""
 
     request_id: str | UnsetType
+    trace_id: str | UnsetType
     status: int | None
     error: str | None = None
     lookup_ms: float | UnsetType = UNSET
@@ -75,33 +77,45 @@ class CallRecord(Struct, eq=False):
     # Changes, body and skipped of the attempt before, should the line of the next not be written.
     before: tuple[tuple[Change, ...], dict[str, Any] | None, str | None] = ((), None, None)
     batch: Batch | None = None  # in which the last rewrite was recorded
+    path: str = ""
+    who: dict[str, Any] = {}  # as it is recorded; there when the first line is, or it is over
     skipped: str | None = None
     error: str | None = None
     attempt: int = 0
     conflict: bool = False
     needs: tuple[str, ...] = ()
     would_change: tuple[dict[str, Any], ...] = ()
+    # Whether `enforce` would have sent `would_change`, and not looked up once more.
+    comparable: bool = True
     shadow: str | None = None
 
     def _decision(self, event: str, **more: Any) -> Decision:
         client, rule = self.client, self.rule
-        agent = client.field(b"user-agent")
+        who = self.who or self._identified()
         return Decision(
             event,
             "",
             client.id,
             client.request_id or UNSET,
+            client.trace_id or UNSET,
             rule.name,
             rule.mode,
             client.method,
-            client.path.decode("ascii", "backslashreplace"),
-            {
-                "address": client.address,
-                "user_agent": None if agent is None else h.text(agent),
-                "credential": self.credential,
-            },
+            self.path,
+            who,
             **more,
         )
+
+    def _identified(self) -> dict[str, Any]:
+        client = self.client
+        agent = client.field(b"user-agent")
+        self.path = client.path.decode("ascii", "backslashreplace")
+        self.who = {
+            "address": client.address,
+            "user_agent": None if agent is None else agent[: h.SHOWN].decode("ascii", "backslashreplace"),
+            "credential": self.credential,
+        }
+        return self.who
 
     def record_rewrite(
         self, audit: AuditLog, before: Call, after: Call, changes: tuple[Change, ...], unfilled: str | None
@@ -113,20 +127,36 @@ class CallRecord(Struct, eq=False):
         self.before = self.changes, self.body, self.skipped
         self.skipped = unfilled
         self.attempt += 1
-        changed = changes_recorded(audit, before, after, changes)
-        line = self._decision("rewrite", skipped=unfilled, attempt=self.attempt, **changed)
+        body = bodies_recorded(audit, before, after)
+        client, rule = self.client, self.rule
+        who = self.who or self._identified()
+        line = Decision(
+            "rewrite",
+            "",
+            client.id,
+            client.request_id or UNSET,
+            client.trace_id or UNSET,
+            rule.name,
+            rule.mode,
+            client.method,
+            self.path,
+            who,
+            changes=[change.record for change in changes],
+            body=body,
+            skipped=unfilled,
+            attempt=self.attempt,
+        )
         self.batch = audit.append(line)
-        self.changes = changes
-        self.body = changed["body"]
+        self.changes, self.body = changes, body
         return audit.commit
 
-    def drop_unsent(self, audit: AuditLog, left: bool) -> None:
+    def drop_unsent(self, audit: AuditLog) -> None:
         """
-        A rewrite that has not `left`, for its line was not written or for what came after it: Gateway-Rewrite
+        A rewrite that has not left, for its line was not written or for what came after it: Gateway-Rewrite
         must not name it.
         """
         batch, self.batch = self.batch, None
-        if batch is None or left:
+        if batch is None:
             return
         self.changes, self.body, self.skipped = self.before
         if batch.problem is None:
@@ -155,6 +185,7 @@ class CallRecord(Struct, eq=False):
                 "",
                 self.client.id,
                 self.client.request_id or UNSET,
+                self.client.trace_id or UNSET,
                 self.status,
                 self.error,
                 round(self.lookup * 1000, 2) if self.lookup else UNSET,
@@ -164,18 +195,29 @@ class CallRecord(Struct, eq=False):
             )
         )
 
-    def finished(self, now: float) -> FinishedCall:
+    def count(self, counted: CallCounter, now: float) -> None:
+        rule, skipped = self.rule, self.skipped
+        not_sent: tuple[str, ...] = ()
+        if not self.changes and (self.would_change or self.needs):
+            would = [change["repair"] for change in self.would_change]
+            not_sent = (*would, *[need.partition(" ")[0] for need in self.needs])  # `fill` with its member
+        if skipped is not None and skipped == self.error:
+            skipped = None  # what the gateway refused is no skip, though it names its error as one
+        added = max(0.0, now - self.begun - self.upstream)
+        counted(rule.name, rule.mode, self.status, self.changes, not_sent, skipped, added)
+
+    def finished(self, now: float, application: str | None) -> FinishedCall:
         client, rule = self.client, self.rule
-        agent = client.field(b"user-agent")
+        who = self.who or self._identified()
         return FinishedCall(
             client.id,
             client.request_id,
             rule.name,
             rule.mode,
             client.method,
-            client.path.decode("ascii", "backslashreplace"),
+            self.path,
             client.address,
-            None if agent is None else h.text(agent),
+            who["user_agent"],
             self.credential,
             tuple(map(_record, self.changes)),
             self.would_change,
@@ -190,15 +232,12 @@ class CallRecord(Struct, eq=False):
             self.conflict,
             self.shadow,
             self.body,
+            client.trace_id,
+            application,
         )
 
     def headers(self) -> list[Header]:
         """Gateway-Rewrite (a structured field, RFC 9651) and Server-Timing; of a repaired call its sunset."""
-        if self.changes and self.rule.sunset:
-            return [*self._own_headers(), *self.rule.sunset]
-        return self._own_headers()
-
-    def _own_headers(self) -> list[Header]:
         said = self.rule.name
         for change in self.changes:
             said += change.said
@@ -208,22 +247,26 @@ class CallRecord(Struct, eq=False):
             said += f"; skipped={h.bare_item(self.skipped)}"
         rewrite = (b"gateway-rewrite", said.encode("ascii", "replace"))
         lookup, upstream = self.lookup * 1000, self.upstream * 1000
+        own = [rewrite]
         if lookup and upstream:
-            return [rewrite, (b"server-timing", b"lookup;dur=%.2f, upstream;dur=%.2f" % (lookup, upstream))]
-        if lookup or upstream:
+            own.append((b"server-timing", b"lookup;dur=%.2f, upstream;dur=%.2f" % (lookup, upstream)))
+        elif lookup or upstream:
             which = b"lookup;dur=%.2f" if lookup else b"upstream;dur=%.2f"
-            return [rewrite, (b"server-timing", which % (lookup or upstream))]
-        return [rewrite]
+            own.append((b"server-timing", which % (lookup or upstream)))
+        if self.changes and self.rule.sunset:
+            own += self.rule.sunset
+        return own
 
 
 def changes_recorded(
     audit: AuditLog, before: Call, after: Call, changes: tuple[Change, ...]
 ) -> dict[str, Any]:
     """Names of fields, filled values, sizes and digests; no other value of the body (L3)."""
+    return {"changes": list(map(_record, changes)), "body": bodies_recorded(audit, before, after)}
+
+
+def bodies_recorded(audit: AuditLog, before: Call, after: Call) -> dict[str, Any]:
     return {
-        "changes": list(map(_record, changes)),
-        "body": {
-            "before": {"bytes": len(before.body), "sha256": audit.digest(before.body)},
-            "after": {"bytes": len(after.body), "sha256": audit.digest(after.body)},
-        },
+        "before": {"bytes": len(before.body), "sha256": audit.digest(before.body)},
+        "after": {"bytes": len(after.body), "sha256": audit.digest(after.body)},
     }

@@ -16,6 +16,7 @@ from gateway.http.forwarding import sane_id
 from gateway.http.headers import Fields, Header, Headers
 from gateway.http.problem import problem
 from gateway.http.slots import Slot, Values, peer
+from gateway.http.trace_context import TRACE_ID, is_valid
 from gateway.proxy.buffered import BufferBudget
 from gateway.proxy.call_head import CallHead
 from gateway.proxy.kept_reply import KeptReply
@@ -54,6 +55,7 @@ class ClientRequest(Protocol):
     address: str  # the peer's
     cancel_on_disconnect: bool  # whether the task is cancelled when the client leaves before it has its reply
     holds_connection: Callable[[], bool]  # whether the reply still holds a connection to the upstream
+    trace_id: str  # that whoever traces the call gave it
 
     @property
     def version(self) -> str:
@@ -99,7 +101,8 @@ class ClientGone(Exception):
 
 
 # A prefix that is drawn once, then a counter: enough to tell the calls of all gateways apart.
-_ids = (f"{_start}{number:016x}" for _start in [secrets.token_hex(8)] for number in itertools.count(1))
+_PREFIX: Final = secrets.token_hex(8)
+_numbers = itertools.count(1)
 
 
 class Client:
@@ -107,11 +110,12 @@ class Client:
 
     started = False
     status: int | None = None  # that the client got
+    trace_id: str | None = None  # of the trace that the client says the call is a part of
     _ahead = b""
     _whole = False
     _spooled: Callable[[], AsyncIterator[bytes]] | None = None
     _caller: str | None = None
-    _held = 0  # bytes of the budget: of a body that was not whole when its head was read
+    held = 0  # bytes of the budget: of a body that was not whole when its head was read
 
     def __init__(
         self,
@@ -122,6 +126,7 @@ class Client:
     ) -> None:
         """`caller_of` names who calls, from fields, their values, address, target and certificate."""
         self._request = request
+        self.upgrade = request.upgrade  # the protocol that the client offers to switch to
         self._budget = budget
         self._caller_of = caller_of
         self.head = head
@@ -133,10 +138,15 @@ class Client:
         self.address = request.address
         self.certificate = request.certificate
         explicit = self.field(b"x-request-id") if b"x-request-id" in head.fields else None
-        self.id = next(_ids)
+        self.id = f"{_PREFIX}{next(_numbers):016x}"
         # The client's own name for the call, which it may have given to others too.
         self.request_id = explicit.decode() if explicit is not None and sane_id(explicit) else None
         self.told_id = self.request_id or self.id  # what client and upstream know the call by
+        said = head.traceparent
+        if said is not None:
+            said = self.values[said.number] if isinstance(said, Slot) else said
+            if is_valid(said):
+                self.trace_id = said[TRACE_ID].decode()
         # For whatever goes upstream.
         self.extra_headers: list[Header] = [(b"x-request-id", self.told_id.encode())]
 
@@ -172,11 +182,6 @@ class Client:
         if self._request.gone:
             raise ClientGone
 
-    @property
-    def upgrade(self) -> bytes | None:
-        """The protocol that the client offers to switch to."""
-        return self._request.upgrade
-
     def switch(self, headers: Headers) -> ByteStream:
         """Answers 101 with these fields; what follows is raw."""
         with _fields_that_can_be_sent():
@@ -195,7 +200,8 @@ class Client:
         return self._request.gone
 
     def read_now(self, limit: int) -> bytes | None:
-        """The whole body if it is here. Raises BodyTooLarge."""
+        """The whole body if it is here. Raises BodyTooLarge. From here on as `cancel_on_disconnect`."""
+        self._request.cancel_on_disconnect = True
         whole = self._request.body.whole()
         if whole is not None and len(whole) > limit:
             raise BodyTooLarge(f"the body has {len(whole)} bytes, limits.max_body is {limit}")
@@ -264,12 +270,12 @@ class Client:
 
     def _hold(self, size: int) -> None:
         self._budget.take(self.caller(), size)
-        self._held += size
+        self.held += size
 
     def release(self) -> None:
         """The call is over, and with it what was read of its body."""
-        if self._held:
-            held, self._held = self._held, 0
+        if self.held:
+            held, self.held = self.held, 0
             self._budget.give_back(self.caller(), held)
 
     async def _piece(self) -> bytes:
@@ -291,7 +297,8 @@ class Client:
         """
         whole = body.whole()
         if whole is not None:
-            await self.answer(status, headers, whole, extra_headers)
+            if not self._answer_at_once(status, headers, whole, extra_headers):
+                await self._answer_when_it_can(status, headers, whole, extra_headers)
             return whole if len(whole) <= keep else None
         self.cancel_on_disconnect()
         self._request.holds_connection = lambda: not body.over
@@ -312,16 +319,24 @@ class Client:
                 kept.drop()
 
     async def answer(self, status: int, headers: Headers, body: bytes, extra_headers: Headers = ()) -> None:
+        if not self._answer_at_once(status, headers, body, extra_headers):
+            await self._answer_when_it_can(status, headers, body, extra_headers)
+
+    def _answer_at_once(self, status: int, headers: Headers, body: bytes, extra_headers: Headers) -> bool:
         try:
             self.started = self._request.respond(status, headers, body, extra_headers)
         except ValueError as error:
             raise InvalidReply(UNWRITABLE, evidence=str(error).encode()) from error
         if self.started:
             self.status = status
-        else:
-            self.cancel_on_disconnect()
-            await self._start(status, headers, extra_headers)
-            await self._request.write(body, False)
+        return self.started
+
+    async def _answer_when_it_can(
+        self, status: int, headers: Headers, body: bytes, extra_headers: Headers
+    ) -> None:
+        self.cancel_on_disconnect()
+        await self._start(status, headers, extra_headers)
+        await self._request.write(body, False)
 
     async def _start(self, status: int, headers: Headers, extra_headers: Headers) -> None:
         with _fields_that_can_be_sent():

@@ -18,7 +18,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from gateway.audit.finished_call import Observer
+from gateway.audit.finished_call import CallCounter, Observer, Sampler, uncounted
 from gateway.audit.writer import AuditLog
 from gateway.errors import BadRequest, DeadlineExceeded, GatewayError, LoopDetected
 from gateway.http import forwarding
@@ -36,9 +36,11 @@ from gateway.proxy.matched_call import MatchedCall
 from gateway.proxy.modes import MODES
 from gateway.proxy.passthrough import Passthrough
 from gateway.proxy.phases import HELD, Phases
+from gateway.proxy.shadow_checks import ShadowChecks
 from gateway.repairs import Diagnosis, diagnose, left_as_it_is
 from gateway.repairs.call import Call
 from gateway.rules import RouteMatch, Rules
+from gateway.state.applications import Applications
 from gateway.state.credentials import CredentialFingerprints
 from gateway.state.lookup import LookupRefused, Lookups
 from gateway.upstream.reply import Reply
@@ -50,14 +52,18 @@ HOLD_PATIENCE = 2.0  # seconds in which a small reply is waited for, so that it 
 METHODS = {
     name: name for name in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT", "TRACE")
 }
+# The upstream is in no state to be asked, or will not tell this caller.
+UNTOLD = frozenset({401, 403, 404, 429, *range(500, 600)})
 STATUSES = {1: "1xx", 2: "2xx", 3: "3xx", 4: "4xx", 5: "5xx"}
 
 
-def _nobody(address: str) -> bool:
-    return False
+def _method(method: str) -> str:
+    return METHODS.get(method.upper(), "other")
 
 
 class Lifecycle:
+    _client = Client
+
     def __init__(
         self,
         *,
@@ -67,6 +73,7 @@ class Lifecycle:
         lookups: Lookups,
         audit: AuditLog,
         credentials: CredentialFingerprints,
+        applications: Applications,
         hop: Hop,
         clock: Callable[[], float],
         counts: Counter[tuple[str, ...]],
@@ -75,11 +82,14 @@ class Lifecycle:
         max_body: int,
         deadline: float,
         direct: bool,
+        shadow_checks: ShadowChecks,
+        counted: CallCounter = uncounted,
         observers: Sequence[Observer] = (),
         hold_patience: float = HOLD_PATIENCE,
     ) -> None:
         """
-        `log_refusal` is told the client's address too; `observers` of each matched call when it is over.
+        `log_refusal` is told the client's address too; `counted` and `observers` of each matched call when it
+        is over.
         `max_body` in bytes; `deadline` in seconds from a call's arrival to the head of its reply. `direct` as
         in server/connection.py.
         """
@@ -90,30 +100,38 @@ class Lifecycle:
         self._lookups = lookups
         self._audit = audit
         self._credentials = credentials
+        self._applications = applications
         self._clock = clock
         self._counts = counts
         self._log_refusal = log_refusal
         self._budget = budget
         self._max_body = max_body
         self._deadline = Deadline(deadline)
-        self._observers = observers
+        self._counted = counted
+        self._observers = [(one.wants if isinstance(one, Sampler) else None, one) for one in observers]
         self._hold_patience = hold_patience
         self._evidence = EvidenceLog(clock)
+        self._shadow_checks = shadow_checks
 
         def head(headers: Fields, trusted: bool, version: str) -> CallHead:
             return CallHead.of(headers, hop, credentials, trusted, version)
 
         self._head = head
-        self._trusts = hop.trusts if hop.trusted else _nobody
+        self._trusts = hop.trusts if hop.trusted else None
 
     def follow(self, rules: Rules) -> None:
         """From now on: calls in flight end under the rules that they began with."""
         self._rules = rules
 
+    async def close(self) -> None:
+        """When no call is in flight any more."""
+        await self._shadow_checks.close()
+
     async def serve(self, request: ClientRequest) -> None:
         rules = self._rules
-        head = request.headers.derived(self._head, self._trusts(request.address), request.version)
-        client = Client(request, head, self._budget, self._credentials.caller_of)
+        trusted = self._trusts is not None and self._trusts(request.address)
+        head = request.headers.derived(self._head, trusted, request.version)
+        client = self._client(request, head, self._budget, self._credentials.caller_of)
         rule = "none"
         try:
             if head.dropped:
@@ -135,12 +153,13 @@ class Lifecycle:
         except ClientGone:
             self._counts["gateway_clients_gone_total",] += 1
         finally:
-            client.release()
+            if client.held:
+                client.release()
             if rules is not self._rules and client.method.upper().encode() not in SAFE_METHODS:
                 # It took the lock, if any, that the rules before a reload asked for: by those of now it may
                 # be a write that nothing else knows of (S3).
                 await self._lookups.invalidate_after(None)
-            method, status = METHODS.get(client.method.upper(), "other"), client.status
+            method, status = METHODS.get(client.method) or _method(client.method), client.status
             said = "none" if status is None else STATUSES.get(status // 100, "none")
             self._counts["gateway_requests_total", rule, method, said] += 1
 
@@ -149,12 +168,12 @@ class Lifecycle:
         record = CallRecord(client, route.rule, client.caller(), self._clock())
         self._deadline.begin(client.task)
         late = False
+        matched: MatchedCall | None = None
         try:
             try:
                 nominated = client.head.nominated
                 if nominated is not None:
                     raise BadRequest(f"Connection names {text(nominated, 64)}, which may say who calls")
-                client.cancel_on_disconnect()
                 body = client.read_now(self._max_body)  # read
                 if body is None:
                     body = await client.read(self._max_body)
@@ -184,10 +203,39 @@ class Lifecycle:
             self._counts["gateway_matched_calls_total",] += 1
             now = self._clock()
             record.record_outcome(self._audit, now)
-            if self._observers:
-                finished = record.finished(now)
-                for observe in self._observers:
-                    observe(finished)
+            record.count(self._counted, now)
+            if not record.would_change:
+                self._tell(record, now)
+            elif matched is None or not self._checked_later(matched, now):
+                self._tell_compared(record, now, record.shadow)
+
+    def _tell(self, record: CallRecord, now: float) -> None:
+        finished = None
+        for wants, observe in self._observers:
+            if wants is None or wants(bool(record.changes)):
+                if finished is None:
+                    client = record.client
+                    application = self._applications.of(record.credential, client.headers, client.values)
+                    finished = record.finished(now, application)
+                observe(finished)
+
+    def _tell_compared(self, record: CallRecord, now: float, shadow: str | None) -> None:
+        record.shadow = shadow
+        self._counts["gateway_shadowed_total", shadow or "unreported"] += 1
+        self._tell(record, now)
+
+    def _checked_later(self, matched: MatchedCall, now: float) -> bool:
+        """Whether a GET is to tell what the reply to a call of `shadow` did not."""
+        record = matched.record
+        told = record.shadow is not None or record.error is not None or record.status is None
+        if told or not record.comparable or record.status in UNTOLD:
+            return False
+        requests, expected = matched.shadow_requests(self._lookups.now())
+        if not requests:
+            return False
+        return self._shadow_checks.begin(
+            requests, expected, lambda shadow: self._tell_compared(record, now, shadow)
+        )
 
     def _diagnosed(
         self,
@@ -206,7 +254,8 @@ class Lifecycle:
         conversation, changing = self._concerns(client, route, rules, found)
         query, fingerprint = query or b"", ""
         if found.missing:
-            fingerprint = self._credentials.of_call(headers, query, client.certificate, client.values)
+            caller = record.credential if client.head.caller_tells_all else ""
+            fingerprint = self._credentials.of_call(headers, query, client.certificate, client.values, caller)
         return MatchedCall(client, route, call, found, conversation, changing, record, fingerprint, query)
 
     def _concerns(
@@ -236,8 +285,8 @@ class Lifecycle:
         keep = HELD if (record.changes or record.would_change) and response.is_json else 0
         body = await client.relay(reply.status, response.headers, extra_headers, reply, keep)
         if record.would_change:
-            record.shadow = matched.shadow_compared(body) if body and reply.status < 300 else None
-            self._counts["gateway_shadowed_total", record.shadow or "unreported"] += 1
+            if body and reply.status < 300 and record.comparable:
+                record.shadow = matched.shadow_compared(body)
         elif body and matched.contradicted_by(body):
             record.conflict = True
             self._counts["gateway_conflicts_total",] += 1

@@ -37,6 +37,16 @@ class MatchedCall(Struct, frozen=True):
         """Whether sending it may make what was read useless, for its own conversation or for any."""
         return self.conversation is not None or self.changing
 
+    def shadow_requests(self, now: float) -> tuple[list[LookupRequest], list[str]]:
+        """For what `shadow` would have filled, and the values."""
+        filled = {
+            change["field"]: change["after"]
+            for change in self.record.would_change
+            if change["repair"] == "fill"
+        }
+        requests = [one for one in self.lookup_requests(now) if one.target.fill.field in filled]
+        return requests, [filled[one.target.fill.field] for one in requests]
+
     def lookup_requests(self, now: float) -> list[LookupRequest]:
         """For the members that are missing. `now` is of the store's clock: the call had arrived by then."""
         requests = []

@@ -82,7 +82,7 @@ async def shadow(phases: Phases, matched: MatchedCall) -> Reply:
     except (NotSent, UpstreamError, LookupFailed) as error:
         results = LookupResults({}, error.slug())
     would = phases.as_recorded(matched, phases.rewrite(matched, results))
-    return await phases.untouched(matched, "shadow", unfilled=results.unfilled, **would)
+    return await phases.untouched(matched, "shadow", results, unfilled=results.unfilled, **would)
 
 
 async def observe(phases: Phases, matched: MatchedCall) -> Reply:

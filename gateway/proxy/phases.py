@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
+from gateway.audit.watched_bodies import WatchedBodies
 from gateway.audit.writer import AuditLog
 from gateway.errors import (
     UNSENT,
@@ -61,6 +62,7 @@ class Phases:
         clock: Callable[[], float],
         counts: Counter[tuple[str, ...]],
         lookup_deadline: float,
+        bodies: WatchedBodies,
     ) -> None:
         """`lookup_deadline`: seconds that a call's look-ups may take together."""
         self._lookups = lookups
@@ -70,6 +72,7 @@ class Phases:
         self._clock = clock
         self._counts = counts
         self._lookup_deadline = lookup_deadline
+        self._bodies = bodies
 
     # --- look up
 
@@ -152,7 +155,11 @@ class Phases:
     # --- rewrite
 
     def rewrite(self, matched: MatchedCall, results: LookupResults) -> Rewritten:
-        return rewrite(matched.found, results.changes(self._lookups.now()), results.guard)
+        rewritten = rewrite(matched.found, results.changes(self._lookups.now()), results.guard)
+        if self._bodies.watching:
+            call, changes = rewritten
+            self._bodies.saw(matched.client.id, matched.call.body, call.body if changes else None)
+        return rewritten
 
     def as_recorded(self, matched: MatchedCall, rewritten: Rewritten) -> dict[str, Any]:
         """What the log says of a rewrite."""
@@ -160,25 +167,37 @@ class Phases:
 
     # --- record and forward
 
-    async def untouched(self, matched: MatchedCall, reason: str | None, **details: Any) -> Reply:
+    async def untouched(
+        self, matched: MatchedCall, reason: str | None, worked_out: LookupResults = NOTHING, **details: Any
+    ) -> Reply:
         """
         Takes the lock, forwards the call as it came, and records why it did so. `reason` is None where only
-        the reply tells: then who asked for it calls `skip`.
+        the reply tells: then who asked for it calls `skip`. `worked_out` is what was not filled.
         """
 
         def record() -> None:
             if reason is not None:
                 self.skip(matched, reason, **details)
 
+        if self._bodies.watching:
+            self._bodies.saw(matched.client.id, matched.call.body)
         departure = Departure(matched.client.shield_from_disconnect, record)
         reply = None
         try:
             with await self._lock(matched):
+                if worked_out.values:
+                    matched.record.comparable = await self._still_usable(worked_out)
                 reply = await self._send(matched, matched.call, NOTHING, departure)
         finally:
             if reply is None and reason is None and departure.left:
                 self.skip(matched, "unanswered")
         return reply
+
+    async def _still_usable(self, results: LookupResults) -> bool:
+        try:
+            return await self._lookups.usable(results)
+        except StoreUnavailable:
+            return False
 
     def skip(self, matched: MatchedCall, reason: str, **details: Any) -> None:
         """Records why a call was left as it came."""
@@ -206,7 +225,10 @@ class Phases:
                 await self._audit.recorded()
             return await self._send(matched, call, results, departure)
         finally:
-            matched.record.drop_unsent(self._audit, departure.left)
+            if departure.left:
+                matched.record.batch = None
+            else:
+                matched.record.drop_unsent(self._audit)
 
     async def refill(self, matched: MatchedCall, sent: LookupResults, refusal: Reply) -> Reply:
         """The refusal proves that nothing was applied: once more, if the state is another by now (C2)."""
@@ -238,10 +260,11 @@ class Phases:
         Sends once. When the call is over, what was read before is forgotten if it may have changed anything
         (S5); until then, what changes the state suspends it.
         """
-        client, filled, changing = matched.client, bool(results.values), matched.changing
+        client, record = matched.client, matched.record
+        filled, changing = bool(results.values), matched.changing
         write = None
         if (changing or not filled) and matched.writes:
-            caller = matched.record.credential
+            caller = record.credential
             write = await self._lookups.begin_write(matched.conversation, caller, exclusive=changing)
         status, reply = None, None
         began = self._clock()
@@ -264,7 +287,7 @@ class Phases:
                 departure.left = False
                 raise
             finally:
-                matched.record.upstream += self._clock() - began
+                record.upstream += self._clock() - began
                 if departure.left and may_have_changed(status, filled=filled, changing=changing):
                     if matched.writes:
                         await self._lookups.invalidate_after(matched.conversation)
@@ -275,7 +298,7 @@ class Phases:
             if reply is not None:
                 reply.close()
             raise
-        self._counts["gateway_forwards_total", "yes" if results.values else "no"] += 1
+        self._counts["gateway_forwards_total", "yes" if filled else "no"] += 1
         return reply
 
     async def _accept(self, matched: MatchedCall) -> None:

@@ -25,6 +25,7 @@ def _json_type(value: str) -> None:
 class ContentTypeSettings(RepairSettings):
     type: Literal["content_type"]
     value: Annotated[str, checked(_json_type)] = "application/json"
+    """The type that it becomes."""
 
     def describe(self, parameters: tuple[str, ...]) -> Iterator[str]:
         yield f"content_type becomes {self.value}"

@@ -148,19 +148,19 @@ def rewrite(
     `values`: for each field that is to be filled its value, and the change as it will be recorded.
     `guard`: the entity tag to send as If-Match, unless the client sent its own.
     """
-    call, document, changes = found.call, found.document, list(found.changes)
+    call, document, changes = found.call, found.document, found.changes
     headers, body = call.headers, call.body
     if values and document is not None:
         for missing in found.missing:
-            if missing.field in values:
-                value, change = values[missing.field]
-                document = missing.filled(document, value)
-                changes.append(change)
+            filled = values.get(missing.field)
+            if filled is not None:
+                document = missing.filled(document, filled[0])
+                changes += (filled[1],)
         body = document.text.encode("utf-8")
         if guard is not None and h.first(headers, b"if-match") is None:
             headers = Fields([*headers, (b"if-match", guard)])
-            changes.append(Change.of("guard", header="if-match", after=h.text(guard)))
+            changes += (Change.of("guard", header="if-match", after=h.text(guard)),)
     if not changes:
         return call, ()
     # Exactly one Content-Length, and the right one: it is written with the body (RFC 9110 section 8.6).
-    return Call(call.method, call.target, headers.derived(h.without_length), body), tuple(changes)
+    return Call(call.method, call.target, headers.derived(h.without_length), body), changes

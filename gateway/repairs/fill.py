@@ -47,24 +47,38 @@ def _proof(status: int) -> int:
 class FillSettings(RepairSettings):
     type: Literal["fill"]
     field: Annotated[str, Field(min_length=1, examples=["state"])]
+    """The member."""
     source: Annotated[
         str,
         checked(_path_of_a_conversation),
         Field(alias="from", examples=["/api/v2/conversations/web/instances/{conversationId}"]),
     ]
+    """The look-up's path, with parameters of the rule's own."""
     select: Annotated[
         str,
         checked(select.compiled),
         Field(examples=["$.participants[?@.id == _.participantId && $.id == _.conversationId].state"]),
     ]
+    """RFC 9535 JSONPath on the look-up's reply, where `_.name` is a path parameter."""
     allow: Annotated[tuple[str, ...], AfterValidator(at_least_one), Field(examples=[["active", "connected"]])]
+    """Values that may be filled."""
     max_age: Annotated[Duration, AfterValidator(_fresh)] = 1.0
+    """
+    The oldest that a filled value may be when the call leaves, 60s at most; `0s` is a fresh GET for each
+    call.
+    """
     lookup_timeout: Timeout = 5.0
+    """How long one look-up may take (at most half of `limits.deadline`): else 504."""
     settle: Duration = 2.0
+    """For how long after an explicit value was accepted a fill needs a look-up that agrees with it."""
     refill_on: tuple[Annotated[int, AfterValidator(_proof)], ...] = (409, 412)
+    """Refusals that allow one more try."""
     null_is_missing: bool = False
+    """`null` counts as missing, and is replaced in place."""
     learn: bool = True
+    """A client's own GET of `from` saves a look-up."""
     guard: Literal["none", "etag"] = "none"
+    """`etag`: send If-Match with the PATCH."""
 
     @property
     def conversation(self) -> str:

@@ -38,6 +38,7 @@ class Access(Struct):
     request_id: bytes = b""
     user_agent: bytes = b""
     referer: bytes = b""
+    trace_id: str = ""
 
 
 class AccessLog:
@@ -61,6 +62,7 @@ class _Json(Struct, omit_defaults=True):
     sent: int = msgspec.field(name="bytes")
     duration_ms: float
     request_id: str = ""
+    trace_id: str = ""
     user_agent: str = ""
     referer: str = ""
     whole: bool = True
@@ -80,6 +82,7 @@ def json_line(access: Access, now: float) -> bytes:
         access.sent,
         round(access.duration * 1000, 2),
         _text(access.request_id),
+        access.trace_id,
         _text(access.user_agent),
         _text(access.referer),
         access.whole,

@@ -168,6 +168,14 @@ class AsgiRequest:
     def holds_connection(self, holds: Callable[[], bool]) -> None:
         self._cycle.holds_connection = holds
 
+    @property
+    def trace_id(self) -> str:
+        return self._cycle.trace_id
+
+    @trace_id.setter
+    def trace_id(self, given: str) -> None:
+        self._cycle.trace_id = given
+
     def respond(self, status: int, headers: Headers, body: bytes, extra_headers: Headers = ()) -> bool:
         """Never in one step: `send` has to be awaited."""
         return False

@@ -109,7 +109,6 @@ class ClientConnection(asyncio.Protocol):
         "_peer",
         "_server_state",
         "_state",
-        "_stopping",
         "_stream",
         "_timer",
         "_timer_at",
@@ -119,6 +118,7 @@ class ClientConnection(asyncio.Protocol):
         "certificate",
         "flow",
         "idle_since",
+        "stopping",
         "tasks",
     )
 
@@ -135,7 +135,7 @@ class ClientConnection(asyncio.Protocol):
         self._application = getattr(app, "serve", None) or asgi.serving(cast(asgi.AsgiApp, app), app_state)
         self._server_state = server_state
         self._connections: set[Any] = server_state.connections
-        self.tasks = server_state.tasks
+        self.tasks: set[Any] = server_state.tasks  # uvicorn cancels them, should they take too long to end
         self._loop = _loop or asyncio.get_running_loop()
         self.certificate = b""  # a fingerprint of the one that the client has shown in TLS
 
@@ -147,7 +147,7 @@ class ClientConnection(asyncio.Protocol):
         self._stream: DuplexStream | None = None
         self._paused = False
         self._held = False  # refused for overload a moment ago: not read, whatever else would have it read
-        self._stopping = self.stats.stopping
+        self.stopping = self.stats.stopping
         self._turned_away = False
 
         # One timer serves all deadlines, and rings in vain rather than be moved with every request.
@@ -191,7 +191,7 @@ class ClientConnection(asyncio.Protocol):
 
     def shutdown(self) -> None:
         """The server stops: what was begun is finished, what follows it is not waited for."""
-        self._stopping = self.stats.stopping = True
+        self.stopping = self.stats.stopping = True
         if self._state == _HEAD and not self._buffer:
             self._wait_until(self.idle_since + GRACE)
 
@@ -333,6 +333,9 @@ class ClientConnection(asyncio.Protocol):
             head.headers,
             head.values,
             self.address,
+            "1.1" if head.minor else "1.0",
+            self.certificate,
+            head.upgrade,
             head.keep_alive,
         )
         # A call that still waits for its body is not in flight, but its buffer counts: there is a bound for
@@ -341,37 +344,37 @@ class ClientConnection(asyncio.Protocol):
         taken = stats.in_flight
         if stats.awaiting:
             taken -= min(stats.awaiting, AWAITING_FACTOR * most)
-        if taken * 2 < most or self._has_place(cycle, taken):
-            stats.in_flight += 1
-            cycle.in_flight = True
-            if rest:
-                self.data_received(rest)
-            self._serve(cycle)
+        if taken * 2 >= most and not self._has_place(cycle, taken):
+            self._refuse_for_overload(cycle, rest)
             return
-        error = Overloaded(
-            f"{most} requests are being served (limits.max_in_flight); a tenth more are kept for callers "
-            f"that have less than a tenth"
-        )
-        self._count(error)
-        if length == CHUNKED or (body.here and rest):
-            cycle.keep_alive = False  # nor is what follows it looked at
-        stats.stalled.want_place(most, self._loop)
-        cycle.answer(error)
-        self._hold_back()
+        stats.in_flight += 1
+        cycle.in_flight = True
         if rest:
             self.data_received(rest)
-
-    def _serve(self, cycle: RequestCycle) -> None:
         coroutine, loop = self._application(cycle), self._loop
         if self._direct:
-            # uvicorn cancels them, should they take too long to end.
             direct = cycle.task = DirectTask(coroutine, loop, cycle.finished)
-            self.tasks.add(cast(Any, direct))
+            self.tasks.add(direct)
             direct.start()
         else:
             cycle.task = task = loop.create_task(coroutine)
             self.tasks.add(task)
             task.add_done_callback(cycle.finished)
+
+    def _refuse_for_overload(self, cycle: RequestCycle, rest: bytes) -> None:
+        most, body = self.limits.max_in_flight, cycle.body
+        error = Overloaded(
+            f"{most} requests are being served (limits.max_in_flight); a tenth more are kept for callers "
+            f"that have less than a tenth"
+        )
+        self._count(error)
+        if cycle.head.length == CHUNKED or (body.here and rest):
+            cycle.keep_alive = False  # nor is what follows it looked at
+        self.stats.stalled.want_place(most, self._loop)
+        cycle.answer(error)
+        self._hold_back()
+        if rest:
+            self.data_received(rest)
 
     def _has_place(self, cycle: RequestCycle, taken: int) -> bool:
         """
@@ -423,7 +426,7 @@ class ClientConnection(asyncio.Protocol):
                 return True
             if whole and cycle.body.remaining > MAX_DRAIN:
                 return True
-        return self._stopping and not self._buffer
+        return self.stopping and not self._buffer
 
     def leaves_flight(self, cycle: RequestCycle) -> None:
         """With its reply's last byte, not when its task is done."""
@@ -457,7 +460,7 @@ class ClientConnection(asyncio.Protocol):
         self._cycle = None
         self._state = _HEAD
         self.idle_since = now = self._loop.time()
-        self._deadline = now + (GRACE if self._stopping else self.limits.keep_alive)
+        self._deadline = now + (GRACE if self.stopping else self.limits.keep_alive)
         if self._buffer:
             data, self._buffer = self._buffer, b""
             self._read_head(data)
@@ -468,7 +471,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _patience(self) -> float:
         """Seconds that the next request is waited for."""
-        return GRACE if self._stopping else self.limits.keep_alive
+        return GRACE if self.stopping else self.limits.keep_alive
 
     def switch(self, head: bytes) -> DuplexStream:
         self.flow.write(head)
@@ -509,9 +512,9 @@ class ClientConnection(asyncio.Protocol):
 
     @property
     def silent(self) -> bool:
-        """Whether nothing is served: it is in a head, or owes the rest of a body that nobody reads."""
+        """Whether nothing is served: it is in a head, or owes the rest of a body, read or not."""
         answered = self._cycle is not None and self._cycle.complete
-        return self._state in (_HEAD, _DISCARD) or answered
+        return self._state in (_HEAD, _BODY, _DISCARD) or answered
 
     def _turn_away(self) -> None:
         if self.stats.turned_away < self.limits.max_lingering:
@@ -630,7 +633,7 @@ class ClientConnection(asyncio.Protocol):
         self._arm()
 
     def _on_deadline(self, due: float) -> None:
-        if self._held and not self._stopping:
+        if self._held and not self.stopping:
             return  # who is not read can't be late: it has its time when it is read again
         if self._state == _HEAD and self._buffer:
             limit = self.limits.head_timeout

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from gateway.http.headers import Headers, first
 from gateway.http.slots import SlottedText
+from gateway.http.trace_context import TRACE_ID, is_valid, only_traceparent
 from gateway.server.access_log import Access
 from gateway.server.duplex_stream import DuplexStream
 from gateway.server.request_cycle import RequestCycle
@@ -77,8 +78,16 @@ class LoggedCycle(RequestCycle, eq=False):
                 self.answered_as,
                 self._field(b"user-agent"),
                 self._field(b"referer"),
+                self.trace_id or self._said_trace(),
             )
         )
+
+    def _said_trace(self) -> str:
+        """The trace that the client says the request is a part of."""
+        if self.headers.derived(only_traceparent) is None:
+            return ""
+        said = self._field(b"traceparent")
+        return said[TRACE_ID].decode() if is_valid(said) else ""
 
     def _field(self, name: bytes) -> bytes:
         value = first(self.headers, name)

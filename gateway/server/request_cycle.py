@@ -36,9 +36,9 @@ class CycleConnection(Protocol):
     """What a request needs of the connection on which it came."""
 
     address: str
-    certificate: bytes  # a fingerprint of the one that the client has shown in TLS
     flow: WriteFlow
     tasks: set[Any]
+    stopping: bool  # the server takes no more requests than have begun
 
     def must_close(self, cycle: RequestCycle, whole: bool) -> bool:
         """Asked before a reply's head is written, which has to say so. `whole`: its body goes out with it."""
@@ -68,6 +68,9 @@ class RequestCycle(Struct, eq=False):
     headers: Fields
     values: Values
     address: str
+    version: str  # of HTTP
+    certificate: bytes  # a fingerprint of the one that the client has shown in TLS
+    upgrade: bytes | None  # the protocol that the client offers to switch to
     keep_alive: bool
     caller: str | None = None  # where it is counted who has the places in flight
     cancel_on_disconnect: bool = False
@@ -78,21 +81,10 @@ class RequestCycle(Struct, eq=False):
     request_id: str = ""
     started: bool = False
     task: Any = None  # that serves it
+    trace_id: str = ""  # that whoever traces the call gave it
     _over: asyncio.Event | None = None
     _stream: DuplexStream | None = None
     _writer: ResponseWriter | None = None
-
-    @property
-    def version(self) -> str:
-        return "1.1" if self.head.minor else "1.0"
-
-    @property
-    def certificate(self) -> bytes:
-        return self._connection.certificate
-
-    @property
-    def upgrade(self) -> bytes | None:
-        return self.head.upgrade
 
     @property
     def transport(self) -> asyncio.Transport:
@@ -110,7 +102,9 @@ class RequestCycle(Struct, eq=False):
             return False
         if self.started or self.gone or flow.transport.is_closing():
             self._check_startable()
-        close = not self.keep_alive or self._connection.must_close(self, True)
+        connection, close = self._connection, not self.keep_alive
+        if connection.stopping or not self.body.here:
+            close = close or connection.must_close(self, True)
         data, close = whole_response(
             status, headers, body, extra_headers, head.method, head.minor, close, date
         )
@@ -182,6 +176,8 @@ class RequestCycle(Struct, eq=False):
         self.task = None
         if self.in_flight:
             self._connection.leaves_flight(self)
+        if self.complete and isinstance(task, DirectTask) and task.failure is None:
+            return  # as most do
         settled = self.complete or not self._has_client()
         if task.cancelled():
             if not settled:

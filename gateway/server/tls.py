@@ -16,6 +16,7 @@ import os
 import ssl
 from typing import TYPE_CHECKING, Any, Final
 
+from gateway.bounded_reads import BoundedReads, Hangs
 from gateway.errors import PlainHttpOnTlsPort, TlsHandshakeFailed
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ class Certificates:
     def __init__(self, certificate: str, key: str, client_ca: str | None, min_version: str) -> None:
         """Raises TlsUnusable."""
         self._files = (certificate, key, client_ca, min_version)
+        self._reads = BoundedReads()
         self._seen = self._identity()
         self.context = server_context(*self._files)
 
@@ -105,7 +107,15 @@ class Certificates:
         """Loads the files whenever they are others: also where a link in their place was exchanged."""
         while True:
             await asyncio.sleep(every)
-            await asyncio.to_thread(self._reload_if_changed)
+            with contextlib.suppress(Hangs):
+                await self._reads.read(self._reload_if_changed)
+
+    async def reload_bounded(self) -> None:
+        """As `reload`, where the files may hang."""
+        try:
+            await self._reads.read(self.reload)
+        except Hangs as error:
+            log.error("listen.tls: %s: the certificate that was loaded before is shown on", error)
 
     def _reload_if_changed(self) -> None:
         if self._identity() != self._seen:

@@ -139,10 +139,13 @@ class CredentialFingerprints:
         digest.update(_encoded((name, value, certificate) if certificate else (name, value)))
         return digest.hexdigest()
 
-    def of_call(self, headers: Fields, query: bytes, certificate: bytes, values: Values) -> str:
+    def of_call(
+        self, headers: Fields, query: bytes, certificate: bytes, values: Values, caller: str = ""
+    ) -> str:
         """
         `of`, with `values` for the slots in the fields; remembered where these come again. Queries may be too
-        many to be remembered.
+        many to be remembered. `caller` is that of the call, where it tells apart all that these fields do
+        (`caller_tells_all`): then nothing else has to be hashed.
         """
         if query:
             return self.of(filled(headers, values), query, certificate)
@@ -150,7 +153,7 @@ class CredentialFingerprints:
         if counted is None:
             return headers.derived(self.of, b"", certificate)
         # Known by a keyed hash: no credential is kept beyond its connection.
-        key = self._digest(certificate, _encoded(counted(values)))
+        key = caller or self._digest(certificate, _encoded(counted(values)))
         fingerprint = known.get(key)
         if fingerprint is None:
             fingerprint = self.of(filled(headers, values), b"", certificate)
@@ -166,6 +169,19 @@ class CredentialFingerprints:
         """
         counted = b"".join([value for name, value in headers if self._counts(name)])
         return SlottedText.of(counted).pick, {}
+
+    def caller_tells_all(self, headers: Headers, upstream: Headers) -> bool:
+        """
+        Whether of the slots in `upstream`, made of `headers`, none counts but the one that names the caller:
+        calls with these fields then have one fingerprint if they have one caller.
+        """
+        named = self._named(headers)
+        counted = b"".join([value for name, value in upstream if self._counts(name)])
+        return (
+            named is not None
+            and isinstance(named[1], Slot)
+            and SlottedText.of(counted).numbers == (named[1].number,)
+        )
 
     def carried_query(self, target: bytes) -> bytes | None:
         """What a look-up carries of the target's query, None where it would lose a credential."""

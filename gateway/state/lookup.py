@@ -99,8 +99,6 @@ class LookupResult(Struct, frozen=True):
     @property
     def guard(self) -> bytes | None:
         """What If-Match can say: a strong validator (RFC 9110 section 13.1.1)."""
-        if not self.request.target.fill.guarded:
-            return None
         etag = self.reading.etag
         return etag if etag is not None and etag.startswith(b'"') else None
 
@@ -114,9 +112,8 @@ class LookupResults(Struct, frozen=True):
     @property
     def guard(self) -> bytes | None:
         for result in self.values.values():
-            guard = result.guard
-            if guard is not None:
-                return guard
+            if result.request.target.fill.guarded and result.guard is not None:
+                return result.guard
         return None
 
     @property
@@ -124,7 +121,10 @@ class LookupResults(Struct, frozen=True):
         return frozenset().union(*(result.request.target.fill.refill_on for result in self.values.values()))
 
     def changes(self, now: float) -> dict[str, tuple[str, Change]]:
-        return {field: (result.value, result.change(now)) for field, result in self.values.items()}
+        changes = {}
+        for field, result in self.values.items():
+            changes[field] = result.value, result.change(now)
+        return changes
 
     def differ(self, fresh: LookupResults) -> bool:
         """Whether the fresh results, complete as these, would make another PATCH."""
@@ -327,6 +327,21 @@ class Lookups:
             return Unfilled(f"{fill.field}-not-allowed")
         return LookupResult(request, value, found.reading, found.source, found.had)
 
+    async def read_after(self, request: LookupRequest) -> str | None:
+        """
+        What one GET shows that begins when the request was made or later. None where it shows no value, or
+        a write was over meanwhile. Raises as `look_up`.
+        """
+        view = await self._view(request)
+        try:
+            found = await self._reading(request, view, request.since, False, None)
+        except _NotShared:
+            return None
+        if found is None or (await self._view(request)).generation > view.generation:
+            return None
+        value = self._chosen(found.reading, request.target)
+        return value if isinstance(value, str) else None
+
     async def usable(self, results: LookupResults) -> bool:
         """Whether they may still be filled, asked right before the call leaves (S2, S3)."""
         stamp = None
@@ -348,11 +363,12 @@ class Lookups:
         (S2, S3). What a look-up of its own showed counts from when it was there, since nothing was fresher
         then; but after a wait something is.
         """
+        now = self.now()
         for result in results.values.values():
             request, reading = result.request, result.reading
             if reading.started <= self._all_invalidated_at:
                 return False
-            max_age, now = request.target.fill.max_age, self.now()
+            max_age = request.target.fill.max_age
             if not is_fresh(reading, reading.generation, max_age, request.since, now):
                 return False
             if max_age and now - result.had > max_age:

@@ -101,7 +101,9 @@ class UpstreamConnection(asyncio.Protocol):
         self.heard = False
         self._parser.expect(request.head_only, request.upgrade)
         if request.stream is None:
-            self._expect_by(self.loop.time() + self._timeouts.read)
+            when = self._read_deadline = self.loop.time() + self._timeouts.read
+            if when < self._timer_at:
+                self._arm(when)
         if request.large_body:
             self.transport.writelines((request.head, request.large_body))
         else:
@@ -109,10 +111,6 @@ class UpstreamConnection(asyncio.Protocol):
         if request.stream is not None:
             self._upload = self.loop.create_task(self._send_stream(request, request.stream))
             self._upload.add_done_callback(self._uploaded)
-
-    def young(self, now: float, idle_timeout: float) -> bool:
-        """Whether an idle one may still be used."""
-        return now - self.idle_since < idle_timeout and now < self.expires
 
     def silent(self) -> bool:
         """
@@ -360,12 +358,8 @@ class UpstreamConnection(asyncio.Protocol):
         if self._request is None or self._upload is not None or self._parser.switched:
             return
         if self._waiter is not None or not self._parser.headed:
-            self._expect_by(self.loop.time() + self._timeouts.read)
-
-    def _expect_by(self, when: float) -> None:
-        self._read_deadline = when
-        if when < self._timer_at:
-            self._arm(when)
+            self._read_deadline = self.loop.time() + self._timeouts.read
+            self._arm(self._read_deadline)
 
     def _arm(self, when: float) -> None:
         if when < self._timer_at:

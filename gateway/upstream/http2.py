@@ -87,6 +87,8 @@ class HttpxTransport:
         self._timeouts = asdict(timeouts)
         self._prefix = prefix
         self._closing: set[asyncio.Task[None]] = set()
+        # As the pool's (pool.py).
+        self.on_reply: Callable[[], None] | None = None
 
     async def send(
         self,
@@ -121,6 +123,8 @@ class HttpxTransport:
         )
         with our_errors():
             response = await self._transport.handle_async_request(request)
+        if self.on_reply is not None:
+            self.on_reply()
         reply = Reply()
         names = Fields((name.lower(), value) for name, value in response.headers.raw)
         reply.begin(_ReplyStream(response, self._closing), response.status_code, names)

@@ -331,9 +331,11 @@ class Pool:
 
     def _take(self, now: float, polled: bool = True) -> UpstreamConnection | None:
         """Not `polled` where it is asked once more anyway, when the request has been recorded."""
+        since = now - self.limits.idle_timeout
         while self._idle:
             connection, _ = self._idle.popitem()
-            if connection.young(now, self.limits.idle_timeout) and (not polled or connection.silent()):
+            young = connection.idle_since > since and now < connection.expires
+            if young and (not polled or connection.silent()):
                 return connection
             connection.close()
         return None

@@ -72,7 +72,7 @@ def outgoing(
     if isinstance(body, bytes):
         if length is None:
             length = len(body)
-            fields += b"content-length: %d\r\n" % length
+            fields = b"%bcontent-length: %d\r\n" % (fields, length)
     elif body is None:
         body = b""
     else:

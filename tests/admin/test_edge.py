@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import struct
 import sys
+from collections import Counter
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -13,7 +15,9 @@ import pytest
 
 from gateway import app
 from gateway.admin.hosts import answers_to
-from tests.support.gateways import settings
+from gateway.admin.live import STREAMS
+from tests.support.gateways import BODY, PARTICIPANT, TOKEN, settings
+from tests.support.mocking import mock
 from tests.support.processes import gateway_process
 from tests.support.serving import connect
 
@@ -57,23 +61,106 @@ async def test_a_page_that_binds_its_name_to_the_admin_side_reads_nothing(tmp_pa
         b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 200000\r\n\r\n",
         b"GET /healthz HTTP/1.0\r\nHost: 127.0.0.1\r\nContent-Length: 2000000\r\n\r\n",
         b"GET /healthz\r\n\r\n",
+        b"POST /api/mode HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 4000\r\n\r\n{",
+        b"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * 50,
+        b"GET /api/events HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
     ],
-    ids=["a part of a head", "a body that nobody reads", "a larger one", "no request"],
-)
+    ids=["a part of a head", "a body that nobody reads", "a larger one", "no request",
+         "a body that does not come", "replies that nobody takes", "streams that nobody reads"],
+)  # fmt: skip
 async def test_connections_that_say_nothing_more_do_not_keep_the_operator_out(
     tmp_path: Path, said: bytes
 ) -> None:
     async with (
         gateway_process(tmp_path, "http://127.0.0.1:9") as running,
         running.admin() as admin,
+        running.client() as client,
         AsyncExitStack() as silent,
     ):
         for number in range(3 * app.ADMIN_CONNECTIONS):
             one = await silent.enter_async_context(connect(running.admin_port))
             await one.send(said[: number % len(said)] if number % 2 else said)
-        assert (await admin.get("/readyz")).status_code == 200
         clients = (await admin.get("/counts")).json()["gateway_client_connections"]
         assert clients == 0, "they are none of the callers'"
+        assert (await admin.get("/readyz")).status_code == 200
+        assert (await client.get("/x")).json()["type"].endswith("connection-refused")
+        assert "Traceback" not in running.process.said
+
+
+async def test_a_query_of_a_megabyte_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    async with (
+        gateway_process(tmp_path, "http://127.0.0.1:9") as running,
+        running.admin() as admin,
+        connect(running.admin_port) as one,
+    ):
+        one.writer.write(b"GET /metrics?" + b"a" * 2**20 + b" HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        assert (await one.head()).startswith((b"HTTP/1.1 414", b"HTTP/1.1 431"))
+        assert (await admin.get("/readyz")).status_code == 200
+
+
+async def test_more_event_streams_than_there_is_room_for_are_refused_and_keep_nobody_out(
+    tmp_path: Path,
+) -> None:
+    asked = b"GET /api/events HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+    async with (
+        mock() as upstream,
+        gateway_process(tmp_path, upstream.url) as running,
+        running.admin() as admin,
+        running.client() as client,
+        AsyncExitStack() as watching,
+    ):
+        answers: Counter[bytes] = Counter()
+        for _ in range(3 * app.ADMIN_CONNECTIONS):
+            one = await watching.enter_async_context(connect(running.admin_port))
+            await one.send(asked)
+            answers[(await one.until(b"\r\n")).split(b" ")[1]] += 1
+        assert answers == {b"200": STREAMS, b"503": 3 * app.ADMIN_CONNECTIONS - STREAMS}
+        assert (await admin.get("/readyz")).status_code == 200
+        for page in ("/", "/api/rewrites", "/metrics"):
+            assert (await admin.get(page)).status_code == 200
+        reply = await client.patch(PARTICIPANT, content=BODY, headers=TOKEN)
+        assert reply.status_code == 202
+
+
+async def test_a_query_of_a_megabyte_is_refused_and_keeps_nobody_out(tmp_path: Path) -> None:
+    async with gateway_process(tmp_path, "http://127.0.0.1:9") as running, running.admin() as admin:
+        for path in ("/", "/api/rewrites", "/api/events", "/page/app.js"):
+            async with connect(running.admin_port) as one:
+                head = b"GET %b?%b HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+                with contextlib.suppress(ConnectionError):
+                    await one.send(head % (path.encode(), b"q" * 2**20))
+                assert (await one.until(b"\r\n")).split(b" ")[1] in {b"414", b"431"}
+            assert (await admin.get("/readyz")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/page/../live.py", "/page/..%2flive.py", "/page/%2e%2e/live.py", "/page/..\\live.py", "/page//live.py",
+     "/page/%00", "/page/app.js%00.html", "/page/", "/page/app.js/..", "/../../../../etc/passwd",
+     "/page/....//live.py", "/page/%252e%252e%252flive.py", "/page/%c0%ae%c0%ae/live.py"],
+)  # fmt: skip
+async def test_no_path_names_a_file_beside_the_page_s(tmp_path: Path, path: str) -> None:
+    chosen = settings("http://127.0.0.1:9", str(tmp_path / "log"), listen={"port": 0}, admin={"port": 0})
+    async with app.running(chosen, app.build(chosen)) as listening, connect(listening.admin_port) as one:
+        asked = b"GET %b HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
+        await one.send(asked % path.encode("latin-1"))
+        reply = await one.rest()
+        assert reply.split(b" ")[1] in {b"400", b"404"}
+        assert b"import" not in reply
+        assert b"root:" not in reply
+
+
+async def test_nothing_changes_by_get_and_no_other_site_may_ask(tmp_path: Path) -> None:
+    wanted = {"rule": "web-participant-state", "mode": "observe"}
+    async with gateway_process(tmp_path, "http://127.0.0.1:9") as running, running.admin() as admin:
+        for path in ("/api/mode", "/api/reload"):
+            assert (await admin.get(path, params=wanted)).status_code == 405
+            refused = await admin.post(path, json=wanted, headers={"Origin": "http://evil.example"})
+            assert refused.status_code == 403
+        (rule,) = (await admin.get("/api/rules")).json()["rules"]
+        assert rule["mode"] == "enforce"
+        own = {"Origin": str(admin.base_url).rstrip("/")}
+        assert (await admin.post("/api/mode", json=wanted, headers=own)).status_code == 200
 
 
 def backlog_of(port: int) -> int:

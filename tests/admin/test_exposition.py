@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from prometheus_client.openmetrics import parser as openmetrics_parser
 from prometheus_client.parser import text_string_to_metric_families
 
-from gateway.admin import process
+from gateway.admin import health, process
 from gateway.admin.exposition import OPENMETRICS, TEXT, exposition, wants_openmetrics
+from gateway.admin.health import AT_ONCE
 from gateway.admin.metrics import METRICS, Counts, Histograms, Metrics, WatchedRule
 from gateway.mock.server import Fault
 from tests.support.gateways import BODY, PARTICIPANT, TOKEN, Running, gateway
@@ -194,3 +197,28 @@ def test_the_process_s_own_figures_are_those_of_the_system(tmp_path: Path) -> No
         ("process_cpu_seconds_total",),
         ("process_max_fds",),
     }
+
+
+async def test_thousands_of_rules_are_told_with_turns_for_the_calls_between() -> None:
+    metrics = Metrics(Counts(), {})
+    metrics.follow([WatchedRule(f"rule-{number}", "PATCH", "enforce", ("fill",)) for number in range(1500)])
+    transport = httpx.ASGITransport(app=health.build({}, metrics))
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async with httpx.AsyncClient(transport=transport, base_url="http://admin") as admin:
+        for path in ("/metrics", "/counts"):
+            turns = 0
+            meanwhile = asyncio.create_task(others())
+            reply = await admin.get(path)
+            meanwhile.cancel()
+            assert turns > 10
+        assert reply.status_code == 200
+        told = (await admin.get("/metrics")).text
+    assert told == exposition(metrics, openmetrics=False)
+    assert told.count("\n") > 10 * AT_ONCE

@@ -9,10 +9,14 @@ from typing import Any
 
 import httpx
 import msgspec
+import pytest
 
 from gateway import app
 from gateway.admin.live import KEPT, SHOWN, STREAMS, UNWATCHED, WAITING, Live, strip
+from gateway.admin.page_routes import EventStream
+from gateway.audit import watched_bodies as bodies_kept
 from gateway.audit.finished_call import FinishedCall
+from gateway.audit.watched_bodies import WatchedBodies
 from tests.support.clients import bare_client
 from tests.support.gateways import BODY, PARTICIPANT, TOKEN, gateway, settings
 from tests.support.mocking import mock
@@ -27,7 +31,12 @@ CALL = FinishedCall(
 
 
 def live() -> Live:
-    return Live(lambda: 1.0, [])
+    return Live(lambda: 1.0, [], WatchedBodies())
+
+
+def tell(watched: Live, call: FinishedCall) -> None:
+    if watched.wants(bool(call.changes)):
+        watched(call)
 
 
 def said(event: bytes) -> Any:
@@ -39,7 +48,7 @@ async def test_the_latest_calls_are_kept_and_no_more() -> None:
     watched = live()
     assert watched.stream() is not None
     for _ in range(KEPT + 7):
-        watched(CALL)
+        tell(watched, CALL)
     numbers = [call["number"] for call in watched.recent()]
     watched.close()
     assert numbers == list(range(KEPT + 7, 7, -1))
@@ -47,11 +56,11 @@ async def test_the_latest_calls_are_kept_and_no_more() -> None:
 
 def test_of_a_second_that_nobody_watches_some_calls_are_kept() -> None:
     now = [10.0]
-    unwatched = Live(lambda: now[0], [])
+    unwatched = Live(lambda: now[0], [], WatchedBodies())
     for second in (10.0, 10.9, 11.0, 5.0):
         now[0] = second
         for _ in range(UNWATCHED):
-            unwatched(CALL)
+            tell(unwatched, CALL)
     numbers = [call["number"] for call in unwatched.recent()]
     assert numbers == [*range(4 * UNWATCHED, 2 * UNWATCHED, -1), *range(UNWATCHED, 0, -1)]
 
@@ -59,9 +68,9 @@ def test_of_a_second_that_nobody_watches_some_calls_are_kept() -> None:
 async def test_many_calls_are_one_event_of_a_few_and_how_many_were_left_out_is_said() -> None:
     watched = live()
     assert watched.stream() is not None
-    watched(CALL)
+    tell(watched, CALL)
     for _ in range(3 * KEPT):
-        watched(CALL)
+        tell(watched, CALL)
     told = said(watched.told(1, 0.25))
     watched.close()
     assert (told["came"], told["left_out"], len(told["calls"])) == (3 * KEPT, 3 * KEPT - SHOWN, SHOWN)
@@ -79,8 +88,8 @@ def test_the_strip_has_sums_of_its_calls() -> None:
 def test_callers_are_counted_those_with_most_calls_first() -> None:
     watched = live()
     for agent in ("one", "two", "two"):
-        watched(msgspec.structs.replace(CALL, user_agent=agent))
-    watched(msgspec.structs.replace(CALL, user_agent="two", changes=()))
+        tell(watched, msgspec.structs.replace(CALL, user_agent=agent))
+    tell(watched, msgspec.structs.replace(CALL, user_agent="two", changes=()))
     assert [(one["user_agent"], one["calls"], one["needed"]) for one in watched.callers()] == [
         ("two", 3, 2),
         ("one", 1, 1),
@@ -89,7 +98,7 @@ def test_callers_are_counted_those_with_most_calls_first() -> None:
 
 def test_no_text_of_a_client_ends_an_event() -> None:
     watched = live()
-    watched(msgspec.structs.replace(CALL, user_agent=HOSTILE + "\n\nevent: lost\n\r", path="/\n\n"))
+    tell(watched, msgspec.structs.replace(CALL, user_agent=HOSTILE + "\n\nevent: lost\n\r", path="/\n\n"))
     told = watched.told(0, 0.25)
     assert told.count(b"\n") == 3
     assert said(told)["calls"][0]["user_agent"].startswith(HOSTILE)
@@ -149,6 +158,14 @@ async def test_a_stream_ends_when_the_gateway_stops(tmp_path: Path) -> None:
         assert b"event" in b"".join([b"event", *[piece async for piece in pieces]])
 
 
+async def test_once_streams_were_ended_no_other_begins() -> None:
+    watched = live()
+    assert watched.stream() is not None
+    watched.close()
+    assert watched.stream() is None
+    assert watched._pumping is None
+
+
 async def test_what_the_page_has_of_a_call_is_what_the_log_may_hold() -> None:
     async with (
         mock() as upstream,
@@ -163,6 +180,7 @@ async def test_what_the_page_has_of_a_call_is_what_the_log_may_hold() -> None:
         assert call["result"] == "rewritten"
         assert call["body"] == running.lines("rewrite")[0]["body"]
         assert call["changes"] == running.lines("rewrite")[0]["changes"]
+        assert call["shape"] is None, "nobody watched"
         assert "supervisorNote" not in reply.text
         assert "Bearer" not in reply.text
         (rule,) = (await admin.get("/api/rules")).json()["rules"]
@@ -181,3 +199,80 @@ async def test_every_file_of_the_page_forbids_what_it_does_not_need() -> None:
             assert "default-src 'none'" in policy
             assert "unsafe" not in policy
             assert "http" not in policy
+
+
+@pytest.mark.parametrize(
+    ("mode", "after"),
+    [("enforce", [[0, "state", "string"]]), ("shadow", [[0, "state", "string"]]), ("observe", None)],
+)
+async def test_of_a_call_that_is_watched_the_body_s_shape_is_told_and_no_value(
+    mode: str, after: list[Any] | None
+) -> None:
+    before = [[0, "attributes", "object"], [1, "supervisorNote", "string"]]
+    async with (
+        mock() as upstream,
+        gateway(upstream.url, rule={"mode": mode}) as running,
+        running.client() as client,
+        running.admin() as admin,
+    ):
+        watched = running.gateway.live
+        stream = watched.stream()
+        assert stream is not None
+        await client.patch(PARTICIPANT, content=BODY.replace(b"test", b"secret-value"), headers=TOKEN)
+        await until(lambda: watched.recent())
+        reply = await admin.get("/api/rewrites")
+        shape = reply.json()["calls"][0]["shape"]
+        assert shape["before"] == {"type": "object", "lines": before, "more": 0}
+        assert shape.get("after", {}).get("lines") == (after and [*after, *before])
+        assert "secret-value" not in reply.text
+        assert said(watched.told(0, 1.0))["calls"][0]["shape"] == shape
+        watched.leave(stream)
+
+
+async def test_no_body_is_kept_of_calls_that_nobody_watches() -> None:
+    bodies = WatchedBodies()
+    watched = Live(lambda: 1.0, [], bodies)
+    async with mock() as upstream, gateway(upstream.url) as running, running.client() as client:
+        await client.patch(PARTICIPANT, content=BODY, headers=TOKEN)
+        assert running.gateway.live._bodies._latest == {}
+    stream = watched.stream()
+    assert stream is not None
+    bodies.saw("one", b"{}")
+    watched.leave(stream)
+    assert (bodies.watching, bodies.take("one")) == (False, None)
+
+
+async def test_what_is_kept_and_read_of_bodies_is_bounded() -> None:
+    bodies = WatchedBodies()
+    watched = Live(lambda: 1.0, [], bodies)
+    assert watched.stream() is not None
+    for number in range(3 * bodies_kept.KEPT):
+        bodies.saw(f"{number}", b"{}", b"{}")
+    assert len(bodies._latest) == bodies_kept.KEPT
+    large = b'"%b"' % (b"n" * (bodies_kept.LARGEST - 2))
+    for number in range(9):
+        bodies.saw(f"large {number}", large, large + b" ")
+        assert watched.wants(rewritten=True)
+        watched(msgspec.structs.replace(CALL, id=f"large {number}"))
+    shapes = [call["shape"] for call in watched.recent()]
+    watched.close()
+    assert [one["before"].get("type") for one in shapes] == ["string"] * 4 + [None] * 5
+    assert "larger than" in shapes[0]["after"]["why"]
+    assert "too much" in shapes[8]["before"]["why"]
+
+
+async def test_a_reader_that_leaves_before_the_first_event_frees_its_place() -> None:
+    """Its generator has not begun then, so nothing in it ends."""
+    watched = live()
+    stream = watched.stream()
+    assert stream is not None
+
+    async def gone() -> dict[str, Any]:
+        return {"type": "http.disconnect"}
+
+    async def refused(message: Any) -> None:
+        raise OSError
+
+    await EventStream(watched, stream)({"type": "http", "asgi": {"spec_version": "2.4"}}, gone, refused)
+    assert not watched._streams
+    assert watched._pumping is None

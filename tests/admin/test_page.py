@@ -2,82 +2,24 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
-from gateway import app
-from tests.support.clients import bare_client
-from tests.support.gateways import BODY, CONVERSATION, PARTICIPANT, TOKEN, settings
+from gateway.audit.callers_file import CallersFile, Tally
+from tests.support.audit_lines import audit_lines
+from tests.support.browsers import LIVE, ROWS, browser, needs_chromium, patch, rows, serving
+from tests.support.gateways import CONVERSATION, PARTICIPANT, TOKEN
 from tests.support.mocking import mock
 from tests.support.ports import unused_ports
+from tests.support.processes import gateway_process
 
-playwright = pytest.importorskip("playwright.async_api", reason="the browser's driver is not installed")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+pytestmark = needs_chromium
 
-SECOND = 1000.0
 HOSTILE = "<img src=x onerror=document.title='owned'>"
-ROWS = "#calls button"
-
-
-class Watched:
-    """A page, and all that it said or asked for."""
-
-    def __init__(self, page: Any, origin: str) -> None:
-        self.page = page
-        self.problems: list[str] = []
-        self.foreign: list[str] = []
-        page.on("console", lambda said: self.problems.append(said.text) if said.type == "error" else None)
-        page.on("pageerror", lambda error: self.problems.append(str(error)))
-        page.on("request", lambda one: None if one.url.startswith(origin) else self.foreign.append(one.url))
-
-    async def text(self, selector: str) -> str:
-        found: str = await self.page.inner_text(selector)
-        return found
-
-    async def shows(self, script: str, seconds: float = 5) -> None:
-        await self.page.wait_for_function(f"() => {script}", timeout=seconds * SECOND)
-
-
-@asynccontextmanager
-async def browser(origin: str, **options: Any) -> AsyncIterator[Watched]:
-    async with playwright.async_playwright() as driver:
-        chromium = await driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        try:
-            context = await chromium.new_context(**options)
-            watched = Watched(await context.new_page(), origin)
-            await watched.page.goto(origin)
-            yield watched
-        finally:
-            await chromium.close()
-
-
-@asynccontextmanager
-async def serving(
-    upstream: str, folder: Path, port: int = 0, admin: int = 0, **more: Any
-) -> AsyncIterator[tuple[httpx.AsyncClient, str]]:
-    """A client of the gateway, and where its page is."""
-    chosen = settings(upstream, str(folder / "log"), listen={"port": port}, admin={"port": admin, **more})
-    async with (
-        app.running(chosen, app.build(chosen)) as listening,
-        bare_client(f"http://127.0.0.1:{listening.port}") as client,
-    ):
-        yield client, f"http://127.0.0.1:{listening.admin_port}/"
-
-
-async def patch(client: httpx.AsyncClient, agent: str = "legacy", path: str = PARTICIPANT) -> None:
-    headers = {**TOKEN, "Content-Type": "text/plain", "User-Agent": agent}
-    assert (await client.patch(path, content=BODY, headers=headers)).status_code == 202
-
-
-def rows(count: int) -> str:
-    return f"document.querySelectorAll('{ROWS}').length === {count}"
 
 
 async def test_a_rewrite_appears_within_a_second_and_can_be_found_opened_and_paused(tmp_path: Path) -> None:
@@ -87,7 +29,7 @@ async def test_a_rewrite_appears_within_a_second_and_can_be_found_opened_and_pau
         browser(origin) as watched,
     ):
         page = watched.page
-        await watched.shows("document.querySelector('#state').textContent === 'live'")
+        await watched.shows(LIVE)
         assert "Nothing yet" in await watched.text("#empty")
         await patch(client)
         await watched.shows(rows(1), seconds=1)
@@ -115,6 +57,8 @@ async def test_a_rewrite_appears_within_a_second_and_can_be_found_opened_and_pau
         for words in ("text/plain", "application/json", "state", "connected", "reply 202", "gateway"):
             assert words in detail
         assert await page.inner_text("#detail ins >> nth=0") == "application/json"
+        assert await page.inner_text("#detail ins >> nth=1") == '"state": string = "connected"'
+        assert '"supervisorNote": string' in detail
         await page.keyboard.press("Escape")
         assert await page.is_hidden("#detail")
 
@@ -129,17 +73,32 @@ async def test_a_rewrite_appears_within_a_second_and_can_be_found_opened_and_pau
 
 
 async def test_what_a_client_sends_is_text_and_nothing_else(tmp_path: Path) -> None:
+    """In each field that is shown: nothing of it runs, nothing of it becomes an element."""
+    quoted = HOSTILE.replace("<", "%3C").replace(">", "%3E").replace(" ", "%20")
+    headers = {
+        **TOKEN,
+        "User-Agent": HOSTILE,
+        "X-Request-Id": HOSTILE,
+        "Content-Type": f"text/plain; x={HOSTILE}",
+    }
+    body = b'{"attributes": {"%b": 1}, "</pre><script>document.title=1</script>": 1}' % HOSTILE.encode()
     async with (
         mock() as upstream,
-        serving(upstream.url, tmp_path) as (client, origin),
+        serving(upstream.url, tmp_path, callers={"path": str(tmp_path / "callers")}) as (client, origin),
         browser(origin) as watched,
     ):
-        await patch(client, HOSTILE)
-        await watched.shows(rows(1))
-        await watched.page.click(ROWS)
+        await watched.shows(LIVE)
+        for path in (PARTICIPANT, f"{PARTICIPANT}{quoted}", f"{PARTICIPANT}\"'><img"):
+            await client.patch(path, content=body, headers=headers)
+        await watched.shows(f"document.querySelectorAll('{ROWS}').length >= 2")
+        for row in await watched.page.locator(ROWS).all():
+            await row.click()
+            detail = await watched.text("#detail")
+            assert HOSTILE in detail
+            assert "script" in detail
         await watched.shows("document.querySelector('#callers').textContent.includes('onerror')")
-        assert HOSTILE in await watched.text("#detail")
-        assert await watched.page.locator("img").count() == 0
+        await watched.shows("document.querySelector('#callers .trend')")
+        assert await watched.page.locator("img, script:not([src]), main style").count() == 0
         assert await watched.page.title() == "Gateway: live"
         assert (watched.problems, watched.foreign) == ([], [])
 
@@ -165,7 +124,7 @@ async def test_after_a_restart_the_page_finds_the_gateway_again(tmp_path: Path) 
 async def test_the_page_asks_for_the_token(tmp_path: Path) -> None:
     async with (
         mock() as upstream,
-        serving(upstream.url, tmp_path, token="0123456789abcdef") as (client, origin),
+        serving(upstream.url, tmp_path, admin_more={"token": "0123456789abcdef"}) as (client, origin),
         browser(origin) as watched,
     ):
         await patch(client)
@@ -196,3 +155,77 @@ async def test_it_is_dark_where_that_is_preferred_and_fits_a_phone(
         assert (back == "rgb(18, 22, 28)") == ("color_scheme" in options)
         width = await watched.page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
         assert width <= 0
+
+
+async def test_a_mode_is_changed_after_a_question_and_who_did_it_is_told(tmp_path: Path) -> None:
+    async with (
+        mock() as upstream,
+        gateway_process(tmp_path, upstream.url) as running,
+        browser(f"http://127.0.0.1:{running.admin_port}/") as watched,
+    ):
+        page = watched.page
+        dialog, told = page.locator("#mode-dialog"), "document.querySelector('#mode-said').textContent"
+        await page.click("#rules button")
+        assert "web-participant-state" in await dialog.inner_text()
+        await page.select_option("#mode-new", "observe")
+        assert "Calls go on as they come" in await watched.text("#mode-means")
+        await page.click("#mode-no")
+        assert await page.is_hidden("#mode-dialog")
+        assert not [line for line in audit_lines(running.audit) if line["event"] == "mode"]
+
+        await page.click("#rules button")
+        await page.select_option("#mode-new", "observe")
+        await page.click("#mode-yes")
+        await watched.shows(f"{told}.includes('mode enforce is now observe')")
+        await watched.shows("document.querySelector('#rules').textContent.includes('observe')")
+        changed = await watched.text("#mode-changes")
+        assert "web-participant-state: enforce → observe, by admin, 127.0.0.1" in changed
+        (line,) = [line for line in audit_lines(running.audit) if line["event"] == "mode"]
+        assert (line["rule"], line["before"], line["mode"]) == ("web-participant-state", "enforce", "observe")
+
+        (tmp_path / "config.yaml").write_text("rules: 7\n")
+        async with running.admin() as admin:
+            assert (await admin.post("/api/reload")).status_code == 409
+        await watched.shows("document.querySelector('#refused-reload').textContent.includes('rules')")
+
+        await page.click("#rules button")
+        running.process.signal(signal.SIGKILL)
+        await running.process.exit()
+        await page.click("#mode-yes")
+        await watched.shows(f"{told}.startsWith('No answer came')")
+
+
+async def test_a_change_that_is_refused_is_told(tmp_path: Path) -> None:
+    async with (
+        serving("http://127.0.0.1:9", tmp_path) as (_, origin),
+        browser(origin) as watched,
+    ):
+        refusal = {"status": 409, "json": {"ok": False, "said": ["there is no rule 'x'"]}}
+        await watched.page.route("**/api/mode", lambda route: route.fulfill(**refusal))
+        await watched.page.click("#rules button")
+        await watched.page.click("#mode-yes")
+        await watched.shows(
+            "document.querySelector('#mode-said').textContent === \"Not changed (409): there is no rule 'x'\""
+        )
+
+
+async def test_callers_are_those_of_the_file_with_the_days_before(tmp_path: Path) -> None:
+    kept = {"path": str(tmp_path / "callers.sqlite3")}
+    now = time.time()
+    file = CallersFile(kept["path"], 10)
+    seen = ("cafe", "long ago", "web-participant-state", "enforce", ("fill state",), None, None, None)
+    file.add({seen: Tally(now - 3 * 86_400, now - 3 * 86_400, 12, 12)})
+    file.close()
+    async with (
+        mock() as upstream,
+        serving(upstream.url, tmp_path, callers=kept) as (client, origin),
+        browser(origin) as watched,
+    ):
+        await patch(client)
+        await watched.shows("document.querySelectorAll('#callers tbody tr').length === 2")
+        told = await watched.text("#callers")
+        assert "long ago" in told
+        assert "12 (fill state 12)" in told
+        assert "credentials.key is not set" in await watched.text("#callers-of")
+        days = await watched.page.get_attribute("#callers tr:nth-child(2) .trend", "aria-label")
+        assert days.endswith(": 12 calls, 12 needed a repair")

@@ -23,6 +23,7 @@ from gateway.audit.callers_file import OTHERS, Caller, CallersFile, Seen, Tally
 from gateway.audit.finished_call import FinishedCall
 from gateway.cli import cli
 from gateway.errors import Unrecordable
+from tests.audit.test_reader import CALLER, decision, outcome, rewrite
 from tests.support.audit_lines import KEY
 from tests.support.gateways import BODY, PARTICIPANT, TOKEN, Running, gateway
 from tests.support.mocking import mock
@@ -60,8 +61,9 @@ def seen(
     left: str | None = None,
     mode: str = "enforce",
     shadow: str | None = None,
+    application: str | None = None,
 ) -> Seen:
-    return credential, agent, "web", mode, needs, left, shadow
+    return credential, agent, "web", mode, needs, left, shadow, application
 
 
 def finished(**changes: Any) -> FinishedCall:
@@ -154,6 +156,41 @@ async def test_a_disk_that_fails_disturbs_no_call_is_told_once_and_loses_nothing
     said = [record.getMessage() for record in caplog.records if "callers.sqlite3" in record.getMessage()]
     assert len([line for line in said if "calls go on, the report waits" in line]) == 1
     assert sum(caller.calls for caller in callers_file.read(str(path), 1, NOON)) == 2
+
+
+async def test_the_application_that_a_token_names_is_told_and_the_token_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "callers.sqlite3"
+    token = "eyJhbGciOiJub25lIn0.eyJhenAiOiJuaWdodGx5LWpvYiJ9.c2VjcmV0"
+    async with (
+        mock() as upstream,
+        gateway(upstream.url, callers={"path": str(path)}) as running,
+        running.client() as client,
+        running.admin() as admin,
+    ):
+        headers = {"Authorization": f"Bearer {token}"}
+        await client.patch(PARTICIPANT, content=BODY, headers=headers)
+        await client.patch(PARTICIPANT, content=BODY, headers=TOKEN)
+        told = (await admin.get("/api/callers")).json()["callers"]
+    kept = path.read_bytes()
+
+    assert {one["application"] for one in told} == {"nightly-job", None}
+    assert {one.application for one in callers_file.read(str(path), 1, time.time())} == {"nightly-job", None}
+    assert not any(part.encode() in kept for part in token.split("."))
+
+
+async def test_a_field_that_is_configured_names_the_application_call_by_call(tmp_path: Path) -> None:
+    path = tmp_path / "callers.sqlite3"
+    async with (
+        mock() as upstream,
+        gateway(upstream.url, callers={"path": str(path)}, credentials={"application": ["X-App"]}) as running,
+        running.client() as client,
+    ):
+        for name in ("one", "two"):
+            headers = TOKEN | {"X-App": name, "User-Agent": name}
+            await client.patch(PARTICIPANT, content=BODY, headers=headers)
+
+    told = {one.user_agent: one.application for one in callers_file.read(str(path), 1, time.time())}
+    assert told == {"one": "one", "two": "two"}
 
 
 # --- the observer
@@ -280,6 +317,21 @@ def test_two_processes_add_to_one_file(tmp_path: Path) -> None:
     assert (caller.calls, caller.repairs) == (6, {"fill state": 6})
 
 
+def test_a_file_of_an_earlier_version_is_read_and_added_to(tmp_path: Path) -> None:
+    file = at(str(tmp_path / "c"), 10)
+    file.add({seen(): tallied()})
+    file.close()
+    with contextlib.closing(sqlite3.connect(tmp_path / "c")) as earlier:
+        earlier.execute("ALTER TABLE callers DROP COLUMN application")
+    assert [one.application for one in read(tmp_path / "c")] == [None]
+
+    for application in ("nightly-job", None):
+        at(str(tmp_path / "c"), 10).add({seen(application=application): tallied()})
+
+    (caller,) = read(tmp_path / "c")
+    assert (caller.calls, caller.application) == (3, "nightly-job")
+
+
 def test_a_file_that_is_no_database_is_told_and_stays_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "c"
     path.write_text("somebody's own file, and long enough to be looked at" * 100)
@@ -349,12 +401,23 @@ def test_it_says_how_many_fills_of_shadow_would_have_been_wrong(known: Path) -> 
         {seen(mode="shadow", shadow="right"): tallied(calls=12_398), seen(shadow="wrong"): tallied(calls=2)}
     )
 
-    assert "shadow: 2 of 12,400 fills that replies told of would have been wrong" in reported(known)[1]
+    assert "shadow: 2 of 12,400 fills that could be compared would have been wrong" in reported(known)[1]
 
 
 def test_it_says_when_fingerprints_do_not_outlast_a_restart(known: Path) -> None:
     assert report.UNSTABLE in reported(known)[1]
     assert json.loads(reported(known, "--json")[1])["fingerprints_are_stable"] is False
+
+
+def test_applications_have_a_column_where_one_is_known(known: Path) -> None:
+    assert "APPLICATION" not in reported(known)[1]
+    at(str(known / "c"), 10).add({seen("late", "java/8", application="nightly-job"): tallied()})
+
+    _, said = reported(known)
+    rows = [line.split() for line in said.splitlines()[2:5]]
+    assert [row[2] for row in rows] == ["APPLICATION", "nightly-job", "-"]
+    assert json.loads(reported(known, "--json")[1])["callers"][0]["application"] == "nightly-job"
+    assert "java/8,nightly-job," in reported(known, "--csv")[1]
 
 
 def test_fewer_days_leave_out_who_needed_it_before(known: Path) -> None:
@@ -376,9 +439,49 @@ def test_json_and_csv_have_everybody(known: Path) -> None:
     assert rows[3]["last_need"] == ""
 
 
-def test_a_report_without_a_file_or_a_section_says_so(tmp_path: Path) -> None:
+def test_a_report_without_a_file_says_so(tmp_path: Path) -> None:
     code, said = reported(tmp_path)
     assert (code, "no gateway has written it" in said) == (1, True)
-    (tmp_path / "config.yaml").write_text("upstream: {url: 'http://127.0.0.1:9'}\n")
-    done = CliRunner().invoke(cli, ["report", "--config", str(tmp_path / "config.yaml")])
-    assert (done.exit_code, "no section callers" in done.output) == (1, True)
+
+
+LOGGED = b"".join([
+    rewrite("a", time="2027-01-14T12:00:00.000Z", skipped="unsettled"),
+    outcome("a"),
+    decision(
+        "skip", "b", reason="observe", needs=["content_type"], mode="observe", time="2027-01-15T11:00:00.000Z"
+    ),
+    outcome("b", 415),
+    decision("skip", "c", reason="conforming", time="2027-01-15T11:30:00.000Z"),
+    outcome("c", 200),
+    decision(
+        "skip", "d", reason="conforming", time="2027-01-15T11:40:00.000Z",
+        client=CALLER | {"user_agent": "modern/2"},
+    ),
+])  # fmt: skip
+
+
+def test_without_a_section_the_report_is_of_the_audit_log(tmp_path: Path) -> None:
+    (tmp_path / "log").write_bytes(LOGGED)
+    config = tmp_path / "config.yaml"
+    config.write_text(f"upstream: {{url: 'http://127.0.0.1:9'}}\naudit: {{path: {tmp_path / 'log'}}}\n")
+
+    def run(*options: str) -> str:
+        return CliRunner().invoke(cli, ["report", *options], obj=lambda: NOON).output
+
+    told = json.loads(run("--config", str(config), "--json"))
+    assert told["fingerprints_are_stable"] is False
+    assert json.loads(run("--log", str(tmp_path / "log"), "--json")) == told | {
+        "fingerprints_are_stable": None
+    }
+    legacy, modern = told["callers"]
+    assert (legacy["calls"], legacy["needed"], legacy["accepted"]) == (3, 2, 2)
+    assert legacy["repairs"] == {"fill state": 1, "content_type": 1}
+    assert legacy["modes"] == {"enforce": 2, "observe": 1}
+    assert legacy["left"] == {"unsettled": 1}
+    assert (legacy["first_seen"], legacy["last_need"], legacy["last_seen"]) == (
+        "2027-01-14T12:00:00Z", "2027-01-15T11:00:00Z", "2027-01-15T11:30:00Z",
+    )  # fmt: skip
+    assert [(day["calls"], day["needed"]) for day in legacy["trend"][-2:]] == [(1, 1), (2, 1)]
+    assert (modern["user_agent"], modern["needed"], modern["last_need"]) == ("modern/2", 0, None)
+    assert "1 caller needed a repair in the last 14 days, of 2 known" in run("--log", str(tmp_path / "log"))
+    assert report.UNSTABLE not in run("--log", str(tmp_path / "log"))

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from gateway.audit.commands import begin_of
 from gateway.audit.log_files import LARGE, LogFiles, files_of, followed, last_lines
+from gateway.audit.selection import begin_of
 from gateway.cli import cli
 from tests.audit.test_reader import CALLER, decision, outcome, rewrite
 from tests.support.gateways import BODY, PARTICIPANT, TOKEN
@@ -187,10 +187,12 @@ def test_following_goes_on_over_half_lines_rotation_and_truncation(tmp_path: Pat
         lambda: append(b"ee\n"),
         rotate,
         lambda: None,
+        lambda: None,
         lambda: os.truncate(log, 0),
         lambda: append(b"a\n"),
         lambda: (tmp_path / "log").unlink(),
         lambda: append(b"again\n"),
+        lambda: None,
     ])  # fmt: skip
 
     def wait() -> bool:

@@ -131,6 +131,18 @@ def test_filters_choose_calls_whole(wanted: dict[str, str], found: list[str], sp
     assert all(call.outcome is not None for call in calls)
 
 
+def test_what_shadow_would_not_have_filled_is_counted_by_why_and_found_by_either_word() -> None:
+    lines = [
+        decision("skip", "a", reason="shadow", unfilled="state-not-allowed"), outcome("a", 400),
+        decision("skip", "b", reason="shadow"), outcome("b", 400),
+    ]  # fmt: skip
+    calls, _ = read(*lines)
+
+    assert [call.reason for call in calls] == ["state-not-allowed", "shadow"]
+    assert ids(read(*lines, result="state-not-allowed")[0]) == ["a"]
+    assert ids(read(*lines, result="shadow")[0]) == ["a", "b"]
+
+
 def test_a_refill_is_told_as_sent_last_and_one_that_did_not_leave_is_not() -> None:
     second = [CHANGES[0] | {"after": "active"}]
     calls, _ = read(rewrite("a"), rewrite("a", attempt=2, changes=second), outcome("a"))

@@ -60,3 +60,10 @@ def test_prometheus_accepts_them(what: str, file: str) -> None:
         [promtool, "check", what, str(RULES.with_name(file))], capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_operators_page_names_each_alert() -> None:
+    page = (ROOT / "docs/operations.md").read_text("utf-8")
+    named = re.findall(r"`(Gateway[A-Za-z]+)`", page.partition("### What to watch")[2].partition("\n### ")[0])
+
+    assert sorted(named) == sorted(alert["alert"] for alert in ALERTS)

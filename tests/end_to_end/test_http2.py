@@ -8,7 +8,8 @@ import json
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -19,6 +20,7 @@ from h2.connection import H2Connection
 from h2.events import DataReceived, Event, RequestReceived, StreamEnded, StreamReset, WindowUpdated
 
 from gateway import app
+from gateway.admin.troubles import Troubles
 from gateway.config import UpstreamSettings
 from tests.support.calls import DOCUMENT, ID, PATCH_HEAD, STATE
 from tests.support.gateways import BODY, CONVERSATION, FILLED, PARTICIPANT, Running, gateway
@@ -241,6 +243,33 @@ async def test_a_reply_is_streamed(behind: Start) -> None:
         while size := int(await client.until(b"\r\n"), 16):
             body += (await client.exactly(size + 2))[:-2]
         assert body == b"d" * 1_000_000
+
+
+async def test_an_upstream_that_fails_is_told_and_that_it_answers_again_only_when_it_does(
+    behind: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is quiet for six times as long as it takes to be over, between one failure and the next."""
+    held = asyncio.Event()
+
+    async def upstream(asked: Asked) -> None:
+        await held.wait()
+        await asked.answer(b"ok")
+
+    def told(words: str) -> list[str]:
+        return [message for message in caplog.messages if words in message]
+
+    parts = replace(app.PARTS, troubles=partial(Troubles, quiet=0.05))
+    async with behind(upstream, parts=parts) as (_, _, client):
+        for _ in range(2):
+            await client.send(GET)
+            assert (await client.reply())[0] == 504
+        assert len(told("fails: no answer in time (read-timeout)")) == 1
+        assert told("answers again") == []
+        held.set()
+        await client.send(GET)
+        assert (await client.reply())[0] == 200
+        await until(lambda: told("answers again"))
+    assert "failed 2 calls" in told("answers again")[0]
 
 
 async def test_calls_share_a_connection_and_do_not_wait_for_each_other(behind: Start) -> None:

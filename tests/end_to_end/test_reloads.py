@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, cast
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 
 from gateway.admin.access import admitting
 from gateway.admin.changes import routes
+from gateway.bounded_reads import BoundedReads
 from gateway.cli import cli
 from gateway.config import ConfigError, Settings
 from gateway.mock.server import Fault
@@ -145,20 +147,114 @@ async def test_what_takes_a_restart_is_named_each_time() -> None:
     assert differing(first, first) == []
 
 
-async def test_a_mode_holds_until_the_next_reload() -> None:
+@pytest.mark.parametrize("by_file", [False, True], ids=["ended by hand", "ended by the file"])
+async def test_a_mode_holds_through_reloads_until_the_file_has_another(by_file: bool) -> None:
     async with mock() as upstream, gateway(upstream.url) as running, running.client() as client:
         first = settings(upstream.url, str(running.audit))
-        again = reloads(running, first, lambda: first)
+        files = [first, settings(upstream.url, str(running.audit), rule={"mode": "on_reject"})]
+        again = reloads(running, first, lambda: files[0])
         assert (await again.set_mode("web-participant-state", "observe", "me")).ok
         assert "skipped=observe" in await patched(client)
-        assert (await again.reload("a test")).said == [
-            "rule web-participant-state: mode observe is now enforce"
-        ]
-        assert "filled=state" in await patched(client)
+        stays = "rule web-participant-state stays in mode observe, which was set: the file says enforce"
+        for _ in range(2):
+            assert (await again.reload("a test")).said == [stays]
+            assert "skipped=observe" in await patched(client)
+        if by_file:
+            del files[0]
+            ended = await again.reload("a test")
+        else:
+            ended = await again.set_mode("web-participant-state", "enforce", "me")
+        now = "on_reject" if by_file else "enforce"
+        assert ended.said == [f"rule web-participant-state: mode observe is now {now}"]
+        assert (await again.reload("a test")).said == []
         for name, mode in (("nobody", "observe"), ("web-participant-state", "on")):
             assert not (await again.set_mode(name, mode, "me")).ok
-        lines = [(line["before"], line["mode"], line["by"]) for line in running.lines("mode")]
-    assert lines == [("enforce", "observe", "me"), ("observe", "enforce", "a test")]
+        lines = [(line["before"], line["mode"]) for line in running.lines("mode")]
+    assert lines == [("enforce", "observe"), ("observe", now)]
+
+
+async def test_a_mode_that_was_set_goes_with_its_rule() -> None:
+    async with mock() as upstream, gateway(upstream.url) as running:
+        first = settings(upstream.url, str(running.audit))
+        other = settings(upstream.url, str(running.audit), rule={"name": "another"})
+        files = iter([other, first])
+        again = reloads(running, first, lambda: next(files))
+        await again.set_mode("web-participant-state", "observe", "me")
+        said = [(await again.reload("a test")).said for _ in range(2)]
+    assert said == [
+        ["rule web-participant-state is gone", "rule another is new, in mode enforce"],
+        ["rule another is gone", "rule web-participant-state is new, in mode enforce"],
+    ]
+
+
+async def test_a_mode_is_on_the_audit_log_before_any_call_goes_by_it() -> None:
+    """By a reload, and set by hand: a call is made the moment that the rules are followed."""
+    async with mock() as upstream, gateway(upstream.url) as running, running.client() as client:
+        first = settings(upstream.url, str(running.audit))
+        later = settings(upstream.url, str(running.audit), rule={"mode": "observe"})
+        built = running.gateway
+
+        async def follow(chosen: Settings, rules_differ: bool) -> None:
+            await built.follow(chosen, rules_differ)
+            await patched(client)
+
+        again = Reloads(first, lambda: later, follow, built.record, built.counts)
+        await again.reload("a test")
+        await again.set_mode("web-participant-state", "shadow", "me")
+        events = [(line["event"], line["mode"]) for line in running.lines() if "mode" in line]
+    assert events == [("mode", "observe"), ("skip", "observe"), ("mode", "shadow"), ("skip", "shadow")]
+
+
+async def test_a_file_system_that_hangs_refuses_the_reload_and_holds_up_nothing_else() -> None:
+    async with mock() as upstream, gateway(upstream.url) as running, running.client() as client:
+        first = settings(upstream.url, str(running.audit))
+        hangs, reads = threading.Event(), BoundedReads(0.05)
+
+        def load() -> Settings:
+            assert hangs.wait(10)
+            return first
+
+        built = running.gateway
+        again = Reloads(first, load, built.follow, built.record, built.counts, reads)
+        reloading = asyncio.create_task(again.reload("a test"))
+        assert "filled=state" in await patched(client)
+        assert await reloading == Reloaded(False, ["the file system did not answer within 0.05 s"])
+        assert await again.reload("a test") == Reloaded(
+            False, ["the file system hangs: a read that began before is not over"]
+        )
+        assert (await again.set_mode("web-participant-state", "observe", "me")).ok
+        assert running.counts("gateway_reloads_total", "failed") == 2
+        hangs.set()
+        await until(reads.idle)
+        assert (await again.reload("a test")).ok
+
+
+@pytest.mark.parametrize("sync", ["never", "always"])
+async def test_no_mode_changes_while_the_audit_log_cannot_be_written(sync: str, tmp_path: Path) -> None:
+    log = tmp_path / "rewrites.jsonl"
+    async with mock() as upstream, gateway(upstream.url, str(log)) as running, running.client() as client:
+        first = settings(upstream.url, str(log))
+        later = settings(upstream.url, str(log), rule={"mode": "shadow"})
+        again = reloads(running, first, lambda: later)
+        running.gateway.audit.waits = sync == "always"
+        await running.gateway.audit.begin()
+        log.unlink()
+        log.mkdir()
+        for told in (
+            await again.set_mode("web-participant-state", "observe", "me"),
+            await again.reload("me"),
+        ):
+            assert not told.ok
+            assert told.said[0].startswith(
+                f"no mode changes unrecorded: the audit log {log} cannot be opened"
+            )
+        assert again.settings == first
+        assert running.counts("gateway_reloads_total", "failed") == 1
+        log.rmdir()
+        assert "filled=state" in await patched(client)
+        assert (await again.reload("me")).ok
+        lines = [(line["before"], line["mode"]) for line in running.lines("mode")]
+    assert lines == [("enforce", "shadow")]
 
 
 async def test_a_watched_file_is_read_when_it_is_another(tmp_path: Path) -> None:
@@ -235,14 +331,35 @@ async def test_the_command_line_asks_the_running_gateway(tmp_path: Path) -> None
             "rule web-participant-state: mode enforce is now observe\n",
         )
         assert (await command("mode", "web-participant-state", "on"))[0] == 1
-        assert (await command("reload")) == (0, "rule web-participant-state: mode observe is now enforce\n")
+        # Of its file only where the admin side is has to be right.
+        reachable.write_text(
+            f"admin: {{port: {running.admin_port}}}\nlisten: {{port: nowhere}}\n"
+            "upstream: {url: '${NOT_SET_HERE}'}\ncredentials: {key: '${NOT_SET_HERE}'}\n"
+        )
+        in_mode = (0, "web-participant-state is in mode observe already\n")
+        assert await command("mode", "web-participant-state", "observe") == in_mode
+        reachable.write_text("not: [YAML")
+        there = ("--admin", f"http://127.0.0.1:{running.admin_port}")
+        assert await command("mode", "web-participant-state", "observe", *there) == in_mode
+        reachable.write_text(yaml.safe_dump(document | {"admin": {"port": running.admin_port}}))
+        stays = "rule web-participant-state stays in mode observe, which was set: the file says enforce\n"
+        assert (await command("reload")) == (0, stays)
         document["rules"][0]["mode"] = "shadow"
         file.write_text(yaml.safe_dump(document))
         running.process.signal(signal.SIGHUP)
-        await until(lambda: "mode enforce is now shadow" in running.process.said)
+        await until(lambda: "mode observe is now shadow" in running.process.said)
         file.write_text("rules: [")
         running.process.signal(signal.SIGHUP)
         await until(lambda: "refused, nothing is changed" in running.process.said)
+        reachable.write_text(yaml.safe_dump(document | {"admin": {"port": 1}}))
+        for wrong in ("127.0.0.1:9901", "https://a:1", "http://:1", "http://a:x", "http://a/b"):
+            code, said = await command("reload", "--admin", wrong)
+            assert (code, "expected a URL such as http://127.0.0.1:9901" in said) == (1, True)
+        reachable.write_text("admin: {prot: 1}")
+        assert await command("reload") == (
+            1,
+            "reachable.yaml:1:9: admin.prot: unknown key; did you mean 'port'?\n",
+        )
         reachable.write_text(yaml.safe_dump(document | {"admin": {"port": 1}}))
         code, said = await command("reload")
         assert code == 1

@@ -49,3 +49,33 @@ async def test_a_matched_call_is_told_of_when_it_is_over(
     assert call.total >= call.upstream > 0
     assert call.status is not None
     assert call.status // 100 == status // 100
+
+
+class Sample:
+    """Wants the second call."""
+
+    def __init__(self) -> None:
+        self.asked: list[bool] = []
+        self.seen: list[FinishedCall] = []
+
+    def wants(self, rewritten: bool) -> bool:
+        self.asked.append(rewritten)
+        return len(self.asked) == 2
+
+    def __call__(self, call: FinishedCall) -> None:
+        self.seen.append(call)
+
+
+async def test_who_looks_at_some_calls_is_asked_of_each_and_told_of_those() -> None:
+    sample, seen = Sample(), list[FinishedCall]()
+    headers = {**TOKEN, "Content-Type": "application/json"}
+    async with (
+        mock() as upstream,
+        gateway(upstream.url, observers=[sample, seen.append]) as running,
+        running.client() as client,
+    ):
+        for body in (BODY, BODY, b'{"state": "connected"}'):
+            await client.patch(PARTICIPANT, content=body, headers=headers)
+        await until(lambda: len(seen) == 3)
+    assert sample.asked == [True, True, False]
+    assert sample.seen == seen[1:2]

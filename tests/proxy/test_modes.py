@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from typing import Any
 
+import httpx
 import pytest
 
 from gateway import app
+from gateway.audit.finished_call import FinishedCall
 from gateway.config import UpstreamSettings
 from gateway.mock.server import Fault
+from gateway.proxy.shadow_checks import AT_ONCE
 from tests.support.audit_lines import KEY, body_digest
-from tests.support.gateways import BODY, FILLED, PARTICIPANT, TOKEN, gateway
+from tests.support.gateways import BODY, FILLED, PARTICIPANT, TOKEN, Running, gateway
 from tests.support.judging import refused_by_the_gateway, told
-from tests.support.mocking import RunningMock, mock, mocked, one_conversation
+from tests.support.mocking import Mocked, RunningMock, mock, mocked, one_conversation
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.usefixtures("way")
 
 CONFORMING = b'{"state":"connected","attributes":{}}'
 JSON = TOKEN | {"Content-Type": "application/json"}
+JSON_REPLY = (("content-type", "application/json"),)
+CONNECTED = b'{"id":"c1","participants":[{"id":"p1","state":"connected"}]}'
 ON_REJECT = {"mode": "on_reject"}
 ALL = ["observe", "shadow", "enforce", "on_reject"]
 
@@ -82,9 +89,6 @@ async def test_shadow_changes_nothing_and_records_what_would_be_sent() -> None:
         (202, b'{"id":"p1","state":"connected"}', "right"),
         (202, b'{"id":"p1","state":"disconnected"}', "wrong"),
         (202, b'{"id":"c1","participants":[{"id":"p1","state":"connected"}]}', "right"),
-        (202, b'{"id":"p1"}', "unreported"),
-        (202, b"{", "unreported"),
-        (400, b'{"state":"connected"}', "unreported"),
     ],
 )
 async def test_shadow_compares_what_it_would_have_filled_with_what_the_reply_reports(
@@ -96,10 +100,155 @@ async def test_shadow_compares_what_it_would_have_filled_with_what_the_reply_rep
         answer = await client.patch(PARTICIPANT, content=BODY, headers=JSON)
 
         assert (answer.status_code, answer.content) == (status, body)
-        results = ("right", "wrong", "unreported")
-        counted = {one: running.counts("gateway_shadowed_total", one) for one in results}
-        assert counted == {one: int(one == result) for one in results}
+        assert compared(running) == [result]
         assert running.counts("gateway_conflicts_total") == 0
+        assert [entry.method for entry in upstream.ledger.entries] == ["GET", "PATCH"]
+
+
+def compared(running: Running) -> list[str]:
+    """What shadow's comparisons came to."""
+    counts = {one: running.counts("gateway_shadowed_total", one) for one in ("right", "wrong", "unreported")}
+    return [one for one, count in counts.items() for _ in range(count)]
+
+
+async def shadowed(staged: Mocked, before_the_reply: Callable[[], None], **reply: Any) -> httpx.Response:
+    """A call whose look-up is done when `before_the_reply` is called."""
+    upstream, _, client = staged
+    held = asyncio.Event()
+    upstream.faults.append(Fault(method="PATCH", hold=held, **reply))
+    call = asyncio.create_task(client.patch(PARTICIPANT, content=BODY, headers=JSON))
+    await upstream.ledger.arrived(2)
+    before_the_reply()
+    held.set()
+    return await call
+
+
+@pytest.mark.parametrize(
+    ("reply", "now", "result"),
+    [
+        ({}, "connected", "right"),
+        ({"status": 202, "body": b'{"id":"p1"}'}, "connected", "right"),
+        ({"status": 202, "body": b"{"}, "connected", "right"),
+        ({"status": 202, "body": b'{"id":"p1"}'}, "disconnected", "wrong"),
+        ({"status": 400, "body": b'{"state":"connected"}'}, "disconnected", "wrong"),
+    ],
+)
+async def test_where_the_reply_tells_nothing_one_more_get_does_when_the_client_has_it(
+    reply: dict[str, Any], now: str, result: str
+) -> None:
+    """`now`: the participant's state, which somebody may have changed past the gateway."""
+    seen: list[FinishedCall] = []
+    async with mocked(rule={"mode": "shadow"}, observers=[seen.append]) as staged:
+        upstream, running, _ = staged
+        held = asyncio.Event()
+
+        def before_the_reply() -> None:
+            upstream.change("c1", "p1", state=now)
+            upstream.faults.append(Fault(method="GET", delay=held))
+
+        answer = await shadowed(staged, before_the_reply, headers=JSON_REPLY, **reply)
+        assert answer.status_code == reply.get("status", 400)
+        assert (compared(running), seen) == ([], [])
+        held.set()
+        await until(lambda: seen)
+
+        assert compared(running) == [result]
+        assert [entry.method for entry in upstream.ledger.entries] == ["GET", "PATCH", "GET"]
+        assert running.counts("gateway_shadow_lookups_total", "compared") == 1
+    assert [call.shadow for call in seen] == [result]
+
+
+@pytest.mark.parametrize(
+    ("get", "counted"),
+    [
+        ({"status": 500}, "failed"),
+        ({"status": 404}, "failed"),
+        ({"reset": True, "times": 2}, "failed"),
+        ({"delay": 60.0}, "failed"),
+        ({"status": 200, "body": b'{"id":"c1","participants":[]}'}, "unclear"),
+    ],
+    ids=["500", "404", "reset", "hung", "no value"],
+)
+async def test_where_that_get_tells_nothing_either_the_call_is_unreported(
+    get: dict[str, Any], counted: str
+) -> None:
+    seen: list[FinishedCall] = []
+    changes: dict[str, Any] = {"rule": {"mode": "shadow"}, "fill": {"settle": "300ms"}}
+    async with mocked(**changes, observers=[seen.append]) as staged:
+        upstream, running, _ = staged
+        fault = Fault(method="GET", headers=JSON_REPLY, **get)
+        await shadowed(staged, lambda: upstream.faults.append(fault))
+        await until(lambda: seen)
+
+        assert compared(running) == ["unreported"]
+        assert running.counts("gateway_shadow_lookups_total", counted) == 1
+    assert [call.shadow for call in seen] == [None]
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 429, 500, 503])
+async def test_an_upstream_that_is_in_no_state_to_be_asked_is_not_asked_again(status: int) -> None:
+    async with mocked(rule={"mode": "shadow"}) as (upstream, running, client):
+        upstream.faults.append(Fault(method="PATCH", status=status))
+        await client.patch(PARTICIPANT, content=BODY, headers=JSON)
+        await until(lambda: compared(running))
+
+        assert compared(running) == ["unreported"]
+        assert [entry.method for entry in upstream.ledger.entries] == ["GET", "PATCH"]
+
+
+async def test_what_a_write_came_between_is_not_compared() -> None:
+    """A hang-up through the gateway, while the GET is on its way: nobody knows which came first."""
+    async with mocked(rule={"mode": "shadow"}) as staged:
+        upstream, running, client = staged
+        held = asyncio.Event()
+        await shadowed(staged, lambda: upstream.faults.append(Fault(method="GET", hold=held)))
+        await upstream.ledger.arrived(3)
+        await client.patch(PARTICIPANT, content=b'{"state":"disconnected"}', headers=JSON)
+        held.set()
+        await until(lambda: compared(running))
+
+        assert compared(running) == ["unreported"]
+        assert running.counts("gateway_shadow_lookups_total", "unclear") == 1
+
+
+async def test_what_enforce_would_have_looked_up_again_is_not_compared() -> None:
+    """A hang-up is under way when the call comes, and changes what it had read before it may go."""
+    async with mocked(rule={"mode": "shadow"}) as (upstream, running, client):
+        held = asyncio.Event()
+        upstream.faults.append(Fault(method="PATCH", hold=held))
+        hang_up = asyncio.create_task(
+            client.patch(PARTICIPANT, content=b'{"state":"disconnected"}', headers=JSON)
+        )
+        await upstream.ledger.arrived(1)
+        upstream.faults.append(Fault(method="GET", status=200, body=CONNECTED, headers=JSON_REPLY))
+        call = asyncio.create_task(client.patch(PARTICIPANT, content=BODY, headers=JSON))
+        await upstream.ledger.arrived(2)
+        held.set()
+        await asyncio.gather(hang_up, call)
+        await until(lambda: compared(running))
+
+        assert compared(running) == ["unreported"]
+        assert [entry.method for entry in upstream.ledger.entries] == ["PATCH", "GET", "PATCH"]
+
+
+async def test_such_gets_are_bounded_and_end_with_the_gateway() -> None:
+    async with mocked(rule={"mode": "shadow"}) as (upstream, running, client):
+        held = asyncio.Event()
+        for number in range(AT_ONCE + 3):
+            other = PARTICIPANT.replace("c1", f"c{number}")
+            gate = asyncio.Event()
+            upstream.faults.append(Fault(method="PATCH", path=other, hold=gate))
+            arrived = len(upstream.ledger.entries)
+            call = asyncio.create_task(client.patch(other, content=BODY, headers=JSON))
+            await upstream.ledger.arrived(arrived + 2)
+            upstream.faults.append(Fault(method="GET", path=f"/c{number}", delay=held))
+            gate.set()
+            await call
+            room = number < AT_ONCE
+            await upstream.ledger.arrived(arrived + 2 + room)
+        assert running.counts("gateway_shadow_lookups_total", "no_room") == 3
+    assert running.counts("gateway_shadow_lookups_total", "failed") == AT_ONCE
+    assert compared(running) == ["unreported"] * (AT_ONCE + 3)
 
 
 FAILING = [

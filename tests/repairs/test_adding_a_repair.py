@@ -9,7 +9,7 @@ from pathlib import Path
 
 import gateway
 from tests.support.ports import unused_ports
-from tests.support.processes import listening, process
+from tests.support.processes import START, listening, process
 from tests.support.raw_upstream import OK, RawUpstream, answering
 from tests.support.serving import connect
 
@@ -105,7 +105,7 @@ def add_the_repair(folder: Path) -> None:
 
 async def said(folder: Path, *arguments: str) -> tuple[int, list[str]]:
     async with process(*arguments, folder=folder) as running:
-        return await running.exit(), running.said.splitlines()
+        return await running.exit(START), running.said.splitlines()
 
 
 async def test_a_repair_is_added_with_one_file_and_its_line_in_the_table(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from tests.support.waiting import until
 pytestmark = pytest.mark.usefixtures("way")
 
 GET = b"GET /elsewhere?q=1 HTTP/1.1\r\nHost: a\r\nUser-Agent: %b\r\n\r\n"
+TRACED = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 HOSTILE = [
     b"\x1b[2J\x9b31m",
     b'"><img src=x onerror=alert(1)>\\',
@@ -65,7 +66,7 @@ def test_the_combined_format_is_that_of_other_tools() -> None:
 async def test_matched_and_unmatched_calls_and_what_is_no_request_have_a_line_each(tmp_path: Path) -> None:
     path = tmp_path / "access.log"
     async with mocked(log={"access": str(path)}) as (_, running, client):
-        asked = TOKEN | {"User-Agent": "legacy/1", "X-Request-Id": "it-1"}
+        asked = TOKEN | {"User-Agent": "legacy/1", "X-Request-Id": "it-1", "traceparent": TRACED}
         patched = await client.patch(PARTICIPANT, content=BODY, headers=asked)
         got = await client.get(CONVERSATION, headers=TOKEN | {"User-Agent": "other/2"})
         async with connect(running.port) as broken:
@@ -77,6 +78,7 @@ async def test_matched_and_unmatched_calls_and_what_is_no_request_have_a_line_ea
     assert (matched["method"], matched["target"], matched["status"]) == ("PATCH", PARTICIPANT, 202)
     assert (matched["client"], matched["user_agent"]) == ("127.0.0.1", "legacy/1")
     assert matched["request_id"] == patched.headers["x-request-id"] == "it-1"
+    assert (matched["trace_id"], "trace_id" in passed) == (TRACED[3:35], False)
     assert matched["bytes"] == len(patched.content)
     assert matched["duration_ms"] > 0
     assert (passed["status"], passed["user_agent"]) == (200, "other/2")

@@ -285,6 +285,7 @@ class Client:
         self.body = SimulatedBody(self.told, loop)
         self.cancel_on_disconnect = False
         self.holds_connection: Callable[[], bool] = may_hold_one
+        self.trace_id = ""
         self.gone = False
         self.task: asyncio.Task[Any] | None = None
         if request.leaves is not None:

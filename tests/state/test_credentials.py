@@ -14,7 +14,7 @@ from gateway import app
 from gateway.app import Parts
 from gateway.http.forwarding import lookup_request_headers
 from gateway.http.headers import Fields, Header
-from gateway.http.slots import FIXED, PEER, SLOTS, peer
+from gateway.http.slots import FIXED, PEER, SLOTS, filled, peer
 from gateway.state.credentials import IGNORED, CredentialFingerprints
 from tests.support.gateways import settings as settings_of
 
@@ -209,5 +209,31 @@ def test_fields_with_slots_have_the_fingerprint_and_the_caller_of_the_fields_the
         assert made.of_call(slotted, b"", b"", (*values, *peer("::1"))) == made.of(pairs)
         assert made.caller_of(slotted, (*values, *peer("::1")), "::1", b"/") == made.caller(pairs, "::1")
     other = tuple(value + b"!" for value in values)
+    if made.caller_tells_all(slotted, slotted):
+        for given in (values, other, values):
+            plain = filled(slotted, given)
+            caller = made.caller(plain, "::1")
+            assert made.of_call(slotted, b"", b"", (*given, *peer("::1")), caller) == made.of(plain)
     counted = any(name not in FIXED | IGNORED for name, _ in pairs)
     assert (made.of_call(slotted, b"", b"", (*other, *peer("::1"))) == made.of(pairs)) is (not counted)
+
+
+TOKEN_SLOT, OTHER_SLOT = (b"authorization", SLOTS[0]), (b"cookie", SLOTS[1])
+
+
+@pytest.mark.parametrize(
+    ("headers", "upstream", "told"),
+    [
+        ([TOKEN_SLOT, (b"user-agent", SLOTS[1])], None, True),
+        ([TOKEN_SLOT, OTHER_SLOT], None, False),
+        ([(b"host", b"h")], None, False),
+        ([TOKEN_SLOT, OTHER_SLOT], [OTHER_SLOT], False),  # what names the caller does not go on
+        ([TOKEN_SLOT, OTHER_SLOT], [], False),
+    ],
+)
+def test_the_caller_tells_all_only_where_no_other_value_counts(
+    headers: list[Header], upstream: list[Header] | None, told: bool
+) -> None:
+    """S6: else two that differ in another field would share what was read."""
+    made = CredentialFingerprints("http://u", key=KEY)
+    assert made.caller_tells_all(headers, headers if upstream is None else upstream) is told

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from gateway.admin.metrics import METRICS
-from tests.support import house
+from tests.support import house, settings_tables
 
 ROOT = Path(__file__).parent.parent.parent
 END = "<!-- end -->"
@@ -32,6 +32,7 @@ def _values(values: tuple[str, ...]) -> str:
 PARTS: dict[str, tuple[str, Callable[[], Iterator[str]]]] = {
     "docs/design.md": ("<!-- drawn -->", house.drawing),
     "docs/operations.md": ("<!-- metrics -->", metrics),
+    "docs/configuration.md": ("<!-- settings -->", settings_tables.tables),
 }
 
 

@@ -23,6 +23,10 @@ from tests.support.gateways import document
 from tests.support.ports import unused_ports
 from tests.support.waiting import PATIENCE, until
 
+# Seconds for an interpreter that imports it all, beside others that do, on a machine that is busy: no timeout
+# of the gateway's runs meanwhile that this could hide.
+START = 60.0
+
 
 class Process:
     """What it says is collected as it comes."""
@@ -100,7 +104,7 @@ def _prepare(limits: dict[int, int]) -> None:
         resource.setrlimit(name, (most, most))
 
 
-async def listening(running: Process, port: int, seconds: float = PATIENCE) -> None:
+async def listening(running: Process, port: int, seconds: float = START) -> None:
     """Returns when the process accepts connections on `port`; fails with what it said if it ends before."""
     async with asyncio.timeout(seconds):
         while True:
@@ -139,7 +143,7 @@ async def gateway_process(
     """
     write_configuration(folder, upstream, 0, 0, **changes)
     async with process("run", folder=folder, files=files, file_size=file_size) as running:
-        await until(lambda: "listening on" in running.said or running.ended is not None)
+        await until(lambda: "listening on" in running.said or running.ended is not None, START)
         ports = re.search(r"listening on 127\.0\.0\.1:(\d+), admin on 127\.0\.0\.1:(\d+)", running.said)
         assert ports is not None, running.said
         yield GatewayProcess(running, int(ports[1]), int(ports[2]), folder / "rewrites.jsonl")

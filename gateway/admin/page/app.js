@@ -1,6 +1,9 @@
 // The live page: keeps the latest calls, shows those that the filters want, newest first.
 import { follow, get, keep } from "./events.js";
-import { detail, el, summary } from "./detail.js";
+import { callers } from "./callers.js";
+import { detail, summary } from "./detail.js";
+import { el } from "./elements.js";
+import { changing, rules } from "./rules.js";
 
 const KEPT = 500; // calls, and at most SHOWN of them as rows
 const SHOWN = 150;
@@ -127,14 +130,8 @@ function strip() {
   $("strip").replaceChildren(...told.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))));
 }
 
-function table(place, names, rows, empty) {
-  const head = el("thead", {}, el("tr", {}, ...names.map((name) => el("th", { scope: "col" }, name))));
-  const cells = rows.length ? rows.map((one) => el("tr", {}, ...one.map((cell) => el("td", {}, cell))))
-    : [el("tr", {}, el("td", { colspan: names.length }, empty))];
-  place.replaceChildren(head, el("tbody", {}, ...cells));
-}
-
 function options(place, values) {
+  if ([...place.options].slice(1).map((one) => one.value).join() === values.join() && values.length) return;
   const chosen = place.value;
   place.replaceChildren(el("option", { value: "" }, "all"), ...values.map((one) => el("option", { value: one }, one)));
   place.value = values.includes(chosen) ? chosen : "";
@@ -148,12 +145,12 @@ async function load(name) {
 async function tables() {
   if (!connected || document.hidden) return;
   try {
-    const [rules, callers] = await Promise.all([load("rules"), load("callers")]);
-    if (rules) {
-      table($("rules"), ["rule", "mode", "call", "repairs"], rules.rules.map((one) => [one.name, one.mode, `${one.method} ${one.path}`, one.repairs.join(", ")]), "No rules: everything is passed through. Add one to config.yaml.");
-      options($("rule"), rules.rules.map((one) => one.name));
+    const [ruled, called] = await Promise.all([load("rules"), load("callers")]);
+    if (ruled) {
+      rules(ruled);
+      options($("rule"), ruled.rules.map((one) => one.name));
     }
-    if (callers) table($("callers"), ["caller", "address", "credential", "calls", "needed a repair", "refused", "last"], callers.callers.map((one) => [one.user_agent ?? "no User-Agent", one.address, one.credential.slice(0, 12), one.calls, one.needed, one.refused, new Date(one.last * 1000).toLocaleTimeString("en-GB")]), "Nobody yet.");
+    if (called) callers(called);
   } catch { /* the stream says that nobody is there, and tries again */ }
 }
 
@@ -199,6 +196,7 @@ async function changed(now, why) {
 $("pause").addEventListener("click", pause);
 for (const one of filters) one.addEventListener("input", redraw);
 document.addEventListener("keydown", (pressed) => {
+  if ($("mode-dialog").open) return;
   const typing = pressed.target.matches("input, select");
   if (pressed.key === "Escape") { if (opened) close(); else if (typing) pressed.target.blur(); return; }
   if (typing || pressed.ctrlKey || pressed.metaKey || pressed.altKey) return;
@@ -213,5 +211,6 @@ document.addEventListener("keydown", (pressed) => {
 
 options($("result"), RESULTS);
 strip();
+changing(tables);
 setInterval(tables, 2000);
 follow((name, said) => TELL[name]?.(said), changed);

@@ -1,11 +1,6 @@
 // One call, opened: before and after with the difference marked, where the value came from, its timings.
 
-export function el(tag, attributes = {}, ...inner) {
-  const made = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  made.append(...inner.map((one) => (one instanceof Node ? one : document.createTextNode(String(one)))));
-  return made;
-}
+import { el } from "./elements.js";
 
 const ms = (value) => `${value < 10 ? value.toFixed(1) : Math.round(value)} ms`;
 
@@ -38,6 +33,36 @@ function pair(change) {
   return rows.map(([name, inner]) => el("pre", { class: name }, `${name.padEnd(7)} `, ...inner));
 }
 
+// Each line of an outline with the place that it has: the names that lead to it.
+function placed(shape) {
+  const way = [];
+  return (shape.lines ?? []).map(([depth, name, type]) => {
+    way.length = depth;
+    way.push(name ?? "[]");
+    return { depth, name, type, place: way.join("\u0000"), key: `${way.join("\u0000")}\u0000${type}` };
+  });
+}
+
+function outline(title, mark, shape, other, filled) {
+  const there = new Set(placed(other).map((line) => line.key));
+  const lines = placed(shape).flatMap(({ depth, name, type, place, key }) => {
+    const value = filled.has(place) ? ` = ${JSON.stringify(filled.get(place))}` : "";
+    const said = `${name === null ? "[…]" : JSON.stringify(name)}: ${type}${value}`;
+    return ["  ".repeat(depth + 1), there.has(key) && !value ? said : el(mark, {}, said), "\n"];
+  });
+  if (shape.more) lines.push(`  … and ${shape.more} more\n`);
+  return el("pre", { class: title }, `${title}: ${shape.why ?? shape.type}\n`, ...lines);
+}
+
+// The filled values are known, of all else of a body only its shape.
+function bodies({ shape }, made) {
+  if (!shape) return [el("p", { class: "dim" }, "Its body's shape was not taken: that is done only while a page is open, of the latest calls.")];
+  const { before, after } = shape;
+  if (!after) return [outline("as sent", "span", before, before, new Map())];
+  const values = (which) => new Map(made.filter((one) => one.field && one[which] !== undefined && one[which] !== null).map((one) => [one.field, one[which]]));
+  return [outline("before", "del", before, after, values("before")), outline("after", "ins", after, before, values("after"))];
+}
+
 function timings(call) {
   const own = Math.max(0, call.total_ms - call.lookup_ms - call.upstream_ms);
   const parts = [["lookup", "look-up", call.lookup_ms], ["upstream", "upstream", call.upstream_ms], ["own", "gateway", own]];
@@ -62,7 +87,8 @@ export function detail(call, close) {
   const made = call.changes.length ? call.changes : call.would_change;
   if (!made.length) out.push(el("p", {}, call.needs.length ? `Nothing: rule in ${call.mode}. It needs ${call.needs.join(", ")}.` : "Nothing: the call went on as it came."));
   for (const change of made) {
-    out.push(el("p", {}, word(change)), ...pair(change));
+    // Where the outline below has the filled member, once is enough.
+    out.push(el("p", {}, word(change)), ...(change.field && call.shape?.after?.lines ? [] : pair(change)));
     if (change.source) {
       const age = change.age_ms === undefined ? "" : `, ${(change.age_ms / 1000).toFixed(1)} s old`;
       out.push(el("p", { class: "dim" }, `The value came from: ${change.source}${age}`));
@@ -72,6 +98,7 @@ export function detail(call, close) {
     const { before, after } = call.body;
     out.push(el("p", { class: "dim" }, `Body: ${before.bytes} → ${after.bytes} bytes, sha256 ${before.sha256.slice(0, 12)}… → ${after.sha256.slice(0, 12)}…`));
   }
+  out.push(el("h3", {}, "Body: its names and types"), ...bodies(call, made));
   if (call.skipped) out.push(el("p", {}, `Not ${made.length ? "all " : ""}repaired: ${call.skipped}`));
   out.push(el("h3", {}, "Timings"), ...timings(call));
   out.push(el("h3", {}, "Outcome"));

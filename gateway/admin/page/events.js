@@ -10,6 +10,12 @@ export async function get(path, signal) {
   return fetch(path, { headers, signal, cache: "no-store" });
 }
 
+export async function post(path, body) {
+  const token = secret();
+  const headers = { "Content-Type": "application/json", ...(token ? { Authorization: `Bearer ${token}` } : {}) };
+  return fetch(path, { method: "POST", headers, body: JSON.stringify(body), cache: "no-store" });
+}
+
 // Text in pieces into events, each {name, said}.
 export function parser(tell) {
   let rest = "";

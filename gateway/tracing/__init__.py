@@ -1,0 +1,3 @@
+"""
+Tracing, where it is configured: the calls' spans, and who exports them. Nothing else imports OpenTelemetry.
+"""
