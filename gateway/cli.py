@@ -1,5 +1,5 @@
 """
-The command line: run, reload, mode, report, audit, replay, check, explain, mock, demo.
+The command line: run, reload, mode, report, audit, replay, check, rules, explain, mock, demo.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -28,7 +29,11 @@ from gateway.audit import report as reports
 from gateway.audit.reader import Reader, Wanted
 from gateway.audit.selection import LOG_GIVEN, Selected, Selection
 from gateway.cases import run as cases
-from gateway.checks import preflight
+from gateway.checks import preflight, told
+from gateway.description import document as description
+from gateway.description.drift import drifts
+from gateway.description.operations import Api
+from gateway.description.proposals import configuration, proposals
 from gateway.errors import Unrecordable
 from gateway.explain import Explanation, explain
 from gateway.http.headers import Header, text
@@ -45,6 +50,15 @@ cli = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+class Form(StrEnum):
+    TEXT = "text"
+    JSON = "json"
+    GITHUB = "github"
+
+
+FORMS = {Form.JSON: told.as_json, Form.GITHUB: told.as_github}
 
 ConfigPath = Annotated[Path, typer.Option("--config", "-c", help="The configuration file.")]
 DEFAULT = Path("config.yaml")
@@ -225,12 +239,32 @@ def check(
     path: ConfigPath = DEFAULT,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema instead.")] = False,
     workers: Workers = "1",
+    against: Annotated[
+        Path | None, typer.Option("--against", help="The API's description, which the rules have to fit.")
+    ] = None,
+    form: Annotated[Form, typer.Option("--format", help="How what is wrong is told.")] = Form.TEXT,
 ) -> None:
     """Say how the configuration is understood, or everything that is wrong with it."""
     if schema:
         typer.echo(json.dumps(config.Settings.model_json_schema(by_alias=True), indent=2))
         return
-    settings = loaded(path, of_workers(number_of(workers), failing))
+    api = None if against is None else described(against)
+
+    def wrong(settings: config.Settings) -> Iterator[tuple[str, str]]:
+        yield from of_workers(number_of(workers), failing)(settings)
+        yield from drifts(api, settings.rules) if api is not None else ()
+
+    try:
+        settings = config.load(path, also=wrong)
+    except config.ConfigError as error:
+        if form is Form.TEXT:
+            raise fail(str(error)) from None
+        typer.echo("\n".join(FORMS[form](error.errors)))
+        raise typer.Exit(1) from None
+    if form is not Form.TEXT:
+        for line in FORMS[form](()):
+            typer.echo(line)
+        return
     lines = [f"{path}: {len(settings.rules)} rules, forwarding to {settings.upstream.url}"]
     if tried := sum(len(rule.cases) for rule in settings.rules):
         lines.append(f"{tried} cases come out as expected")
@@ -238,6 +272,33 @@ def check(
     for rule in settings.rules:
         lines += ["", *rule.describe()]
     typer.echo("\n".join(lines))
+
+
+def described(path: Path) -> Api:
+    try:
+        api = Api(description.read(path))
+    except description.NotADescription as error:
+        raise fail(f"gateway: {error}") from None
+    if api.unread:
+        typer.echo(f"{path}: {len(api.unread)} paths are such that no rule could name them", err=True)
+    return api
+
+
+@cli.command(name="rules")
+def rules_(
+    source: Annotated[Path, typer.Option("--from", help="The API's description: OpenAPI 3 or Swagger 2.0.")],
+    member: Annotated[
+        list[str] | None, typer.Option(help="A member to fill although the description does not demand it.")
+    ] = None,
+) -> None:
+    """Propose rules from the API's own description."""
+    api = described(source)
+    found = proposals(api, member or ())
+    typer.echo("\n".join(configuration(api, found, source.name)))
+    for reference in sorted(api.document.remote):
+        typer.echo(f"{source}: not followed, for it leads elsewhere: {reference}", err=True)
+    if not found:
+        raise fail(f"{source}: no PATCH or PUT demands a text that a GET of the same resource shows")
 
 
 @cli.command(name="explain")

@@ -83,7 +83,7 @@ def test_an_upstream_is_all_that_must_be_said() -> None:
 def test_the_contract_s_example_is_understood_as_written() -> None:
     found = config.load(SHIPPED, {})
 
-    (web, media, generic) = found.rules
+    (web, media, user, generic) = found.rules
     assert web.mode == "enforce"
     assert web.on_lookup_failure == "reject"
     assert [repair.type for repair in web.repairs] == ["encoding", "content_type", "fill"]
@@ -96,7 +96,7 @@ def test_the_contract_s_example_is_understood_as_written() -> None:
     assert (found.upstream.connect_timeout, found.upstream.read_timeout) == (2.0, 15.0)
     assert (found.listen.port, found.admin.port, found.upstream.max_connections) == (8080, 9901, 200)
     assert found.audit.path == "rewrites.jsonl"
-    assert web.writes == media.writes == generic.writes
+    assert web.writes == media.writes == user.writes == generic.writes
     assert found.warnings() == []
 
 

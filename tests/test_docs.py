@@ -193,9 +193,9 @@ def reasons_given(node: ast.AST) -> Iterator[str]:
         for target in node.targets:
             if isinstance(target, ast.Attribute) and target.attr in {"skipped", "error"}:
                 yield from texts(node.value)
-    elif isinstance(node, ast.FunctionDef) and node.name == "exemption":
+    elif isinstance(node, ast.FunctionDef) and node.name in {"exemption", "reason"}:
         for one in ast.walk(node):
-            if isinstance(one, ast.Return) and isinstance(one.value, ast.Constant):
+            if isinstance(one, ast.Return) and isinstance(one.value, ast.Constant | ast.IfExp):
                 yield from texts(one.value)
 
 

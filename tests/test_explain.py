@@ -243,7 +243,7 @@ def test_check_says_how_the_shipped_configuration_is_understood() -> None:
     result = gateway("check", "--config", str(SHIPPED))
 
     assert result.exit_code == 0
-    assert "3 rules, forwarding to http://127.0.0.1:9000" in result.stdout
+    assert "4 rules, forwarding to http://127.0.0.1:9000" in result.stdout
     for part in (
         "web-participant-state (enforce, a failed look-up: reject)",
         "PATCH /api/v2/conversations/web/instances/{conversationId}/participants/{participantId}",

@@ -148,7 +148,7 @@ def test_an_exception_in_another_case_takes_back_no_write_that_is_spelled_out() 
 OPERATIONS: list[tuple[str, str | None]] = [
     (f"/c1{P}", "participant-state"),
     *((f"/{media}/c1{P}", "media-participant-state") for media in MEDIA),
-    (f"/calls/c1{P}/user/u1", None),
+    (f"/calls/c1{P}/user/u1", "call-participant-user-state"),
     (f"/c1{P}/attributes", None),
     *((f"/{media}/c1{P}/attributes", None) for media in MEDIA),
     *((f"/{media}/c1{P}{C}", None) for media in MEDIA),
@@ -189,7 +189,7 @@ def test_a_rule_s_look_up_is_the_get_of_the_same_conversation() -> None:
         if matched is not None:
             assert matched.rule.name == rule
             (target,) = matched.targets.values()
-            assert target.target == f"{API}{path}".removesuffix(P).encode()
+            assert target.target == f"{API}{path}".partition(P)[0].encode()
             assert target.subject == ("state", "c1", "p1")
 
 
@@ -248,12 +248,23 @@ def test_a_call_that_changes_a_state_is_a_write_of_its_conversation(write: str) 
     assert found.value.conversation(found.parameters) == "c1"
 
 
+def test_a_guest_who_leaves_a_chat_writes_its_conversation() -> None:
+    path = b"/api/v2/webchat/guest/conversations/c1/members/m1"
+    found = shipped().writes(path, "DELETE")
+
+    assert found is not None
+    assert found.value.conversation(found.parameters) == "c1"
+    assert shipped().writes(path + b"/messages", "POST") is None
+
+
 @pytest.mark.parametrize(
     "write",
     [
         "POST /callbacks/bulk/disconnect",
         "POST /callbacks/bulk/update",
         "PATCH /callbacks",
+        "POST /calls",  # `conversationIds` are merged into a conference
+        "POST /calls/user/u1",
         "post /callbacks/bulk/update",
     ],
 )
@@ -274,9 +285,13 @@ def test_a_write_that_names_its_conversations_in_the_body_is_one_of_all(write: s
         "POST /api/v2/users/u1",
         "PATCH /api/v2/conversationsx/c1",
         f"POST {API}",
-        f"POST {API}/calls",
+        f"PATCH {API}/calls",
         f"POST {API}/callbacks",
         f"POST {API}/messages/inbound/open",
+        f"POST {API}/messages/i1/inbound/open/message",
+        f"POST {API}/messages/i1/inbound/open/event",
+        f"PUT {API}/summaries/settings",
+        f"POST {API}/summaries/preview",
         f"PATCH {API}/messaging/integrations/open/i1",
         f"POST {API}/participants/attributes/search",
     ],
@@ -291,7 +306,8 @@ def test_what_changes_no_conversation_is_no_write(call: str) -> None:
     ("method", "path", "source"),
     [
         ("GET", f"{API}/web/instances/c1", f"{API}/web/instances/{{conversationId}}"),
-        ("GET", f"{API}/calls/c1", f"{API}/{{media}}/{{conversationId}}"),
+        ("GET", f"{API}/emails/c1", f"{API}/{{media}}/{{conversationId}}"),
+        ("GET", f"{API}/calls/c1", f"{API}/calls/{{conversationId}}"),
         ("GET", f"{API}/c1", f"{API}/{{conversationId}}"),
         ("GET", f"{API}/c1{P}/x", None),
         ("get", f"{API}/c1", None),

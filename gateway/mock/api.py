@@ -29,7 +29,14 @@ Medium = Literal["calls", "callbacks", "chats", "cobrowsesessions", "emails", "m
 Asked = Literal["alerting", "dialing", "contacting", "offering", "connected", "disconnected", "terminated",
                 "converting", "uploading", "transmitting", "parked", "none"]  # fmt: skip
 State = Literal[Asked, "scheduled", "active"]
-COMMUNICATIONS = (*get_args(Medium), "internalMessages", "screenshares", "socialExpressions", "videos")
+COMMUNICATIONS = (
+    *get_args(Medium),
+    "internalMessages",
+    "screenMonitorings",
+    "screenshares",
+    "socialExpressions",
+    "videos",
+)
 FIELDS = {"state": str, "wrapup": dict, "wrapupSkipped": bool, "held": bool, "muted": bool, "confined": bool,
           "recording": bool, "resumeTime": str}  # fmt: skip
 OVER = ("disconnected", "terminated")

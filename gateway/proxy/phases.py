@@ -171,7 +171,7 @@ class Phases:
             if results is not None and await self._usable(results):
                 return results
             results = await self._look_up_or_go_unfilled(matched)
-        return results if results and await self._usable(results) else LookupResults({}, "unsettled")
+        return results if results and await self._usable(results) else LookupResults({}, "outdated")
 
     async def _usable(self, results: LookupResults) -> bool:
         return self._lookups.usable_without_store(results) and await self._lookups.usable(results)

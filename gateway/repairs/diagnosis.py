@@ -41,7 +41,11 @@ class Diagnosis(Struct, frozen=True):
     @property
     def reason(self) -> str:
         """Why a call that has nothing to repair is left as it is."""
-        return self.not_applicable or self.unfilled or "conforming"
+        named = self.not_applicable or self.unfilled
+        if named is not None:
+            return named
+        # The client named the member, and its null is its own (S1); but an upstream may call it missing.
+        return "explicit-null" if any(one.value is None for one in self.explicit) else "conforming"
 
     @property
     def needs(self) -> list[str]:

@@ -86,9 +86,12 @@ class FillSettings(RepairSettings):
         return templates.parse(self.source).names[-1]
 
     def subject(self, parameters: tuple[str, ...]) -> tuple[str, ...]:
-        """The path parameters that name whose value it is within the conversation (the participant)."""
-        names = templates.parse(self.source).names
-        return tuple(name for name in parameters if name not in names)
+        """
+        The path parameters that name whose value it is within the conversation (the participant): by any
+        path that has them, the same.
+        """
+        names, used = templates.parse(self.source).names, select.parameters(self.select)
+        return tuple(name for name in parameters if name in used and name not in names)
 
     def describe(self, parameters: tuple[str, ...]) -> Iterator[str]:
         yield f"fill {self.field} of {', '.join(self.subject(parameters))} from GET {self.source}"

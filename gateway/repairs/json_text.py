@@ -58,7 +58,7 @@ def quoted(text: str) -> bytes:
     return _quoted(text).encode()
 
 
-Reason = Literal["empty-body", "not-json", "not-an-object", "too-deep", "too-many-values"]
+Reason = Literal["empty-body", "null-body", "not-json", "not-an-object", "too-deep", "too-many-values"]
 
 
 class NotAnObject(ValueError):
@@ -172,5 +172,5 @@ def _read(text: str) -> ObjectText:
     if end != len(text) and _after_space(text, end) != len(text):
         raise NotAnObject("not-json")
     if text[opened] != "{":
-        raise NotAnObject("not-an-object")
+        raise NotAnObject("null-body" if members is None else "not-an-object")
     return ObjectText(text, opened, members)

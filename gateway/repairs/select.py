@@ -137,6 +137,22 @@ def member(query: str) -> str | None:
     return last[1] if last and listed(query) else None
 
 
+def names(query: str) -> list[list[str]] | None:
+    """
+    The members on the query's way, step by step; the items of a list take no step. None for a query of an
+    unusual shape.
+    """
+    if plain := re.fullmatch(r"\$\.(\w+)", query, re.ASCII):
+        return [[plain[1]]]
+    shape = _LISTED.fullmatch(query) if listed(query) else None
+    if shape is None:
+        return None
+    steps = [
+        [one[1]] if one[1] else re.findall(r"\w+", one[2]) for one in _STEP.finditer(shape[3]) if not one[3]
+    ]
+    return [[shape[1]], *steps]
+
+
 def parameters(query: str) -> list[str]:
     """The names after `_.`, in order."""
     return _PARAMETER.findall(query)

@@ -156,7 +156,7 @@ NO_OBJECTS = {
     b"": "empty-body",
     b" \n": "empty-body",
     codecs.BOM_UTF8: "empty-body",
-    b"null": "not-an-object",
+    b"null": "null-body",
     b"[]": "not-an-object",
     b'[{"op":"add"}]': "not-an-object",
     b"[object Object]": "not-json",

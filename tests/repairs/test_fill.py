@@ -35,11 +35,15 @@ def test_a_state_that_was_given_is_never_altered(written: ObjectText, was: str |
 
 
 @pytest.mark.parametrize(
-    "given_value", ['"connected"', "false", '""', "0", "null", "{}", "[]", '"disconnected"']
+    ("given_value", "reason"),
+    [
+        *((one, "conforming") for one in ('"connected"', "false", '""', "0", "{}", "[]", '"disconnected"')),
+        ("null", "explicit-null"),
+    ],
 )
 @pytest.mark.parametrize("name", STATE)
-def test_a_call_that_gives_the_state_conforms(name: str, given_value: str) -> None:
-    assert untouched(f"{{{name}: {given_value}}}".encode(), JSON) == "conforming"
+def test_a_call_that_gives_the_state_is_left_as_it_is(name: str, given_value: str, reason: str) -> None:
+    assert untouched(f"{{{name}: {given_value}}}".encode(), JSON) == reason
 
 
 @pytest.mark.parametrize(

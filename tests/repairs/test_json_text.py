@@ -188,7 +188,7 @@ NOT_OBJECTS = {
     " \t\r\n": "empty-body",
     "[]": "not-an-object",
     '[{"state":1}]': "not-an-object",
-    "null": "not-an-object",
+    "null": "null-body",
     "true": "not-an-object",
     " 12 ": "not-an-object",
     '"{}"': "not-an-object",

@@ -290,6 +290,15 @@ def test_while_no_replica_agrees_nothing_is_filled() -> None:
     assert skipped(history, "r") == "unsettled"
 
 
+def test_readings_that_are_all_overtaken_are_told_from_those_that_do_not_agree() -> None:
+    slow = Fate(out=0.3, back=0.3)
+    sweeps = [other(f"w{n}", 0.5 + 0.6 * n, "//c9/disconnect") for n in range(4)]
+    history = kept(legacy("r", 0.0), *sweeps, fates={"r": (slow,) * 6})
+
+    assert states(history, "r") == [None]
+    assert skipped(history, "r") == "outdated"
+
+
 def test_what_disagreed_while_it_settled_is_of_no_use_when_it_has() -> None:
     history = kept(
         explicit("w", 0.0, "s5"),

@@ -32,6 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "checks": {"paths"},
     "config": {"repairs", "paths", "units", "rules", "checks", "state/address"},
     "explain": {"rules", "repairs", "http"},
+    "description": {"rules", "repairs", "paths"},
     "replay": {"rules", "repairs", "paths", "audit"},
     "cases": {"cases/settings", "explain", "rules", "repairs", "http", "state"},
     "server": {"http", "direct_task", "bounded_reads"},
@@ -52,7 +53,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "workers": {"app", "config", "reloads", "server", "audit", "admin"},
     "cli": {
         "app", "workers", "config", "checks", "cases", "explain", "mock", "mock/demo", "rules", "http",
-        "admin/client", "audit", "replay",
+        "admin/client", "audit", "replay", "description",
     },
     "__main__": {"cli"},
 }  # fmt: skip

@@ -1,0 +1,84 @@
+"""
+What each client does with the gateway's own refusals, and with a connection that is cut: whether it sends the
+PATCH again. docs/clients.md has it as a table.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from tests.clients.matrix import CLIENTS, Client
+from tests.clients.test_matrix import sent
+
+REFUSALS = {
+    "502": b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n",
+    "503": b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\n\r\n",
+    "504": b"HTTP/1.1 504 Gateway Timeout\r\nContent-Length: 0\r\n\r\n",
+    "cut": b"",
+}
+ONCE = dict.fromkeys(REFUSALS, 1)
+# Every other client sends it once, whatever comes back.
+AGAIN: dict[str, dict[str, int]] = {
+    "apache5": {"503": 2},
+    "wget": {"504": 2, "cut": 2},  # as often as its --tries say, which are 20 by default and 2 here
+}
+
+
+@asynccontextmanager
+async def refusing() -> AsyncIterator[tuple[str, Counter[str]]]:
+    """A server that answers by what the conversation is called, and counts."""
+    counts: Counter[str] = Counter()
+    open_ones: set[asyncio.StreamWriter] = set()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        open_ones.add(writer)
+        try:
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                length = next(
+                    (
+                        int(line.partition(b":")[2])
+                        for line in head.split(b"\r\n")
+                        if line.lower().startswith(b"content-length:")
+                    ),
+                    0,
+                )
+                await reader.readexactly(length)
+                kind = head.split(b" ")[1].split(b"/")[-3].rpartition(b"-")[2].decode()
+                counts[kind] += 1
+                writer.write(REFUSALS[kind])
+                if kind == "cut" or b"\r\nconnection: close" in head.lower():
+                    break
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass  # the client has what it wanted
+        finally:
+            writer.close()
+            open_ones.discard(writer)
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", counts
+    finally:
+        server.close()
+        for writer in tuple(open_ones):
+            writer.close()
+        await server.wait_closed()
+
+
+@pytest.mark.parametrize(
+    "client",
+    [
+        pytest.param(
+            one, id=one.name, marks=pytest.mark.skipif(one.missing is not None, reason=str(one.missing))
+        )
+        for one in CLIENTS
+    ],
+)
+async def test_how_often_a_client_sends_a_call_that_is_refused(client: Client) -> None:
+    async with refusing() as (url, counts):
+        await sent(client, url, tuple(REFUSALS))
+        assert counts == ONCE | AGAIN.get(client.name, {})
