@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from gateway.errors import BodyTooLarge, GatewayError
 from gateway.http.forwarding import carried_query
-from gateway.http.headers import Fields, Header
+from gateway.http.headers import Fields, Header, method_overrides
 from gateway.repairs import Unfilled, diagnose, left_as_it_is, rewrite
 from gateway.repairs.call import Call, Change
 from gateway.rules import FillTarget, Rules
@@ -45,7 +45,7 @@ def explain(
     """
     raw = target.encode("ascii")
     call = Call(method.encode(), raw, Fields(headers), body)
-    route = rules.match(method, raw.partition(b"?")[0])
+    route = rules.match(method, raw.partition(b"?")[0], method_overrides(headers))
     if route is None:
         return Explanation(None, None, call, reason="no rule matches: passed through untouched")
     rule = route.rule

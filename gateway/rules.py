@@ -59,7 +59,10 @@ class RuleSettings(Section):
     gateway forget all. None given: `from` and all below.
     """
     repairs: Annotated[tuple[AnyRepairSettings, ...], AfterValidator(at_least_one)]
-    """What is repaired: `type: encoding`, `content_type` or `fill`, in this order, with the keys of each."""
+    """
+    What is repaired: `type: encoding`, `method`, `content_type` or `fill`, in this order, with the keys of
+    each.
+    """
     sunset: SunsetSettings | None = None
     """
     When the repairs end: replies to repaired calls then have `Deprecation`, `Sunset` and `Link`; an
@@ -80,7 +83,7 @@ class RuleSettings(Section):
         errors += [
             f"repairs[{i}].{key}: {problem}"
             for i, repair in enumerate(self.repairs)
-            for key, problem in repair.errors(self.parameters)
+            for key, problem in repair.errors(self.parameters, self.match.method)
         ]
         if len({fill.field for fill in self.fills}) < len(self.fills):
             errors.append("repairs: expected one fill for a field")
@@ -229,6 +232,7 @@ class Rules:
         self._rules: Routes[Rule] = Routes()
         # The same participants are called for again and again.
         self._match_cached = lru_cache(PATHS_KEPT)(self._match)
+        self._claimed: set[str] = set()  # methods that a call may claim by a field
         self._writes: Routes[Write] = Routes()
         self._folded_writes: Routes[Write] = Routes()
         self._reads: Routes[Fill] = Routes()
@@ -243,6 +247,8 @@ class Rules:
                 names = template.template.names
                 named = next((fill.conversation for fill in rule.fills if fill.conversation in names), None)
                 writes.append((template, Write(named, template.excepted)))
+            if any(repair.claims([one.match.method]) for repair in rule.repairs):
+                self._claimed.add(one.match.method)
             for fill in rule.fills:
                 if fill.learn:
                     self._reads.add("GET", fill.source, fill)
@@ -251,7 +257,13 @@ class Rules:
             self._writes.add(template.method, template.template, write)
             self._folded_writes.add(template.method, template.template.folded(), write)
 
-    def match(self, method: str, path: bytes) -> RouteMatch | None:
+    def match(self, method: str, path: bytes, overrides: Sequence[str] = ()) -> RouteMatch | None:
+        """`overrides`: the methods, in upper case, that the call's fields claim."""
+        if overrides and method == "POST" and overrides[0] in self._claimed:
+            # What is sent on as the method that it claims is matched as that, before any rule for POST.
+            claimed = self.match(overrides[0], path)
+            if claimed is not None and any(one.claims(overrides) for one in claimed.rule.repairs):
+                return claimed
         # Methods are case-sensitive (RFC 9110 section 9.1), but some clients write `patch` and mean PATCH: it
         # is matched as that, and goes on as sent.
         method = method.upper()

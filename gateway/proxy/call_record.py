@@ -19,6 +19,8 @@ from gateway.repairs.call import Call, Change
 from gateway.rules import Rule
 
 _record = attrgetter("record")
+# With these an upstream refuses a method that it does not know in small letters.
+METHOD_REFUSED = frozenset({400, 405, 501})
 
 
 class Decision(Line):
@@ -57,6 +59,7 @@ class Outcome(Line):
     upstream_ms: float | UnsetType = UNSET
     total_ms: float | UnsetType = UNSET
     conflict: bool = False
+    helps: str | UnsetType = UNSET
 
 
 class CallRecord(Struct, eq=False):
@@ -192,8 +195,20 @@ class CallRecord(Struct, eq=False):
                 round(self.upstream * 1000, 2) if self.upstream else UNSET,
                 round((now - self.begun) * 1000, 2),
                 self.conflict,
+                self.helps or UNSET,
             )
         )
+
+    @property
+    def helps(self) -> str | None:
+        """The repair that the rule lacks, which would have helped a call that was left as it came."""
+        client = self.client
+        if self.skipped == "method-override":
+            method = client.method.upper()
+            return "method" if all(one == method for one in client.head.claimed) else None
+        if self.status in METHOD_REFUSED and not client.method.isupper():
+            return None if any(one.repair == "method" for one in self.changes) else "method"
+        return None
 
     def count(self, counted: CallCounter, now: float) -> None:
         rule, skipped = self.rule, self.skipped
@@ -245,6 +260,9 @@ class CallRecord(Struct, eq=False):
             said += f"; attempt={self.attempt}"
         if self.skipped is not None:
             said += f"; skipped={h.bare_item(self.skipped)}"
+        helps = self.helps
+        if helps is not None:
+            said += f"; helps={helps}"
         rewrite = (b"gateway-rewrite", said.encode("ascii", "replace"))
         lookup, upstream = self.lookup * 1000, self.upstream * 1000
         own = [rewrite]

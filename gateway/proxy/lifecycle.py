@@ -138,7 +138,7 @@ class Lifecycle:
                 self._counts["gateway_fields_dropped_total",] += head.dropped
             if head.looped:
                 raise LoopDetected("its Via field names this gateway")
-            route = rules.match(client.method, client.path)  # match
+            route = rules.match(client.method, client.path, client.head.claimed)  # match
             if route is None:
                 await self._passthrough.carry(client, rules)
             else:
@@ -263,7 +263,9 @@ class Lifecycle:
     ) -> tuple[str | None, bool]:
         """Which conversation a call is about, and whether it may change the state there (S4)."""
         if route.rule.fills:
-            return route.conversation, found.may_change_state or found.names(route.rule.watched)
+            # Sent as it came, a call under another method may be anything.
+            other = bool(client.head.overrides) and route.rule.mode != "enforce"
+            return route.conversation, (other or found.may_change_state or found.names(route.rule.watched))
         write = rules.writes(client.path, client.method, *client.head.overrides)
         if write is None:
             return None, False

@@ -21,6 +21,7 @@ from gateway.repairs.diagnosis import Diagnosis, diagnose, left_as_it_is, rewrit
 from gateway.repairs.encoding import Encoding
 from gateway.repairs.fill import Fill
 from gateway.repairs.findings import Unfilled
+from gateway.repairs.method import Method
 from gateway.repairs.repair import Repair, RepairSettings
 
 __all__ = [
@@ -33,6 +34,7 @@ REPAIRS: tuple[type[Repair], ...] = tuple(
     sorted(
         (
             Encoding,
+            Method,
             ContentType,
             Fill,
         ),

@@ -8,7 +8,7 @@ It does no I/O, reads no clock and logs nothing.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from enum import IntEnum
 from typing import Any, ClassVar
 
@@ -20,7 +20,7 @@ class Stage(IntEnum):
     """What a repair changes. A rule's repairs stand in this order, since each relies on those before it."""
 
     ENCODING = 1  # makes the body a JSON object in plain UTF-8, which is what all others read
-    FIELDS = 2  # changes header fields
+    FIELDS = 2  # changes the method and header fields
     MEMBERS = 3  # changes members, knowing nothing but the call
     LOOK_UP = 4  # says what to look up: it runs last, on the members as they will be sent. Only `fill`
 
@@ -37,8 +37,8 @@ class RepairSettings(Section, ABC):
     def describe(self, parameters: tuple[str, ...]) -> Iterator[str]:
         """The lines that `gateway check` prints."""
 
-    def errors(self, parameters: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-        """What does not fit the rule: a key, and what is wrong with it there."""
+    def errors(self, parameters: tuple[str, ...], method: str) -> Iterator[tuple[str, str]]:
+        """What does not fit the rule and its method: a key, and what is wrong with it there."""
         return iter(())
 
     def warnings(self) -> Iterator[str]:
@@ -74,4 +74,8 @@ class Repair(ABC):
 
     def accepts(self, media_type: bytes) -> bool:
         """Whether this rule takes a type (in lower case) for JSON that not every rule does."""
+        return False
+
+    def claims(self, methods: Sequence[str]) -> bool:
+        """Whether this rule takes a call whose fields claim these methods (in upper case) for its own."""
         return False
