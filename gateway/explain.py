@@ -52,7 +52,7 @@ def explain(
     try:
         if len(body) > max_body:
             raise BodyTooLarge(f"the body has {len(body)} bytes, limits.max_body is {max_body}")
-        found = diagnose(call, rule.repairs)
+        found = diagnose(call, rule.repairs, route.parameters)
         carried = carried_query(raw, query)
         if carried is None and found.missing:
             found = left_as_it_is(found, call, "credential-in-query")

@@ -18,8 +18,9 @@ from gateway import repairs
 from gateway.cases.settings import CaseSettings
 from gateway.http.grammar import SAFE_METHODS
 from gateway.paths import PathMatch, Routes, decoded
-from gateway.repairs import AnyRepairSettings, Fill, Repair
+from gateway.repairs import AnyRepairSettings, Fill, Repair, Retarget
 from gateway.repairs.fill import FillSettings
+from gateway.repairs.retarget import RetargetSettings
 from gateway.sunset import FieldLine, SunsetSettings
 from gateway.units import Section, at_least_one, checked
 
@@ -60,8 +61,8 @@ class RuleSettings(Section):
     """
     repairs: Annotated[tuple[AnyRepairSettings, ...], AfterValidator(at_least_one)]
     """
-    What is repaired: `type: encoding`, `method`, `content_type` or `fill`, in this order, with the keys of
-    each.
+    What is repaired: `type: encoding`, `method`, `content_type`, `retarget` or `fill`, in this order, with
+    the keys of each.
     """
     sunset: SunsetSettings | None = None
     """
@@ -85,6 +86,12 @@ class RuleSettings(Section):
             for i, repair in enumerate(self.repairs)
             for key, problem in repair.errors(self.parameters, self.match.method)
         ]
+        if not self.fills:
+            errors += [
+                f"repairs[{i}].or: expected a fill in this rule"
+                for i, repair in enumerate(self.repairs)
+                if isinstance(repair, RetargetSettings) and repair.otherwise == "fill"
+            ]
         if len({fill.field for fill in self.fills}) < len(self.fills):
             errors.append("repairs: expected one fill for a field")
         if len({fill.conversation for fill in self.fills}) > 1:
@@ -127,7 +134,8 @@ class Rule:
     """
     `forwards_unfilled`: whether a call goes on when its look-up failed. `watched`: the members that only
     other rules fill. A call that names one of them may change what those look up (S4). `sunset` goes with
-    the replies to repaired calls. `path` is the template, as written.
+    the replies to repaired calls. `path` is the template, as written. `retarget` is what may fall back, and
+    `otherwise` the repairs without it.
     """
 
     name: str
@@ -138,6 +146,8 @@ class Rule:
     watched: frozenset[str]
     sunset: tuple[FieldLine, ...] = ()
     path: str = ""
+    retarget: Retarget | None = None
+    otherwise: tuple[Repair, ...] = ()
 
     @classmethod
     def of(cls, settings: RuleSettings, limit: int, filled: frozenset[str]) -> Rule:
@@ -153,6 +163,8 @@ class Rule:
             filled.difference(fill.field for fill in fills),
             settings.sunset.field_lines() if settings.sunset is not None else (),
             settings.match.path,
+            next((one for one in built if isinstance(one, Retarget) and one.falls_back), None),
+            tuple(one for one in built if not isinstance(one, Retarget)),
         )
 
 
@@ -188,13 +200,15 @@ class FillTarget(Struct, frozen=True):
 class RouteMatch(Struct, frozen=True):
     """
     A rule at one path: all that the path says, read once. `conversation` is what a call to it is about, None
-    where the rule fills nothing; `targets` has the rule's fills by their fields.
+    where the rule fills nothing; `targets` has the rule's fills by their fields, `parameters` the path's raw
+    segments.
     """
 
     rule: Rule
     data: dict[str, str]
     conversation: str | None
     targets: dict[str, FillTarget]
+    parameters: dict[str, bytes]
 
     @classmethod
     def of(cls, found: PathMatch[Rule]) -> RouteMatch:
@@ -206,6 +220,7 @@ class RouteMatch(Struct, frozen=True):
             data,
             conversation,
             {fill.field: FillTarget.of(fill, parameters, data) for fill in rule.fills},
+            parameters,
         )
 
 

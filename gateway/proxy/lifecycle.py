@@ -18,6 +18,8 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+from msgspec import structs
+
 from gateway.audit.finished_call import CallCounter, Observer, Sampler, uncounted
 from gateway.audit.writer import AuditLog
 from gateway.errors import BadRequest, DeadlineExceeded, GatewayError, LoopDetected
@@ -36,9 +38,11 @@ from gateway.proxy.matched_call import MatchedCall
 from gateway.proxy.modes import MODES
 from gateway.proxy.passthrough import Passthrough
 from gateway.proxy.phases import HELD, Phases
+from gateway.proxy.retargeting import REFUSED, AbsentOperations, otherwise
 from gateway.proxy.shadow_checks import ShadowChecks
-from gateway.repairs import Diagnosis, diagnose, left_as_it_is
+from gateway.repairs import Diagnosis, Repair, diagnose, left_as_it_is
 from gateway.repairs.call import Call
+from gateway.repairs.findings import AnswerAs
 from gateway.rules import RouteMatch, Rules
 from gateway.state.applications import Applications
 from gateway.state.credentials import CredentialFingerprints
@@ -112,6 +116,7 @@ class Lifecycle:
         self._hold_patience = hold_patience
         self._evidence = EvidenceLog(clock)
         self._shadow_checks = shadow_checks
+        self._absent = AbsentOperations(clock)
 
         def head(headers: Fields, trusted: bool, version: str) -> CallHead:
             return CallHead.of(headers, hop, credentials, trusted, version)
@@ -182,6 +187,8 @@ class Lifecycle:
                     reply = await self._phases.untouched(matched, matched.found.reason)
                 else:
                     reply = await MODES[route.rule.mode](self._phases, matched)  # look up … settle
+                if matched.otherwise is not None and record.changes and reply.status in REFUSED:
+                    matched, reply = await otherwise(self._phases, matched, reply, self._absent)
             finally:
                 late = self._deadline.end(client.task)
             try:
@@ -248,7 +255,30 @@ class Lifecycle:
     ) -> MatchedCall:
         headers = client.head.upstream
         call = Call(client.method.encode(), client.target, headers, body)
-        found = diagnose(call, route.rule.repairs)
+        rule = route.rule
+        may_fall_back = rule.retarget is not None and not self._absent.known(rule)
+        repairs = rule.repairs if may_fall_back or rule.retarget is None else rule.otherwise
+        matched = self._matched(client, route, rules, record, call, query, repairs)
+        if not may_fall_back or matched.found.answer is None:
+            return matched
+
+        def otherwise() -> MatchedCall:
+            return self._matched(client, route, rules, record, call, query, rule.otherwise)
+
+        return structs.replace(matched, otherwise=otherwise)
+
+    def _matched(
+        self,
+        client: Client,
+        route: RouteMatch,
+        rules: Rules,
+        record: CallRecord,
+        call: Call,
+        query: bytes | None,
+        repairs: tuple[Repair, ...],
+    ) -> MatchedCall:
+        headers = call.headers
+        found = diagnose(call, repairs, route.parameters)
         if query is None and found.missing:
             found = left_as_it_is(found, call, "credential-in-query")
         conversation, changing = self._concerns(client, route, rules, found)
@@ -262,6 +292,11 @@ class Lifecycle:
         self, client: Client, route: RouteMatch, rules: Rules, found: Diagnosis
     ) -> tuple[str | None, bool]:
         """Which conversation a call is about, and whether it may change the state there (S4)."""
+        if found.answer is not None:
+            write = rules.writes(found.call.target.partition(b"?")[0], client.method, *client.head.overrides)
+            if write is not None:
+                conversation = write.value.conversation(write.parameters)
+                return conversation if route.conversation in {None, conversation} else None, True
         if route.rule.fills:
             # Sent as it came, a call under another method may be anything.
             other = bool(client.head.overrides) and route.rule.mode != "enforce"
@@ -281,6 +316,9 @@ class Lifecycle:
             await reply.hold(HELD, self._hold_patience)
         elif reply.error is not None:
             raise reply.error
+        if matched.found.answer is not None and record.changes and 200 <= reply.status < 300:
+            await self._relay_as(matched.found.answer, record, reply)
+            return
         record.status = reply.status
         response = reply.headers.derived(forwarding.client_response_headers)
         extra_headers = response.extra_headers(record.headers(), client.extra_headers[0])
@@ -293,6 +331,18 @@ class Lifecycle:
             record.conflict = True
             self._counts["gateway_conflicts_total",] += 1
             await self._lookups.invalidate_after(matched.conversation)
+
+    async def _relay_as(self, answer: AnswerAs, record: CallRecord, reply: Reply) -> None:
+        """As the client expects it of the operation that it called."""
+        client = record.client
+        record.status = status = answer.status or reply.status
+        response = reply.headers.derived(forwarding.client_response_headers)
+        extra_headers = response.extra_headers(record.headers(), client.extra_headers[0])
+        if answer.empty:
+            headers = response.headers.derived(h.without_content)
+            await client.answer(status, headers, b"", extra_headers)
+        else:
+            await client.relay(status, response.headers, extra_headers, reply)
 
     async def _relay_refusal(self, record: CallRecord, refused: LookupRefused) -> None:
         """The upstream's refusal of a look-up, as the upstream said it (C5)."""

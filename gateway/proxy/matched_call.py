@@ -4,6 +4,8 @@ A matched call as it was diagnosed: the value that the phases after that hand on
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from msgspec import Struct
 
 from gateway.proxy.call_record import CallRecord
@@ -19,7 +21,8 @@ class MatchedCall(Struct, frozen=True):
     """
     `call` is before any repair, its header fields those for the upstream. `changing`: it may change the
     state of its `conversation`, or where that is None, of any. `query` is what a look-up carries of its own,
-    `fingerprint` whom it may share readings with (state/credentials.py).
+    `fingerprint` whom it may share readings with (state/credentials.py). `otherwise` makes what is to be done
+    where the upstream has no operation to which the call went instead.
     """
 
     client: Client
@@ -31,6 +34,7 @@ class MatchedCall(Struct, frozen=True):
     record: CallRecord
     fingerprint: str
     query: bytes
+    otherwise: Callable[[], MatchedCall] | None = None
 
     @property
     def writes(self) -> bool:

@@ -2,8 +2,8 @@
 What the gateway knows how to repair: REPAIRS, and what follows from it.
 
 To add a repair, write a file of its own as `repair.py` says, and list its class here. Nothing else knows a
-repair by its name, but for `fill`: it looks up, and the lifecycle waits for that. Nothing in this room does
-I/O, reads a clock or logs.
+repair by its name, but for `fill`, which looks up, and `retarget`, after which a fill may be done instead.
+Nothing in this room does I/O, reads a clock or logs.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from gateway.repairs.fill import Fill
 from gateway.repairs.findings import Unfilled
 from gateway.repairs.method import Method
 from gateway.repairs.repair import Repair, RepairSettings
+from gateway.repairs.retarget import Retarget
 
 __all__ = [
-    "REPAIRS", "AnyRepairSettings", "Diagnosis", "Fill", "Repair", "Unfilled", "build", "diagnose",
-    "left_as_it_is", "name_of", "out_of_order", "rewrite",
+    "REPAIRS", "AnyRepairSettings", "Diagnosis", "Fill", "Repair", "Retarget", "Unfilled", "build",
+    "diagnose", "left_as_it_is", "name_of", "out_of_order", "rewrite",
 ]  # fmt: skip
 
 # In the order in which a rule lists them: their stages decide, and within a stage their places here.
@@ -36,6 +37,7 @@ REPAIRS: tuple[type[Repair], ...] = tuple(
             Encoding,
             Method,
             ContentType,
+            Retarget,
             Fill,
         ),
         key=lambda repair: repair.stage,

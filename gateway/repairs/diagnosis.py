@@ -14,16 +14,26 @@ from gateway.http.headers import Fields
 from gateway.repairs.call import Call, Change
 from gateway.repairs.declared import Declared
 from gateway.repairs.exemption import exemption
-from gateway.repairs.findings import Draft, Explicit, Missing, NotApplicable, Repaired
+from gateway.repairs.findings import (
+    NO_PARAMETERS,
+    AnswerAs,
+    Draft,
+    Explicit,
+    Missing,
+    NotApplicable,
+    Repaired,
+    Retargeted,
+)
 from gateway.repairs.json_text import ObjectText, read
-from gateway.repairs.repair import Repair
+from gateway.repairs.repair import Repair, Stage
 
 
 class Diagnosis(Struct, frozen=True):
     """
     `call` and its body, `document`, after the repairs that need no look-up, which made `changes`. `missing`
     are the members to look up, `explicit` those that the client gave itself. `not_applicable` says why the
-    whole call must go on as it came, `unfilled` why a member is not to be filled.
+    whole call must go on as it came, `unfilled` why a member is not to be filled. `answer`: for a call that
+    goes to another operation, what its client is told.
     """
 
     call: Call
@@ -33,6 +43,7 @@ class Diagnosis(Struct, frozen=True):
     explicit: tuple[Explicit, ...] = ()
     not_applicable: str | None = None
     unfilled: str | None = None
+    answer: AnswerAs | None = None
 
     @property
     def nothing_to_repair(self) -> bool:
@@ -62,16 +73,22 @@ class Diagnosis(Struct, frozen=True):
         return bool(fields) and self.document is not None and any(map(self.document.named, fields))
 
 
-def diagnose(call: Call, repairs: tuple[Repair, ...]) -> Diagnosis:
-    """Raises BodyTooLarge where decoding the body passes the limit."""
-    draft = Draft.of(call)
+def diagnose(
+    call: Call, repairs: tuple[Repair, ...], parameters: dict[str, bytes] = NO_PARAMETERS
+) -> Diagnosis:
+    """
+    `parameters`: the raw segments that the rule's path names. Raises BodyTooLarge where decoding the body
+    passes the limit.
+    """
+    draft = Draft.of(call, parameters)
     head = call.headers.derived(_of_head, repairs)
     if head.exempt is not None:
         return Diagnosis(call, None, explicit=_explicit(draft, repairs), not_applicable=head.exempt)
     if draft.document is None or not head.decided:
         return _diagnosis(draft, repairs)
     if head.changes:
-        draft = Draft(call, Call(call.method, call.target, head.headers, call.body), draft.document)
+        repaired = Call(call.method, call.target, head.headers, call.body)
+        draft = Draft(call, repaired, draft.document, "", parameters)
     return _diagnosis(draft, head.following, head.changes)
 
 
@@ -80,22 +97,27 @@ def _diagnosis(draft: Draft, repairs: Sequence[Repair], changes: tuple[Change, .
     missing: tuple[Missing, ...] = ()
     explicit: tuple[Explicit, ...] = ()
     unfilled: str | None = None
+    answer: AnswerAs | None = None
     for repair in repairs:
+        if answer is not None and repair.stage is Stage.LOOK_UP:
+            continue
         finding = repair.diagnose(draft)
         if finding is None:
             continue
         if isinstance(finding, Missing):
             missing += (finding,)
-        elif isinstance(finding, Repaired):
-            draft = Draft(call, finding.call, finding.document)
+        elif isinstance(finding, Repaired | Retargeted):
+            draft = Draft(call, finding.call, finding.document, "", draft.parameters)
             changes += (finding.change,)
+            if isinstance(finding, Retargeted):
+                answer = finding.reply
         elif isinstance(finding, Explicit):
             explicit += (finding,)
         elif isinstance(finding, NotApplicable):
             return Diagnosis(call, None, not_applicable=finding.reason)
         else:
             unfilled = finding.reason
-    return Diagnosis(draft.call, draft.document, changes, missing, explicit, None, unfilled)
+    return Diagnosis(draft.call, draft.document, changes, missing, explicit, None, unfilled, answer)
 
 
 class _Head(Struct, frozen=True):
