@@ -61,8 +61,8 @@ class RuleSettings(Section):
     """
     repairs: Annotated[tuple[AnyRepairSettings, ...], AfterValidator(at_least_one)]
     """
-    What is repaired: `type: encoding`, `method`, `content_type`, `retarget` or `fill`, in this order, with
-    the keys of each.
+    What is repaired: `type: encoding`, `method`, `content_type`, `validate`, `retarget` or `fill`, in this
+    order, with the keys of each.
     """
     sunset: SunsetSettings | None = None
     """

@@ -15,6 +15,7 @@ from gateway.audit.writer import AuditLog, Batch, Line
 from gateway.http import headers as h
 from gateway.http.headers import Header
 from gateway.proxy.client import Client
+from gateway.repairs import Violation
 from gateway.repairs.call import Call, Change
 from gateway.rules import Rule
 
@@ -40,6 +41,7 @@ class Decision(Line):
     body: dict[str, Any] | UnsetType = UNSET
     skipped: str | None = None
     attempt: int = 1
+    violations: tuple[Violation, ...] | UnsetType = UNSET
 
 
 class Unsent(Line):
@@ -91,6 +93,7 @@ class CallRecord(Struct, eq=False):
     # Whether `enforce` would have sent `would_change`, and not looked up once more.
     comparable: bool = True
     shadow: str | None = None
+    violations: tuple[Violation, ...] = ()
 
     def _decision(self, event: str, **more: Any) -> Decision:
         client, rule = self.client, self.rule
@@ -106,6 +109,7 @@ class CallRecord(Struct, eq=False):
             client.method,
             self.path,
             who,
+            violations=self.violations or UNSET,
             **more,
         )
 
@@ -148,6 +152,7 @@ class CallRecord(Struct, eq=False):
             body=body,
             skipped=unfilled,
             attempt=self.attempt,
+            violations=self.violations or UNSET,
         )
         self.batch = audit.append(line)
         self.changes, self.body = changes, body
@@ -260,6 +265,8 @@ class CallRecord(Struct, eq=False):
             said += f"; attempt={self.attempt}"
         if self.skipped is not None:
             said += f"; skipped={h.bare_item(self.skipped)}"
+        if self.violations:
+            said += f"; violations={len(self.violations)}"
         helps = self.helps
         if helps is not None:
             said += f"; helps={helps}"

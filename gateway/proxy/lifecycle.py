@@ -183,6 +183,8 @@ class Lifecycle:
                 if body is None:
                     body = await client.read(self._max_body)
                 matched = self._diagnosed(client, route, rules, record, body, query)  # diagnose
+                if matched.found.violations:
+                    matched.violated(matched.found.violations, matched.found.rejected)
                 if matched.found.nothing_to_repair:
                     reply = await self._phases.untouched(matched, matched.found.reason)
                 else:

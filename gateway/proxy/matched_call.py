@@ -6,11 +6,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from msgspec import Struct
+from msgspec import Struct, to_builtins
 
+from gateway.errors import InvalidBody
 from gateway.proxy.call_record import CallRecord
 from gateway.proxy.client import Client
-from gateway.repairs import Diagnosis
+from gateway.repairs import Diagnosis, Violation
 from gateway.repairs.call import Call
 from gateway.rules import RouteMatch
 from gateway.state.lookup import LookupRequest, parsed
@@ -40,6 +41,17 @@ class MatchedCall(Struct, frozen=True):
     def writes(self) -> bool:
         """Whether sending it may make what was read useless, for its own conversation or for any."""
         return self.conversation is not None or self.changing
+
+    def violated(self, violations: tuple[Violation, ...], rejected: bool) -> None:
+        """
+        Records what its body does not fit. Raises InvalidBody where that is a reason to refuse it, in a mode
+        that may.
+        """
+        self.record.violations = violations
+        if rejected and self.route.rule.mode == "enforce":
+            error = InvalidBody(f"it differs from its schema in {len(violations)} places, or more")
+            error.members = {"violations": to_builtins(violations)}
+            raise error
 
     def shadow_requests(self, now: float) -> tuple[list[LookupRequest], list[str]]:
         """For what `shadow` would have filled, and the values."""

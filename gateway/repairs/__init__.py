@@ -17,17 +17,19 @@ from typing import Annotated, Any, get_args
 from pydantic import Field, GetPydanticSchema
 
 from gateway.repairs.content_type import ContentType
-from gateway.repairs.diagnosis import Diagnosis, diagnose, left_as_it_is, rewrite
+from gateway.repairs.diagnosis import Diagnosis, checked, diagnose, left_as_it_is, rewrite
 from gateway.repairs.encoding import Encoding
 from gateway.repairs.fill import Fill
 from gateway.repairs.findings import Unfilled
+from gateway.repairs.json_schema import Violation
 from gateway.repairs.method import Method
 from gateway.repairs.repair import Repair, RepairSettings
 from gateway.repairs.retarget import Retarget
+from gateway.repairs.validate import Validate
 
 __all__ = [
-    "REPAIRS", "AnyRepairSettings", "Diagnosis", "Fill", "Repair", "Retarget", "Unfilled", "build",
-    "diagnose", "left_as_it_is", "name_of", "out_of_order", "rewrite",
+    "REPAIRS", "AnyRepairSettings", "Diagnosis", "Fill", "Repair", "Retarget", "Unfilled", "Violation",
+    "build", "checked",    "diagnose", "left_as_it_is", "name_of", "out_of_order", "rewrite",
 ]  # fmt: skip
 
 # In the order in which a rule lists them: their stages decide, and within a stage their places here.
@@ -37,6 +39,7 @@ REPAIRS: tuple[type[Repair], ...] = tuple(
             Encoding,
             Method,
             ContentType,
+            Validate,
             Retarget,
             Fill,
         ),

@@ -23,7 +23,9 @@ from gateway.repairs.findings import (
     NotApplicable,
     Repaired,
     Retargeted,
+    Violated,
 )
+from gateway.repairs.json_schema import Violation
 from gateway.repairs.json_text import ObjectText, read
 from gateway.repairs.repair import Repair, Stage
 
@@ -33,7 +35,8 @@ class Diagnosis(Struct, frozen=True):
     `call` and its body, `document`, after the repairs that need no look-up, which made `changes`. `missing`
     are the members to look up, `explicit` those that the client gave itself. `not_applicable` says why the
     whole call must go on as it came, `unfilled` why a member is not to be filled. `answer`: for a call that
-    goes to another operation, what its client is told.
+    goes to another operation, what its client is told. `violations` are what its body was found not to fit,
+    `rejected` says that it is to be refused for them; `checks` have to see the call with what is filled.
     """
 
     call: Call
@@ -44,6 +47,9 @@ class Diagnosis(Struct, frozen=True):
     not_applicable: str | None = None
     unfilled: str | None = None
     answer: AnswerAs | None = None
+    violations: tuple[Violation, ...] = ()
+    rejected: bool = False
+    checks: tuple[Repair, ...] = ()
 
     @property
     def nothing_to_repair(self) -> bool:
@@ -98,7 +104,13 @@ def _diagnosis(draft: Draft, repairs: Sequence[Repair], changes: tuple[Change, .
     explicit: tuple[Explicit, ...] = ()
     unfilled: str | None = None
     answer: AnswerAs | None = None
+    violations: tuple[Violation, ...] = ()
+    rejected = False
+    checks: tuple[Repair, ...] = ()
     for repair in repairs:
+        if repair.after:
+            checks += (repair,)
+            continue
         if answer is not None and repair.stage is Stage.LOOK_UP:
             continue
         finding = repair.diagnose(draft)
@@ -113,11 +125,28 @@ def _diagnosis(draft: Draft, repairs: Sequence[Repair], changes: tuple[Change, .
                 answer = finding.reply
         elif isinstance(finding, Explicit):
             explicit += (finding,)
+        elif isinstance(finding, Violated):
+            violations += finding.violations
+            rejected = rejected or finding.rejects
         elif isinstance(finding, NotApplicable):
             return Diagnosis(call, None, not_applicable=finding.reason)
         else:
             unfilled = finding.reason
-    return Diagnosis(draft.call, draft.document, changes, missing, explicit, None, unfilled, answer)
+    if checks and draft.document is None:
+        return Diagnosis(call, None, not_applicable=draft.reason)
+    if checks and not missing:
+        more = checked(checks, draft)
+        violations, rejected, checks = violations + more[0], rejected or more[1], ()
+    return Diagnosis(
+        draft.call, draft.document, changes, missing, explicit, None, unfilled, answer,
+        violations, rejected, checks,
+    )  # fmt: skip
+
+
+def checked(checks: Sequence[Repair], draft: Draft) -> tuple[tuple[Violation, ...], bool]:
+    """What the call does not fit, and whether it is to be refused for that."""
+    found = [one for one in (repair.diagnose(draft) for repair in checks) if isinstance(one, Violated)]
+    return tuple(one for each in found for one in each.violations), any(each.rejects for each in found)
 
 
 class _Head(Struct, frozen=True):

@@ -9,6 +9,7 @@ from typing import Any, Final
 from msgspec import Struct
 
 from gateway.repairs.call import Call, Change
+from gateway.repairs.json_schema import Violation
 from gateway.repairs.json_text import NotAnObject, ObjectText, read
 
 NO_PARAMETERS: Final[dict[str, bytes]] = {}
@@ -104,4 +105,11 @@ class Unfilled(Struct, frozen=True):
     reason: str
 
 
-Finding = Repaired | Retargeted | NotApplicable | Missing | Explicit | Unfilled | None
+class Violated(Struct, frozen=True):
+    """The body does not fit what is asked of it. `rejects`: the call is to be refused."""
+
+    violations: tuple[Violation, ...]
+    rejects: bool
+
+
+Finding = Repaired | Retargeted | NotApplicable | Missing | Explicit | Unfilled | Violated | None

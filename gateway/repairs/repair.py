@@ -21,8 +21,9 @@ class Stage(IntEnum):
 
     ENCODING = 1  # makes the body a JSON object in plain UTF-8, which is what all others read
     FIELDS = 2  # changes the method and header fields
-    MEMBERS = 3  # changes members, knowing nothing but the call
-    LOOK_UP = 4  # says what to look up: it runs last, on the members as they will be sent. Only `fill`
+    CHECKS = 3  # changes nothing
+    MEMBERS = 4  # changes members, knowing nothing but the call
+    LOOK_UP = 5  # says what to look up: it runs last, on the members as they will be sent. Only `fill`
 
 
 class RepairSettings(Section, ABC):
@@ -58,6 +59,8 @@ class Repair(ABC):
     # If False, the finding depends on the header fields alone, where the body is a JSON object in UTF-8 and
     # declared as nothing else. It is then found once for all calls that have the same fields.
     reads_body: ClassVar[bool] = True
+    # Whether it is shown the call only when all others have made it; then it is of the stage CHECKS.
+    after: bool = False
 
     @classmethod
     @abstractmethod
