@@ -200,7 +200,7 @@ class CallRecord(Struct, eq=False):
                 round(self.upstream * 1000, 2) if self.upstream else UNSET,
                 round((now - self.begun) * 1000, 2),
                 self.conflict,
-                self.helps or UNSET,
+                UNSET if self.changes and self.status not in METHOD_REFUSED else self.helps or UNSET,
             )
         )
 
@@ -267,9 +267,8 @@ class CallRecord(Struct, eq=False):
             said += f"; skipped={h.bare_item(self.skipped)}"
         if self.violations:
             said += f"; violations={len(self.violations)}"
-        helps = self.helps
-        if helps is not None:
-            said += f"; helps={helps}"
+        if (self.skipped is not None or self.status in METHOD_REFUSED) and self.helps is not None:
+            said += f"; helps={self.helps}"
         rewrite = (b"gateway-rewrite", said.encode("ascii", "replace"))
         lookup, upstream = self.lookup * 1000, self.upstream * 1000
         own = [rewrite]

@@ -258,10 +258,12 @@ class Lifecycle:
         headers = client.head.upstream
         call = Call(client.method.encode(), client.target, headers, body)
         rule = route.rule
-        may_fall_back = rule.retarget is not None and not self._absent.known(rule)
-        repairs = rule.repairs if may_fall_back or rule.retarget is None else rule.otherwise
-        matched = self._matched(client, route, rules, record, call, query, repairs)
-        if not may_fall_back or matched.found.answer is None:
+        if rule.retarget is None:
+            return self._matched(client, route, rules, record, call, query, rule.repairs)
+        if self._absent.known(rule):
+            return self._matched(client, route, rules, record, call, query, rule.otherwise)
+        matched = self._matched(client, route, rules, record, call, query, rule.repairs)
+        if matched.found.answer is None:
             return matched
 
         def otherwise() -> MatchedCall:
@@ -300,9 +302,10 @@ class Lifecycle:
                 conversation = write.value.conversation(write.parameters)
                 return conversation if route.conversation in {None, conversation} else None, True
         if route.rule.fills:
-            # Sent as it came, a call under another method may be anything.
-            other = bool(client.head.overrides) and route.rule.mode != "enforce"
-            return route.conversation, (other or found.may_change_state or found.names(route.rule.watched))
+            changing = found.may_change_state or found.names(route.rule.watched)
+            if client.head.overrides and route.rule.mode != "enforce":
+                changing = True  # sent as it came, under another method, it may be anything
+            return route.conversation, changing
         write = rules.writes(client.path, client.method, *client.head.overrides)
         if write is None:
             return None, False
