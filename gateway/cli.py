@@ -333,6 +333,8 @@ def explain_(
 
 def show(told: Explanation) -> None:
     typer.echo(f"rule:     {told.rule or 'none'}" + (f" ({told.mode})" if told.mode else ""))
+    for one in told.violations:
+        typer.echo(f"differs:  at {one.pointer or 'the whole'}: expected {one.expected}")
     if told.refused is not None:
         typer.echo(f"refused:  {told.refused.status} {told.refused.title}: {told.refused.detail}")
         return

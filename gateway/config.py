@@ -32,6 +32,7 @@ from gateway.checks import document
 from gateway.checks.document import Document, Mark
 from gateway.checks.known_keys import keys_at, meant, words
 from gateway.checks.overlaps import overlaps
+from gateway.description import schema_files
 from gateway.http.grammar import NEVER_IGNORED, TCHAR
 from gateway.repairs.fill import FillSettings
 from gateway.rules import Mode, RuleSettings
@@ -804,7 +805,9 @@ def _parsed(
     if not isinstance(expanded, dict):
         raise ConfigError([f"{name}: expected a mapping with upstream and rules"])
     try:
-        settings = model.model_validate(wanted(_completed(expanded, environment, given)))
+        settings = model.model_validate(
+            wanted(_completed(expanded, environment, given)), context={"read_schema": schema_files.read}
+        )
     except ValidationError as error:
         known = {place.path for place in errors}
         errors += [place for one in error.errors() for place in _places(one) if place.path not in known]

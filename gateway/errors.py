@@ -7,7 +7,7 @@ Every way the gateway itself refuses a call, and what the client is told.
     │   ├── BodyTooLarge 413            ├── TargetTooLong 414          ├── ExpectationFailed 417
     │   ├── MisdirectedRequest 421      ├── HeadTooLarge 431           ├── NotSupported 501
     │   ├── VersionNotSupported 505     ├── TlsOnPlainPort 400         ├── PlainHttpOnTlsPort 400
-    │   └── TlsHandshakeFailed 400
+    │   ├── TlsHandshakeFailed 400      └── InvalidBody 400
     ├── NotSent                         nothing left the gateway, so a replay is safe: may carry Retry-After
     │   ├── Overloaded 503              ├── Unrecordable 503           ├── LockTimeout 503
     │   ├── LockBusy 503                ├── SpoolFailed 503            ├── StoreUnavailable 503
@@ -27,6 +27,7 @@ one place each (upstream/http2.py for httpx).
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from functools import cache
 from typing import ClassVar
 
@@ -47,6 +48,9 @@ class GatewayError(Exception):
     counted = False  # among the refusals, by the server, before whoever serves the call sees it
     # What the upstream sent, where that is what was wrong: for the log alone, since it may be another's (O2).
     evidence: bytes = b""
+
+    # More members of the problem document.
+    members: Mapping[str, object] = {}
 
     def __init__(self, *args: object, evidence: bytes = b"") -> None:
         super().__init__(*args)
@@ -91,6 +95,12 @@ class TlsHandshakeFailed(RequestError):
     status = 400
     title = "The TLS handshake failed"
     advice = "Check the client's certificate, its TLS version, and which authorities it trusts."
+
+
+class InvalidBody(RequestError):
+    status = 400
+    title = "The body does not fit its schema"
+    advice = "Correct what `violations` names; the call was not forwarded."
 
 
 class MethodNotAllowed(RequestError):

@@ -130,9 +130,13 @@ class Replay:
 
     def _enforced(self, seen: Seen, rule: RuleSettings) -> Verdict:
         repaired = seen.event == "rewrite"
+        has = names(rule)
+        if seen.reason == "method-override" and "method" in has:
+            return Verdict(UNKNOWN, "whether its fields claim the rule's own method")
         if seen.reason in EXEMPT:
             return Verdict(SAME)
-        has = names(rule)
+        if "retarget" in seen.needs - has:
+            return Verdict(UNKNOWN, "it went to another operation then: whether it needs a fill")
         had = frozenset(self._had.get(seen.rule, ()))
         if any(name.startswith("fill ") for name in had):
             had |= {"encoding"}  # a fill has read the body, and so could any other

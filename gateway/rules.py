@@ -18,8 +18,9 @@ from gateway import repairs
 from gateway.cases.settings import CaseSettings
 from gateway.http.grammar import SAFE_METHODS
 from gateway.paths import PathMatch, Routes, decoded
-from gateway.repairs import AnyRepairSettings, Fill, Repair
+from gateway.repairs import AnyRepairSettings, Fill, Repair, Retarget
 from gateway.repairs.fill import FillSettings
+from gateway.repairs.retarget import RetargetSettings
 from gateway.sunset import FieldLine, SunsetSettings
 from gateway.units import Section, at_least_one, checked
 
@@ -59,7 +60,10 @@ class RuleSettings(Section):
     gateway forget all. None given: `from` and all below.
     """
     repairs: Annotated[tuple[AnyRepairSettings, ...], AfterValidator(at_least_one)]
-    """What is repaired: `type: encoding`, `content_type` or `fill`, in this order, with the keys of each."""
+    """
+    What is repaired: `type: encoding`, `method`, `content_type`, `validate`, `retarget` or `fill`, in this
+    order, with the keys of each.
+    """
     sunset: SunsetSettings | None = None
     """
     When the repairs end: replies to repaired calls then have `Deprecation`, `Sunset` and `Link`; an
@@ -80,8 +84,14 @@ class RuleSettings(Section):
         errors += [
             f"repairs[{i}].{key}: {problem}"
             for i, repair in enumerate(self.repairs)
-            for key, problem in repair.errors(self.parameters)
+            for key, problem in repair.errors(self.parameters, self.match.method)
         ]
+        if not self.fills:
+            errors += [
+                f"repairs[{i}].or: expected a fill in this rule"
+                for i, repair in enumerate(self.repairs)
+                if isinstance(repair, RetargetSettings) and repair.otherwise == "fill"
+            ]
         if len({fill.field for fill in self.fills}) < len(self.fills):
             errors.append("repairs: expected one fill for a field")
         if len({fill.conversation for fill in self.fills}) > 1:
@@ -124,7 +134,8 @@ class Rule:
     """
     `forwards_unfilled`: whether a call goes on when its look-up failed. `watched`: the members that only
     other rules fill. A call that names one of them may change what those look up (S4). `sunset` goes with
-    the replies to repaired calls. `path` is the template, as written.
+    the replies to repaired calls. `path` is the template, as written. `retarget` is what may fall back, and
+    `otherwise` the repairs without it.
     """
 
     name: str
@@ -135,6 +146,8 @@ class Rule:
     watched: frozenset[str]
     sunset: tuple[FieldLine, ...] = ()
     path: str = ""
+    retarget: Retarget | None = None
+    otherwise: tuple[Repair, ...] = ()
 
     @classmethod
     def of(cls, settings: RuleSettings, limit: int, filled: frozenset[str]) -> Rule:
@@ -150,6 +163,8 @@ class Rule:
             filled.difference(fill.field for fill in fills),
             settings.sunset.field_lines() if settings.sunset is not None else (),
             settings.match.path,
+            next((one for one in built if isinstance(one, Retarget) and one.falls_back), None),
+            tuple(one for one in built if not isinstance(one, Retarget)),
         )
 
 
@@ -185,13 +200,15 @@ class FillTarget(Struct, frozen=True):
 class RouteMatch(Struct, frozen=True):
     """
     A rule at one path: all that the path says, read once. `conversation` is what a call to it is about, None
-    where the rule fills nothing; `targets` has the rule's fills by their fields.
+    where the rule fills nothing; `targets` has the rule's fills by their fields, `parameters` the path's raw
+    segments.
     """
 
     rule: Rule
     data: dict[str, str]
     conversation: str | None
     targets: dict[str, FillTarget]
+    parameters: dict[str, bytes]
 
     @classmethod
     def of(cls, found: PathMatch[Rule]) -> RouteMatch:
@@ -203,6 +220,7 @@ class RouteMatch(Struct, frozen=True):
             data,
             conversation,
             {fill.field: FillTarget.of(fill, parameters, data) for fill in rule.fills},
+            parameters,
         )
 
 
@@ -229,6 +247,7 @@ class Rules:
         self._rules: Routes[Rule] = Routes()
         # The same participants are called for again and again.
         self._match_cached = lru_cache(PATHS_KEPT)(self._match)
+        self._claimed: set[str] = set()  # methods that a call may claim by a field
         self._writes: Routes[Write] = Routes()
         self._folded_writes: Routes[Write] = Routes()
         self._reads: Routes[Fill] = Routes()
@@ -243,6 +262,8 @@ class Rules:
                 names = template.template.names
                 named = next((fill.conversation for fill in rule.fills if fill.conversation in names), None)
                 writes.append((template, Write(named, template.excepted)))
+            if any(repair.claims([one.match.method]) for repair in rule.repairs):
+                self._claimed.add(one.match.method)
             for fill in rule.fills:
                 if fill.learn:
                     self._reads.add("GET", fill.source, fill)
@@ -251,7 +272,13 @@ class Rules:
             self._writes.add(template.method, template.template, write)
             self._folded_writes.add(template.method, template.template.folded(), write)
 
-    def match(self, method: str, path: bytes) -> RouteMatch | None:
+    def match(self, method: str, path: bytes, overrides: Sequence[str] = ()) -> RouteMatch | None:
+        """`overrides`: the methods, in upper case, that the call's fields claim."""
+        if overrides and method == "POST" and overrides[0] in self._claimed:
+            # What is sent on as the method that it claims is matched as that, before any rule for POST.
+            claimed = self.match(overrides[0], path)
+            if claimed is not None and any(one.claims(overrides) for one in claimed.rule.repairs):
+                return claimed
         # Methods are case-sensitive (RFC 9110 section 9.1), but some clients write `patch` and mean PATCH: it
         # is matched as that, and goes on as sent.
         method = method.upper()

@@ -45,7 +45,8 @@ HARMLESS = {
     "email.utils.format_datetime", "encodings", "enum",
     "functools", "hashlib", "http.HTTPStatus", "ipaddress", "itertools", "json", "math", "operator", "re",
     "gc", "secrets",
-    "string", "typing", "types.TracebackType", "urllib.parse", "zlib", "jsonpath", "msgspec", "pydantic",
+    "string", "typing", "types.TracebackType", "urllib.parse", "zlib",
+    "jsonpath", "jsonschema_rs", "msgspec", "pydantic",
 }  # fmt: skip
 IMPURE_BUILTINS = {"open", "print", "input", "exec", "eval", "compile", "__import__", "breakpoint"}
 KNOW_HTTPX = {"upstream/http2", "mock/demo"}

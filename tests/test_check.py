@@ -25,6 +25,7 @@ from typer.testing import CliRunner, Result
 from gateway import config
 from gateway.checks import preflight
 from gateway.cli import cli, unusable
+from gateway.repairs import REPAIRS, name_of
 
 UPSTREAM = "upstream: {url: http://u:9000}\n"
 RULE = """\
@@ -81,7 +82,8 @@ MISTAKES = {
     "a repair that there is not": (
         GOOD.replace("content_type", "content-type"),
         (":6:9: rules[0].repairs[0] (rule 'one'): Input tag 'content-type' found using 'type' does not match "
-        "any of the expected tags: 'encoding', 'content_type', 'fill'; did you mean 'content_type'?"),
+        f"any of the expected tags: {', '.join(map(repr, map(name_of, REPAIRS)))}; "
+        "did you mean 'content_type'?"),
     ),
     "a mode that there is not": (
         GOOD + "    mode: enfroce\n",

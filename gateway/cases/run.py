@@ -68,6 +68,13 @@ def _differences(
         return
     if case.expect.body is not None:
         yield from _of_bodies(case.expect.body, sent.body.decode("utf-8", "backslashreplace"), reason)
+    for name, wanted, raw in (
+        ("method", case.expect.method, sent.method),
+        ("path", case.expect.path, sent.target),
+    ):
+        if wanted is not None and raw.decode() != wanted:
+            yield f"{name}, expected: {wanted}"
+            yield f"{name}, got:      {raw.decode()}"
     for name, value in (case.expect.headers or {}).items():
         got = ", ".join(header_text(one) for key, one in sent.headers if key == name.lower().encode())
         if got != value:

@@ -46,6 +46,10 @@ class CaseLookup(Section):
 
 
 class CaseExpected(Section):
+    method: str | None = None
+    """The method that the upstream gets."""
+    path: str | None = None
+    """The path, with its query."""
     body: Body = None
     """What the upstream gets: a text is compared byte by byte, a structure as JSON."""
     headers: Fields | None = None
@@ -66,10 +70,8 @@ class CaseSettings(Section):
 
     @model_validator(mode="after")
     def _something_expected(self) -> CaseSettings:
-        if self.reason is None and (
-            self.expect is None or (self.expect.body is None and not self.expect.headers)
-        ):
-            raise ValueError("expect: required, with body or headers, unless there is a reason")
+        if self.reason is None and (self.expect is None or not self.expect.model_fields_set):
+            raise ValueError("expect: required, with method, path, body or headers, unless there is a reason")
         return self
 
 

@@ -7,13 +7,13 @@ not known.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import unquote
 
 import msgspec
 import yaml
+
+from gateway.repairs import json_pointer
 
 MOST_BYTES: Final = 64 * 2**20
 HOPS: Final = 32  # references that lead to references
@@ -55,23 +55,11 @@ class Description:
         if not reference.startswith("#"):
             self.remote.add(reference)
             return None
-        node: Any = self.root
-        for part in _parts(reference):
-            if isinstance(node, list) and part.isdecimal() and int(part) < len(node):
-                node = node[int(part)]
-            else:
-                node = node.get(part) if isinstance(node, dict) else None
-        return node
+        return json_pointer.at(self.root, reference[1:])
 
 
-def _parts(reference: str) -> Iterator[str]:
-    """Of a JSON Pointer in a URI fragment (RFC 6901 section 6)."""
-    for part in reference[1:].split("/")[1:]:
-        yield unquote(part).replace("~1", "/").replace("~0", "~")
-
-
-def read(path: Path) -> Description:
-    """Raises NotADescription."""
+def contents(path: Path) -> Any:
+    """The values in a file of JSON or YAML. Raises NotADescription."""
     try:
         with path.open("rb") as file:
             data = file.read(MOST_BYTES + 1)
@@ -80,9 +68,14 @@ def read(path: Path) -> Description:
     if len(data) > MOST_BYTES:
         raise NotADescription(f"{path}: expected {MOST_BYTES // 2**20} MiB at most")
     try:
-        root = msgspec.json.decode(data) if data.lstrip()[:1] == b"{" else yaml.load(data, _Loader)
+        return msgspec.json.decode(data) if data.lstrip()[:1] == b"{" else yaml.load(data, _Loader)
     except (msgspec.DecodeError, yaml.YAMLError, ValueError, RecursionError) as error:
         raise NotADescription(f"{path}: neither JSON nor YAML: {' '.join(str(error).split())}") from error
+
+
+def read(path: Path) -> Description:
+    """Raises NotADescription."""
+    root = contents(path)
     if not isinstance(root, dict) or not isinstance(root.get("paths"), dict):
         raise NotADescription(f"{path}: expected Swagger 2.0 or OpenAPI 3, with `paths`")
     document = Description(root)

@@ -21,6 +21,13 @@ Given = TypeVarTuple("Given")
 Made = TypeVar("Made")
 
 
+_OF_CONTENT = frozenset(
+    {
+        b"content-type", b"content-length", b"content-encoding", b"content-language", b"content-location",
+        b"content-range", b"content-disposition", b"content-digest", b"repr-digest", b"digest",
+        b"content-md5", b"etag", b"last-modified", b"accept-ranges",
+    }
+)  # fmt: skip
 MAX_DERIVED = 64  # things that are remembered of one set of fields
 SHOWN = 256  # bytes of a value, in logs and errors
 
@@ -52,6 +59,11 @@ class Fields(list[Header]):
 def without_length(headers: Headers) -> Fields:
     """Whoever writes the body says how long it is."""
     return without(headers, {b"content-length"})
+
+
+def without_content(headers: Headers) -> Fields:
+    """Without what says something of the content (RFC 9110 section 8), for a message that has none."""
+    return without(headers, _OF_CONTENT)
 
 
 def chunked(headers: Headers) -> Fields:

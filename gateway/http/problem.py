@@ -26,6 +26,7 @@ def problem(error: GatewayError, request_id: str) -> tuple[int, list[Header], by
         "message": f"{error.title}: {error.detail}" if error.args else error.title,
         "code": f"gateway.{slug}",
         "contextId": request_id,
+        **error.members,
     }
     body = json.dumps(document).encode("ascii")
     headers: list[Header] = [

@@ -4,6 +4,8 @@ What the header fields of a call say, made once for all calls that have them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from msgspec import Struct
 
 from gateway.http import forwarding, trace_context
@@ -18,9 +20,9 @@ class CallHead(Struct, frozen=True):
     """
     `fields` is name to value, of a repeated field the last line's, with the slots. `upstream` goes on to the
     upstream, without what was `dropped`: so many fields that imitate others. `nominated` is a field that
-    Connection may not name; `looped`: the call has been here before; `bodiless`:
-    it has no body; `caller_tells_all` as in state/credentials.py. `traceparent`: the field's value, where
-    there is one such field.
+    Connection may not name; `looped`: the call has been here before; `bodiless`: it has no body; `overrides`
+    are the methods that its fields claim, `claimed` those of them that the upstream sees; `caller_tells_all`
+    as in state/credentials.py. `traceparent`: the field's value, where there is one such field.
     """
 
     fields: dict[bytes, bytes]
@@ -32,6 +34,7 @@ class CallHead(Struct, frozen=True):
     bodiless: bool
     caller_tells_all: bool = False
     traceparent: bytes | None = None
+    claimed: Sequence[str] = ()
 
     @classmethod
     def of(
@@ -49,4 +52,5 @@ class CallHead(Struct, frozen=True):
             FRAMING.isdisjoint(fields),
             credentials.caller_tells_all(headers, upstream),
             trace_context.only_traceparent(headers),
+            upstream.derived(method_overrides),
         )

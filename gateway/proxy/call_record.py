@@ -15,10 +15,13 @@ from gateway.audit.writer import AuditLog, Batch, Line
 from gateway.http import headers as h
 from gateway.http.headers import Header
 from gateway.proxy.client import Client
+from gateway.repairs import Violation
 from gateway.repairs.call import Call, Change
 from gateway.rules import Rule
 
 _record = attrgetter("record")
+# With these an upstream refuses a method that it does not know in small letters.
+METHOD_REFUSED = frozenset({400, 405, 501})
 
 
 class Decision(Line):
@@ -38,6 +41,7 @@ class Decision(Line):
     body: dict[str, Any] | UnsetType = UNSET
     skipped: str | None = None
     attempt: int = 1
+    violations: tuple[Violation, ...] | UnsetType = UNSET
 
 
 class Unsent(Line):
@@ -57,6 +61,7 @@ class Outcome(Line):
     upstream_ms: float | UnsetType = UNSET
     total_ms: float | UnsetType = UNSET
     conflict: bool = False
+    helps: str | UnsetType = UNSET
 
 
 class CallRecord(Struct, eq=False):
@@ -88,6 +93,7 @@ class CallRecord(Struct, eq=False):
     # Whether `enforce` would have sent `would_change`, and not looked up once more.
     comparable: bool = True
     shadow: str | None = None
+    violations: tuple[Violation, ...] = ()
 
     def _decision(self, event: str, **more: Any) -> Decision:
         client, rule = self.client, self.rule
@@ -103,6 +109,7 @@ class CallRecord(Struct, eq=False):
             client.method,
             self.path,
             who,
+            violations=self.violations or UNSET,
             **more,
         )
 
@@ -145,6 +152,7 @@ class CallRecord(Struct, eq=False):
             body=body,
             skipped=unfilled,
             attempt=self.attempt,
+            violations=self.violations or UNSET,
         )
         self.batch = audit.append(line)
         self.changes, self.body = changes, body
@@ -192,8 +200,20 @@ class CallRecord(Struct, eq=False):
                 round(self.upstream * 1000, 2) if self.upstream else UNSET,
                 round((now - self.begun) * 1000, 2),
                 self.conflict,
+                UNSET if self.changes and self.status not in METHOD_REFUSED else self.helps or UNSET,
             )
         )
+
+    @property
+    def helps(self) -> str | None:
+        """The repair that the rule lacks, which would have helped a call that was left as it came."""
+        client = self.client
+        if self.skipped == "method-override":
+            method = client.method.upper()
+            return "method" if all(one == method for one in client.head.claimed) else None
+        if self.status in METHOD_REFUSED and not client.method.isupper():
+            return None if any(one.repair == "method" for one in self.changes) else "method"
+        return None
 
     def count(self, counted: CallCounter, now: float) -> None:
         rule, skipped = self.rule, self.skipped
@@ -245,6 +265,10 @@ class CallRecord(Struct, eq=False):
             said += f"; attempt={self.attempt}"
         if self.skipped is not None:
             said += f"; skipped={h.bare_item(self.skipped)}"
+        if self.violations:
+            said += f"; violations={len(self.violations)}"
+        if (self.skipped is not None or self.status in METHOD_REFUSED) and self.helps is not None:
+            said += f"; helps={self.helps}"
         rewrite = (b"gateway-rewrite", said.encode("ascii", "replace"))
         lookup, upstream = self.lookup * 1000, self.upstream * 1000
         own = [rewrite]

@@ -18,6 +18,8 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+from msgspec import structs
+
 from gateway.audit.finished_call import CallCounter, Observer, Sampler, uncounted
 from gateway.audit.writer import AuditLog
 from gateway.errors import BadRequest, DeadlineExceeded, GatewayError, LoopDetected
@@ -36,9 +38,11 @@ from gateway.proxy.matched_call import MatchedCall
 from gateway.proxy.modes import MODES
 from gateway.proxy.passthrough import Passthrough
 from gateway.proxy.phases import HELD, Phases
+from gateway.proxy.retargeting import REFUSED, AbsentOperations, otherwise
 from gateway.proxy.shadow_checks import ShadowChecks
-from gateway.repairs import Diagnosis, diagnose, left_as_it_is
+from gateway.repairs import Diagnosis, Repair, diagnose, left_as_it_is
 from gateway.repairs.call import Call
+from gateway.repairs.findings import AnswerAs
 from gateway.rules import RouteMatch, Rules
 from gateway.state.applications import Applications
 from gateway.state.credentials import CredentialFingerprints
@@ -112,6 +116,7 @@ class Lifecycle:
         self._hold_patience = hold_patience
         self._evidence = EvidenceLog(clock)
         self._shadow_checks = shadow_checks
+        self._absent = AbsentOperations(clock)
 
         def head(headers: Fields, trusted: bool, version: str) -> CallHead:
             return CallHead.of(headers, hop, credentials, trusted, version)
@@ -138,7 +143,7 @@ class Lifecycle:
                 self._counts["gateway_fields_dropped_total",] += head.dropped
             if head.looped:
                 raise LoopDetected("its Via field names this gateway")
-            route = rules.match(client.method, client.path)  # match
+            route = rules.match(client.method, client.path, client.head.claimed)  # match
             if route is None:
                 await self._passthrough.carry(client, rules)
             else:
@@ -178,10 +183,14 @@ class Lifecycle:
                 if body is None:
                     body = await client.read(self._max_body)
                 matched = self._diagnosed(client, route, rules, record, body, query)  # diagnose
+                if matched.found.violations:
+                    matched.violated(matched.found.violations, matched.found.rejected)
                 if matched.found.nothing_to_repair:
                     reply = await self._phases.untouched(matched, matched.found.reason)
                 else:
                     reply = await MODES[route.rule.mode](self._phases, matched)  # look up … settle
+                if matched.otherwise is not None and record.changes and reply.status in REFUSED:
+                    matched, reply = await otherwise(self._phases, matched, reply, self._absent)
             finally:
                 late = self._deadline.end(client.task)
             try:
@@ -248,7 +257,32 @@ class Lifecycle:
     ) -> MatchedCall:
         headers = client.head.upstream
         call = Call(client.method.encode(), client.target, headers, body)
-        found = diagnose(call, route.rule.repairs)
+        rule = route.rule
+        if rule.retarget is None:
+            return self._matched(client, route, rules, record, call, query, rule.repairs)
+        if self._absent.known(rule):
+            return self._matched(client, route, rules, record, call, query, rule.otherwise)
+        matched = self._matched(client, route, rules, record, call, query, rule.repairs)
+        if matched.found.answer is None:
+            return matched
+
+        def otherwise() -> MatchedCall:
+            return self._matched(client, route, rules, record, call, query, rule.otherwise)
+
+        return structs.replace(matched, otherwise=otherwise)
+
+    def _matched(
+        self,
+        client: Client,
+        route: RouteMatch,
+        rules: Rules,
+        record: CallRecord,
+        call: Call,
+        query: bytes | None,
+        repairs: tuple[Repair, ...],
+    ) -> MatchedCall:
+        headers = call.headers
+        found = diagnose(call, repairs, route.parameters)
         if query is None and found.missing:
             found = left_as_it_is(found, call, "credential-in-query")
         conversation, changing = self._concerns(client, route, rules, found)
@@ -262,8 +296,16 @@ class Lifecycle:
         self, client: Client, route: RouteMatch, rules: Rules, found: Diagnosis
     ) -> tuple[str | None, bool]:
         """Which conversation a call is about, and whether it may change the state there (S4)."""
+        if found.answer is not None:
+            write = rules.writes(found.call.target.partition(b"?")[0], client.method, *client.head.overrides)
+            if write is not None:
+                conversation = write.value.conversation(write.parameters)
+                return conversation if route.conversation in {None, conversation} else None, True
         if route.rule.fills:
-            return route.conversation, found.may_change_state or found.names(route.rule.watched)
+            changing = found.may_change_state or found.names(route.rule.watched)
+            if client.head.overrides and route.rule.mode != "enforce":
+                changing = True  # sent as it came, under another method, it may be anything
+            return route.conversation, changing
         write = rules.writes(client.path, client.method, *client.head.overrides)
         if write is None:
             return None, False
@@ -279,6 +321,9 @@ class Lifecycle:
             await reply.hold(HELD, self._hold_patience)
         elif reply.error is not None:
             raise reply.error
+        if matched.found.answer is not None and record.changes and 200 <= reply.status < 300:
+            await self._relay_as(matched.found.answer, record, reply)
+            return
         record.status = reply.status
         response = reply.headers.derived(forwarding.client_response_headers)
         extra_headers = response.extra_headers(record.headers(), client.extra_headers[0])
@@ -291,6 +336,18 @@ class Lifecycle:
             record.conflict = True
             self._counts["gateway_conflicts_total",] += 1
             await self._lookups.invalidate_after(matched.conversation)
+
+    async def _relay_as(self, answer: AnswerAs, record: CallRecord, reply: Reply) -> None:
+        """As the client expects it of the operation that it called."""
+        client = record.client
+        record.status = status = answer.status or reply.status
+        response = reply.headers.derived(forwarding.client_response_headers)
+        extra_headers = response.extra_headers(record.headers(), client.extra_headers[0])
+        if answer.empty:
+            headers = response.headers.derived(h.without_content)
+            await client.answer(status, headers, b"", extra_headers)
+        else:
+            await client.relay(status, response.headers, extra_headers, reply)
 
     async def _relay_refusal(self, record: CallRecord, refused: LookupRefused) -> None:
         """The upstream's refusal of a look-up, as the upstream said it (C5)."""

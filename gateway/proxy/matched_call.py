@@ -4,11 +4,14 @@ A matched call as it was diagnosed: the value that the phases after that hand on
 
 from __future__ import annotations
 
-from msgspec import Struct
+from collections.abc import Callable
 
+from msgspec import Struct, to_builtins
+
+from gateway.errors import InvalidBody
 from gateway.proxy.call_record import CallRecord
 from gateway.proxy.client import Client
-from gateway.repairs import Diagnosis
+from gateway.repairs import Diagnosis, Violation
 from gateway.repairs.call import Call
 from gateway.rules import RouteMatch
 from gateway.state.lookup import LookupRequest, parsed
@@ -19,7 +22,8 @@ class MatchedCall(Struct, frozen=True):
     """
     `call` is before any repair, its header fields those for the upstream. `changing`: it may change the
     state of its `conversation`, or where that is None, of any. `query` is what a look-up carries of its own,
-    `fingerprint` whom it may share readings with (state/credentials.py).
+    `fingerprint` whom it may share readings with (state/credentials.py). `otherwise` makes what is to be done
+    where the upstream has no operation to which the call went instead.
     """
 
     client: Client
@@ -31,11 +35,23 @@ class MatchedCall(Struct, frozen=True):
     record: CallRecord
     fingerprint: str
     query: bytes
+    otherwise: Callable[[], MatchedCall] | None = None
 
     @property
     def writes(self) -> bool:
         """Whether sending it may make what was read useless, for its own conversation or for any."""
         return self.conversation is not None or self.changing
+
+    def violated(self, violations: tuple[Violation, ...], rejected: bool) -> None:
+        """
+        Records what its body does not fit. Raises InvalidBody where that is a reason to refuse it, in a mode
+        that may.
+        """
+        self.record.violations = violations
+        if rejected and self.route.rule.mode == "enforce":
+            error = InvalidBody(f"it differs from its schema in {len(violations)} places, or more")
+            error.members = {"violations": to_builtins(violations)}
+            raise error
 
     def shadow_requests(self, now: float) -> tuple[list[LookupRequest], list[str]]:
         """For what `shadow` would have filled, and the values."""

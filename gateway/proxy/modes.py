@@ -20,6 +20,7 @@ ModeFunction: TypeAlias = Callable[[Phases, MatchedCall], Awaitable[Reply]]
 
 # A PATCH refused with one of these changed nothing at the upstream, and a repair may cure it.
 CURABLE = frozenset({400, 415, 422})
+METHOD_UNKNOWN = frozenset({405, 501})  # RFC 9110 sections 15.5.6 and 15.6.2
 
 
 async def enforce(phases: Phases, matched: MatchedCall, rejected: Reply | None = None) -> Reply:
@@ -46,7 +47,7 @@ async def enforce(phases: Phases, matched: MatchedCall, rejected: Reply | None =
 async def on_reject(phases: Phases, matched: MatchedCall) -> Reply:
     """Untouched first, and repaired only when the upstream refuses it so."""
     refusal = await phases.untouched(matched, None)
-    if refusal.status not in CURABLE:
+    if refusal.status not in CURABLE and not _under_another_method(matched, refusal.status):
         phases.skip(matched, "not-rejected")
         return refusal
     try:
@@ -55,6 +56,11 @@ async def on_reject(phases: Phases, matched: MatchedCall) -> Reply:
         record = matched.record
         if not record.changes:
             phases.skip(matched, record.skipped or "rejected")
+
+
+def _under_another_method(matched: MatchedCall, status: int) -> bool:
+    """Whether the upstream does not know the method as it was sent, and a repair changes that."""
+    return status in METHOD_UNKNOWN and matched.found.call.method != matched.call.method
 
 
 async def _cured(phases: Phases, matched: MatchedCall, refusal: Reply) -> Reply:

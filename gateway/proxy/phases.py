@@ -28,8 +28,9 @@ from gateway.errors import (
 from gateway.proxy.call_record import changes_recorded
 from gateway.proxy.departure import Departure
 from gateway.proxy.matched_call import MatchedCall
-from gateway.repairs import rewrite
+from gateway.repairs import checked, rewrite
 from gateway.repairs.call import Call, Change
+from gateway.repairs.findings import Draft
 from gateway.state.freshness import may_have_changed
 from gateway.state.lookup import LookupRefused, LookupResults, Lookups
 from gateway.state.store import ConversationLock, Entrance, Locks
@@ -213,6 +214,10 @@ class Phases:
 
     def rewrite(self, matched: MatchedCall, results: LookupResults) -> Rewritten:
         rewritten = rewrite(matched.found, results.changes(self._lookups.now()), results.guard)
+        found = matched.found
+        if found.checks:
+            violations, rejected = checked(found.checks, Draft.of(rewritten[0]))
+            matched.violated(found.violations + violations, found.rejected or rejected)
         if self._bodies.watching:
             call, changes = rewritten
             self._bodies.saw(matched.client.id, matched.call.body, call.body if changes else None)

@@ -2,8 +2,8 @@
 What the gateway knows how to repair: REPAIRS, and what follows from it.
 
 To add a repair, write a file of its own as `repair.py` says, and list its class here. Nothing else knows a
-repair by its name, but for `fill`: it looks up, and the lifecycle waits for that. Nothing in this room does
-I/O, reads a clock or logs.
+repair by its name, but for `fill`, which looks up, and `retarget`, after which a fill may be done instead.
+Nothing in this room does I/O, reads a clock or logs.
 """
 
 from __future__ import annotations
@@ -17,15 +17,19 @@ from typing import Annotated, Any, get_args
 from pydantic import Field, GetPydanticSchema
 
 from gateway.repairs.content_type import ContentType
-from gateway.repairs.diagnosis import Diagnosis, diagnose, left_as_it_is, rewrite
+from gateway.repairs.diagnosis import Diagnosis, checked, diagnose, left_as_it_is, rewrite
 from gateway.repairs.encoding import Encoding
 from gateway.repairs.fill import Fill
 from gateway.repairs.findings import Unfilled
+from gateway.repairs.json_schema import Violation
+from gateway.repairs.method import Method
 from gateway.repairs.repair import Repair, RepairSettings
+from gateway.repairs.retarget import Retarget
+from gateway.repairs.validate import Validate
 
 __all__ = [
-    "REPAIRS", "AnyRepairSettings", "Diagnosis", "Fill", "Repair", "Unfilled", "build", "diagnose",
-    "left_as_it_is", "name_of", "out_of_order", "rewrite",
+    "REPAIRS", "AnyRepairSettings", "Diagnosis", "Fill", "Repair", "Retarget", "Unfilled", "Violation",
+    "build", "checked",    "diagnose", "left_as_it_is", "name_of", "out_of_order", "rewrite",
 ]  # fmt: skip
 
 # In the order in which a rule lists them: their stages decide, and within a stage their places here.
@@ -33,7 +37,10 @@ REPAIRS: tuple[type[Repair], ...] = tuple(
     sorted(
         (
             Encoding,
+            Method,
             ContentType,
+            Validate,
+            Retarget,
             Fill,
         ),
         key=lambda repair: repair.stage,

@@ -14,16 +14,29 @@ from gateway.http.headers import Fields
 from gateway.repairs.call import Call, Change
 from gateway.repairs.declared import Declared
 from gateway.repairs.exemption import exemption
-from gateway.repairs.findings import Draft, Explicit, Missing, NotApplicable, Repaired
+from gateway.repairs.findings import (
+    NO_PARAMETERS,
+    AnswerAs,
+    Draft,
+    Explicit,
+    Missing,
+    NotApplicable,
+    Repaired,
+    Retargeted,
+    Violated,
+)
+from gateway.repairs.json_schema import Violation
 from gateway.repairs.json_text import ObjectText, read
-from gateway.repairs.repair import Repair
+from gateway.repairs.repair import Repair, Stage
 
 
 class Diagnosis(Struct, frozen=True):
     """
     `call` and its body, `document`, after the repairs that need no look-up, which made `changes`. `missing`
     are the members to look up, `explicit` those that the client gave itself. `not_applicable` says why the
-    whole call must go on as it came, `unfilled` why a member is not to be filled.
+    whole call must go on as it came, `unfilled` why a member is not to be filled. `answer`: for a call that
+    goes to another operation, what its client is told. `violations` are what its body was found not to fit,
+    `rejected` says that it is to be refused for them; `checks` have to see the call with what is filled.
     """
 
     call: Call
@@ -33,6 +46,10 @@ class Diagnosis(Struct, frozen=True):
     explicit: tuple[Explicit, ...] = ()
     not_applicable: str | None = None
     unfilled: str | None = None
+    answer: AnswerAs | None = None
+    violations: tuple[Violation, ...] = ()
+    rejected: bool = False
+    checks: tuple[Repair, ...] = ()
 
     @property
     def nothing_to_repair(self) -> bool:
@@ -62,16 +79,22 @@ class Diagnosis(Struct, frozen=True):
         return bool(fields) and self.document is not None and any(map(self.document.named, fields))
 
 
-def diagnose(call: Call, repairs: tuple[Repair, ...]) -> Diagnosis:
-    """Raises BodyTooLarge where decoding the body passes the limit."""
-    draft = Draft.of(call)
+def diagnose(
+    call: Call, repairs: tuple[Repair, ...], parameters: dict[str, bytes] = NO_PARAMETERS
+) -> Diagnosis:
+    """
+    `parameters`: the raw segments that the rule's path names. Raises BodyTooLarge where decoding the body
+    passes the limit.
+    """
+    draft = Draft.of(call, parameters)
     head = call.headers.derived(_of_head, repairs)
     if head.exempt is not None:
         return Diagnosis(call, None, explicit=_explicit(draft, repairs), not_applicable=head.exempt)
     if draft.document is None or not head.decided:
         return _diagnosis(draft, repairs)
     if head.changes:
-        draft = Draft(call, Call(call.method, call.target, head.headers, call.body), draft.document)
+        repaired = Call(call.method, call.target, head.headers, call.body)
+        draft = Draft(call, repaired, draft.document, "", parameters)
     return _diagnosis(draft, head.following, head.changes)
 
 
@@ -80,22 +103,50 @@ def _diagnosis(draft: Draft, repairs: Sequence[Repair], changes: tuple[Change, .
     missing: tuple[Missing, ...] = ()
     explicit: tuple[Explicit, ...] = ()
     unfilled: str | None = None
+    answer: AnswerAs | None = None
+    violations: tuple[Violation, ...] = ()
+    rejected = False
+    checks: tuple[Repair, ...] = ()
     for repair in repairs:
+        if repair.after:
+            checks += (repair,)
+            continue
+        if answer is not None and repair.stage is Stage.LOOK_UP:
+            continue
         finding = repair.diagnose(draft)
         if finding is None:
             continue
         if isinstance(finding, Missing):
             missing += (finding,)
-        elif isinstance(finding, Repaired):
-            draft = Draft(call, finding.call, finding.document)
+        elif isinstance(finding, Repaired | Retargeted):
+            draft = Draft(call, finding.call, finding.document, "", draft.parameters)
             changes += (finding.change,)
+            if isinstance(finding, Retargeted):
+                answer = finding.reply
         elif isinstance(finding, Explicit):
             explicit += (finding,)
+        elif isinstance(finding, Violated):
+            violations += finding.violations
+            rejected = rejected or finding.rejects
         elif isinstance(finding, NotApplicable):
             return Diagnosis(call, None, not_applicable=finding.reason)
         else:
             unfilled = finding.reason
-    return Diagnosis(draft.call, draft.document, changes, missing, explicit, None, unfilled)
+    if checks and draft.document is None:
+        return Diagnosis(call, None, not_applicable=draft.reason)
+    if checks and not missing:
+        more = checked(checks, draft)
+        violations, rejected, checks = violations + more[0], rejected or more[1], ()
+    return Diagnosis(
+        draft.call, draft.document, changes, missing, explicit, None, unfilled, answer,
+        violations, rejected, checks,
+    )  # fmt: skip
+
+
+def checked(checks: Sequence[Repair], draft: Draft) -> tuple[tuple[Violation, ...], bool]:
+    """What the call does not fit, and whether it is to be refused for that."""
+    found = [one for one in (repair.diagnose(draft) for repair in checks) if isinstance(one, Violated)]
+    return tuple(one for each in found for one in each.violations), any(each.rejects for each in found)
 
 
 class _Head(Struct, frozen=True):

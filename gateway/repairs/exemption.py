@@ -32,7 +32,7 @@ def exemption(headers: Fields, repairs: Sequence[Repair]) -> str | None:
         b"no-transform" in value.lower() for value in h.every(headers, b"cache-control")
     ):
         return "no-transform"
-    if not METHOD_OVERRIDES.isdisjoint(fields):
+    if not METHOD_OVERRIDES.isdisjoint(fields) and not _claimed(headers, repairs):
         return "method-override"
     types = h.every(headers, b"content-type")
     if not types:
@@ -40,6 +40,11 @@ def exemption(headers: Fields, repairs: Sequence[Repair]) -> str | None:
     if len(types) == 1 and (_is_json_or_mistaken(types[0]) or _accepted(types[0], repairs)):
         return None
     return "media-type"
+
+
+def _claimed(headers: Fields, repairs: Sequence[Repair]) -> bool:
+    methods = h.method_overrides(headers)
+    return any(repair.claims(methods) for repair in repairs)
 
 
 @lru_cache(maxsize=256)

@@ -99,7 +99,7 @@ class FillSettings(RepairSettings):
         yield f"  only {', '.join(self.allow)}; at most {self.max_age:g}s old"
         yield f"  settles {self.settle:g}s; refilled on {sorted(set(self.refill_on))}"
 
-    def errors(self, parameters: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    def errors(self, parameters: tuple[str, ...], method: str) -> Iterator[tuple[str, str]]:
         used = {"from": templates.parse(self.source).names, "select": select.parameters(self.select)}
         for key, names in used.items():
             for name in names:

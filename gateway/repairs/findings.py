@@ -4,33 +4,38 @@ What a repair is shown of a call, and what it may find in it. Values; `diagnosis
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from msgspec import Struct
 
 from gateway.repairs.call import Call, Change
+from gateway.repairs.json_schema import Violation
 from gateway.repairs.json_text import NotAnObject, ObjectText, read
+
+NO_PARAMETERS: Final[dict[str, bytes]] = {}
 
 
 class Draft(Struct, frozen=True):
     """
     `original` is the call as it came, `call` as the repairs so far have made it. `document` is the body of
-    `call`, None where that is no JSON object in UTF-8, for the `reason` given.
+    `call`, None where that is no JSON object in UTF-8, for the `reason` given. `parameters`: the raw segments
+    that the rule's path names.
     """
 
     original: Call
     call: Call
     document: ObjectText | None
     reason: str = ""
+    parameters: dict[str, bytes] = {}
 
     @classmethod
-    def of(cls, call: Call) -> Draft:
+    def of(cls, call: Call, parameters: dict[str, bytes] = NO_PARAMETERS) -> Draft:
         try:
-            return cls(call, call, read(call.body.decode("utf-8")))
+            return cls(call, call, read(call.body.decode("utf-8")), "", parameters)
         except UnicodeDecodeError:
-            return cls(call, call, None, "not-utf-8")
+            return cls(call, call, None, "not-utf-8", parameters)
         except NotAnObject as error:
-            return cls(call, call, None, error.reason)
+            return cls(call, call, None, error.reason, parameters)
 
 
 class Repaired(Struct, frozen=True):
@@ -42,6 +47,25 @@ class Repaired(Struct, frozen=True):
     call: Call
     document: ObjectText
     change: Change
+
+
+class AnswerAs(Struct, frozen=True):
+    """
+    What the client is told of a call that was accepted elsewhere: another `status`, or None; `empty`: no
+    body.
+    """
+
+    status: int | None
+    empty: bool
+
+
+class Retargeted(Struct, frozen=True):
+    """As Repaired, but for another operation, which needs nothing that would have to be looked up."""
+
+    call: Call
+    document: ObjectText
+    change: Change
+    reply: AnswerAs
 
 
 class NotApplicable(Struct, frozen=True):
@@ -81,4 +105,11 @@ class Unfilled(Struct, frozen=True):
     reason: str
 
 
-Finding = Repaired | NotApplicable | Missing | Explicit | Unfilled | None
+class Violated(Struct, frozen=True):
+    """The body does not fit what is asked of it. `rejects`: the call is to be refused."""
+
+    violations: tuple[Violation, ...]
+    rejects: bool
+
+
+Finding = Repaired | Retargeted | NotApplicable | Missing | Explicit | Unfilled | Violated | None

@@ -82,6 +82,11 @@ class ObjectText(Struct, frozen=True):
         """The values of all members of that name, however it is escaped; of a number, how long it is."""
         return [value for member, value in self.members if member == name]
 
+    def text_of(self, name: str) -> str:
+        """The value of the only member of that name, as it stands there."""
+        start, end = self._place(name)
+        return self.text[start:end]
+
     def with_member(self, name: str, value: str) -> ObjectText:
         """Inserted right after the opening brace."""
         at = self.opened + 1

@@ -8,7 +8,7 @@ It does no I/O, reads no clock and logs nothing.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from enum import IntEnum
 from typing import Any, ClassVar
 
@@ -20,9 +20,10 @@ class Stage(IntEnum):
     """What a repair changes. A rule's repairs stand in this order, since each relies on those before it."""
 
     ENCODING = 1  # makes the body a JSON object in plain UTF-8, which is what all others read
-    FIELDS = 2  # changes header fields
-    MEMBERS = 3  # changes members, knowing nothing but the call
-    LOOK_UP = 4  # says what to look up: it runs last, on the members as they will be sent. Only `fill`
+    FIELDS = 2  # changes the method and header fields
+    CHECKS = 3  # changes nothing
+    MEMBERS = 4  # changes members, knowing nothing but the call
+    LOOK_UP = 5  # says what to look up: it runs last, on the members as they will be sent. Only `fill`
 
 
 class RepairSettings(Section, ABC):
@@ -37,8 +38,8 @@ class RepairSettings(Section, ABC):
     def describe(self, parameters: tuple[str, ...]) -> Iterator[str]:
         """The lines that `gateway check` prints."""
 
-    def errors(self, parameters: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-        """What does not fit the rule: a key, and what is wrong with it there."""
+    def errors(self, parameters: tuple[str, ...], method: str) -> Iterator[tuple[str, str]]:
+        """What does not fit the rule and its method: a key, and what is wrong with it there."""
         return iter(())
 
     def warnings(self) -> Iterator[str]:
@@ -58,6 +59,8 @@ class Repair(ABC):
     # If False, the finding depends on the header fields alone, where the body is a JSON object in UTF-8 and
     # declared as nothing else. It is then found once for all calls that have the same fields.
     reads_body: ClassVar[bool] = True
+    # Whether it is shown the call only when all others have made it; then it is of the stage CHECKS.
+    after: bool = False
 
     @classmethod
     @abstractmethod
@@ -74,4 +77,8 @@ class Repair(ABC):
 
     def accepts(self, media_type: bytes) -> bool:
         """Whether this rule takes a type (in lower case) for JSON that not every rule does."""
+        return False
+
+    def claims(self, methods: Sequence[str]) -> bool:
+        """Whether this rule takes a call whose fields claim these methods (in upper case) for its own."""
         return False
