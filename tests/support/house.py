@@ -49,6 +49,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "config", "rules", "repairs", "paths", "units", "http", "server", "upstream", "state", "audit",
         "proxy", "tracing", "admin", "reloads", "checks",
     },
+    "in_process": {"app", "config", "http", "server", "proxy", "upstream"},
+    "asgi": {"in_process", "config", "server", "upstream"},
     "cli": {
         "app", "config", "checks", "cases", "explain", "mock", "mock/demo", "rules", "http", "admin/client",
         "audit", "replay", "description",
