@@ -92,7 +92,7 @@ class ScopeRequest(ToldRequest):
     async def start(self, status: int, headers: Headers, extra_headers: Headers = ()) -> None:
         self.check_client()
         fields: list[Header] = [*headers, *extra_headers]
-        if status in BODILESS:  # servers take its length for that of a body to come
+        if status in BODILESS:  # RFC 9110 section 8.6: a 204 has no length, a 304's is another reply's
             fields = [field for field in fields if field[0] not in FRAMING]
         self.started = True
         await self._send({"type": "http.response.start", "status": status, "headers": fields})

@@ -147,7 +147,10 @@ class ClientCall(ToldRequest):
         self._error = self.outcome()
         self._moved.set()
         if not self.answered.done():
-            self.answered.set_exception(self._error or httpx.ReadError("the call was given up"))
+            error = self._error
+            if error is None or isinstance(error, OSError):
+                error = httpx.ReadError("the call was given up")
+            self.answered.set_exception(error)
 
     def _answer(self, status: int, headers: Headers, extra_headers: Headers) -> None:
         if not self.answered.done():

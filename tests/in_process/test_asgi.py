@@ -159,6 +159,23 @@ async def test_a_reply_that_breaks_off_is_cut(server: str, sent: bytes) -> None:
 
 
 @EVERY_SERVER
+@pytest.mark.parametrize("line", [b"304 Not Modified", b"204 No Content"])
+async def test_a_reply_without_a_body_is_whole_whatever_length_it_names(server: str, line: bytes) -> None:
+    """A 304's would be that of the reply it stands for."""
+    bare = b"HTTP/1.1 " + line + b"\r\nContent-Length: 9\r\n\r\n"
+    async with (
+        RawUpstream(answering(bare)) as upstream,
+        before(server, upstream.url) as run,
+        connect(run.port) as client,
+    ):
+        for _ in range(2):  # and the connection is used again
+            await client.send(GET)
+            head = await client.head()
+            assert head.startswith(b"HTTP/1.1 " + line[:3])
+            assert b"content-length: 9" not in head.lower()
+
+
+@EVERY_SERVER
 async def test_an_upgrade_goes_on_as_a_plain_request(server: str) -> None:
     async with (
         RawUpstream(answering(OK)) as upstream,

@@ -11,6 +11,7 @@ import pytest
 
 from gateway.mock.server import Fault
 from tests.end_to_end.test_bodies import FILLABLE, inserted
+from tests.support.audit_lines import audit_lines
 from tests.support.gateways import BODY, CONVERSATION, FILLED, PARTICIPANT, TOKEN
 from tests.support.hosted import SERVERS, hosted
 from tests.support.judging import refused_by_the_gateway, told
@@ -217,9 +218,12 @@ async def test_a_client_that_leaves_while_its_look_up_is_awaited_ends_its_call(w
         call = asyncio.ensure_future(run.client.patch(PARTICIPANT, content=BODY, headers=TOKEN))
         await until(lambda: run.upstream.ledger.of("GET"))
         call.cancel()
-        await until(lambda: run.events() == ["outcome"] or run.events() == ["reject", "outcome"])
+        await until(run.events)
         held.set()
 
+        assert [(line["event"], line["error"]) for line in audit_lines(run.audit)] == [
+            ("outcome", "client-gone")
+        ]
         assert run.upstream.ledger.of("PATCH") == []
 
 

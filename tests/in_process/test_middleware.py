@@ -18,7 +18,9 @@ from starlette.websockets import WebSocket
 from websockets.asyncio.client import connect as websocket
 
 from gateway.asgi import GatewayMiddleware
+from gateway.errors import UpstreamError
 from gateway.server.asgi import AsgiApp, Message, Receive, Send
+from gateway.upstream.application import ApplicationTransport
 from tests.support.clients import bare_client
 from tests.support.gateways import BODY, CONVERSATION, FILLED, PARTICIPANT, TOKEN, settings
 from tests.support.hosted import under_uvicorn
@@ -40,6 +42,7 @@ class Before:
 def conversation(seen: Seen) -> list[Route]:
     async def shown(request: Request) -> Response:
         seen.append(("GET", request.scope.get("user")))
+        assert request.state.began
         assert (await request.body()) == b""
         return JSONResponse({"id": "c1", "participants": [{"id": "p1", "state": "connected"}]})
 
@@ -123,6 +126,20 @@ async def test_a_reply_that_is_not_as_long_as_it_says_is_never_whole(tmp_path: A
     async with api(tmp_path, streamed(body, **{"content-length": length})) as (client, _):
         with suppress(httpx.RemoteProtocolError):
             assert (await client.get("/x")).status_code == 502
+
+
+@pytest.mark.parametrize(("length", "more"), [(b"3", False), (b"3", True), (b"5", False)])
+async def test_the_transport_itself_says_so(length: bytes, more: bool) -> None:
+    async def inner(scope: Message, receive: Receive, send: Send) -> None:
+        fields = [(b"content-length", length)]
+        await send({"type": "http.response.start", "status": 200, "headers": fields})
+        await send({"type": "http.response.body", "body": b"xxxx", "more_body": more})
+
+    transport = ApplicationTransport(inner, lambda method, target: {})
+    reply = await transport.send(b"GET", b"/x", [])
+    with pytest.raises(UpstreamError, match="than its Content-Length"):
+        await reply.hold(100)
+    await transport.wait_closed()
 
 
 async def test_a_large_reply_waits_for_its_reader_and_comes_whole(tmp_path: Any) -> None:

@@ -90,6 +90,23 @@ async def test_aclose_waits_for_a_call_that_nobody_waits_for(tmp_path: Any) -> N
     assert [line["event"] for line in audit_lines(tmp_path / "log")] == ["rewrite", "outcome"]
 
 
+async def test_what_is_not_done_within_the_drain_timeout_is_given_up(tmp_path: Any) -> None:
+    async with mock() as upstream:
+        held = asyncio.Event()
+        upstream.faults.append(Fault(method="PATCH", hold=held))
+        chosen = settings(upstream.url, str(tmp_path / "log"), limits={"drain_timeout": "50ms"})
+        client = httpx.AsyncClient(transport=gateway.RepairingTransport(chosen), base_url=upstream.url)
+        call = asyncio.ensure_future(client.patch(PARTICIPANT, content=BODY, headers=TOKEN))
+        await until(lambda: upstream.ledger.of("PATCH"))
+        async with asyncio.timeout(5):
+            await client.aclose()
+        with pytest.raises(httpx.ReadError):
+            await call
+        held.set()
+
+    assert [line["event"] for line in audit_lines(tmp_path / "log")] == ["rewrite", "outcome"]
+
+
 async def test_a_reply_that_nobody_reads_to_its_end_lets_its_connection_go() -> None:
     gone = asyncio.Event()
 
@@ -123,15 +140,24 @@ async def test_what_a_body_raises_is_raised_to_who_sent_it_and_nothing_is_patche
 
 
 async def test_a_large_reply_waits_for_its_reader_and_comes_whole() -> None:
-    body = b"x" * 5_000_000
-    async with RawUpstream(
-        answering(b"HTTP/1.1 200 OK\r\nContent-Length: 5000000\r\n\r\n" + body)
-    ) as upstream:
+    pieces = 400
+    sent = 0
+
+    async def script(peer: Peer) -> None:
+        nonlocal sent
+        await peer.request()
+        await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (pieces * 100_000))
+        for _ in range(pieces):
+            await peer.send(b"x" * 100_000)
+            sent += 1
+
+    async with RawUpstream(script) as upstream:
         client = client_of(upstream.url)
         async with client.stream("GET", "/x") as reply:
-            for _ in range(100):
+            for _ in range(2_000):
                 await asyncio.sleep(0)
-            assert b"".join([piece async for piece in reply.aiter_raw()]) == body
+            assert sent < pieces
+            assert sum([len(piece) async for piece in reply.aiter_raw()]) == pieces * 100_000
         await client.aclose()
 
 
