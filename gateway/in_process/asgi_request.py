@@ -15,9 +15,9 @@ from gateway.errors import GatewayError
 from gateway.http.grammar import BODILESS
 from gateway.http.headers import Header, Headers
 from gateway.http.request_parser import RequestHead
-from gateway.in_process.requests import ToldRequest
+from gateway.in_process.requests import NO_ADDRESS, ToldRequest
 from gateway.in_process.running import InProcess
-from gateway.in_process.told_head import FRAMING, target_of, told_head
+from gateway.in_process.told_head import FRAMING, target_of, told_head, with_one_cookie
 from gateway.server.asgi import Message, Receive, Send
 from gateway.server.request_cycle import refusal
 from gateway.server.write_flow import ClientDisconnected
@@ -105,7 +105,7 @@ class ScopeRequest(ToldRequest):
 
 def _address(scope: Message) -> str:
     client = scope.get("client")
-    return str(client[0]) if client else ""
+    return str(client[0]) if client else NO_ADDRESS
 
 
 def certificate_of(scope: Message) -> bytes:
@@ -158,6 +158,8 @@ async def _head(within: InProcess, scope: Message, body: ReceivedBody) -> Reques
     HTTP/2 need not, it gets one that does.
     """
     headers: list[Header] = [(bytes(name), bytes(value)) for name, value in scope["headers"]]
+    if not scope["http_version"].startswith("1"):
+        headers = with_one_cookie(headers)
     target = target_of(scope.get("raw_path"), scope.get("query_string", b""), scope["path"])
     names = {name for name, _ in headers}
     framed = not FRAMING.isdisjoint(names)

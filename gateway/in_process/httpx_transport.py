@@ -18,7 +18,7 @@ from gateway.config import Settings
 from gateway.errors import GatewayError, MisdirectedRequest
 from gateway.http.headers import Headers
 from gateway.http.request_parser import RequestHead
-from gateway.in_process.requests import ToldRequest
+from gateway.in_process.requests import NO_ADDRESS, ToldRequest
 from gateway.in_process.running import InProcess, settings_of
 from gateway.in_process.told_head import told_head
 from gateway.server.request_cycle import refusal
@@ -59,7 +59,7 @@ class RepairingTransport(httpx.AsyncBaseTransport):
             call = ClientCall(head, StreamedBody(request.stream))
             task = self.within.serve(call)
         except GatewayError as error:
-            self.within.refused(error, "")
+            self.within.refused(error, NO_ADDRESS)
             status, fields, body = refusal(error)
             return httpx.Response(status, headers=fields, content=body)
         task.add_done_callback(call.ended)
@@ -103,7 +103,7 @@ class ClientCall(ToldRequest):
     """A request of the client's, whose reply is `answered`: its body is read from there as it comes."""
 
     def __init__(self, head: RequestHead, body: StreamedBody) -> None:
-        super().__init__(head, "1.1", "")
+        super().__init__(head, "1.1", NO_ADDRESS)
         self.body = body
         self.answered: asyncio.Future[httpx.Response] = asyncio.get_running_loop().create_future()
         self._pieces: list[bytes] = []

@@ -6,12 +6,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 from gateway.http.headers import Headers
 from gateway.http.request_parser import RequestHead
 from gateway.proxy.client import Body
 from gateway.server.write_flow import ClientDisconnected, may_hold_one
+
+# Who has no address is so called in X-Forwarded-For and Forwarded (RFC 7239 section 6.2).
+NO_ADDRESS: Final = "unknown"
 
 
 class ToldRequest(ABC):

@@ -46,6 +46,8 @@ class InProcess:
 
     async def begin(self) -> app.Gateway:
         """Once, whoever asks. Raises app.LogInUse."""
+        if self.gateway is not None:
+            return self.gateway
         async with self._lock:
             if self.gateway is None:
                 with contextlib.ExitStack() as claimed:

@@ -11,7 +11,7 @@ from urllib.parse import unquote
 
 from gateway.errors import BadRequest, GatewayError
 from gateway.http.head_shapes import HeadShapes
-from gateway.http.headers import Headers
+from gateway.http.headers import Header, Headers, every, replaced
 from gateway.http.request_parser import HeadLimits, RequestHead, parse_head
 
 FRAMING: Final = frozenset({b"content-length", b"transfer-encoding"})
@@ -27,6 +27,12 @@ def told_head(
     if head.count(b"\r\n") != len(headers) + 2 or any(b":" in name for name, _ in headers):
         raise BadRequest("a line break or a colon where there can be none")
     return parse_head(head, limits, shapes)
+
+
+def with_one_cookie(headers: list[Header]) -> list[Header]:
+    """Of HTTP/2's several lines the one that HTTP/1.1 has to get (RFC 9113 section 8.2.3)."""
+    crumbs = every(headers, b"cookie")
+    return list(replaced(headers, b"cookie", b"; ".join(crumbs))) if len(crumbs) > 1 else headers
 
 
 def target_of(raw_path: bytes | None, query: bytes, path: str) -> bytes:

@@ -234,6 +234,30 @@ async def test_a_target_that_is_not_told_as_it_was_sent_is_refused(scope: dict[s
         assert upstream.requests == []
 
 
+@pytest.mark.parametrize(("version", "lines"), [("2", [b"a=1; b=2"]), ("1.1", [b"a=1", b"b=2"])])
+async def test_the_lines_that_http2_makes_of_a_cookie_are_one_again(
+    version: str, lines: list[bytes], tmp_path: Any
+) -> None:
+    async with RawUpstream(answering(OK)) as upstream:
+        app = create_app(settings(upstream.url, str(tmp_path / "log")))
+        fields = [(b"host", b"h"), (b"cookie", b"a=1"), (b"cookie", b"b=2")]
+        async with app.running():
+            await Said(WHOLE, http_version=version, headers=fields).to(app)
+
+        assert [value for name, value in upstream.requests[0].headers if name == b"cookie"] == lines
+
+
+async def test_who_has_no_address_is_called_unknown(tmp_path: Any) -> None:
+    """As behind a UNIX socket."""
+    async with RawUpstream(answering(OK)) as upstream:
+        app = create_app(settings(upstream.url, str(tmp_path / "log")))
+        async with app.running():
+            await Said(WHOLE, client=None).to(app)
+
+        assert upstream.requests[0].header(b"x-forwarded-for") == b"unknown"
+        assert (upstream.requests[0].header(b"forwarded") or b"").startswith(b"for=unknown;")
+
+
 async def test_a_client_that_leaves_in_the_middle_of_its_body_sends_nothing(tmp_path: Any) -> None:
     half: Message = {"type": "http.request", "body": b"{", "more_body": True}
     fields = [(b"host", b"h"), (b"content-length", b"42")]
