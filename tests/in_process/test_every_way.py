@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from gateway.mock.server import Fault
+from gateway.state.locks import MemoryLocks
 from tests.end_to_end.test_bodies import FILLABLE, inserted
 from tests.support.audit_lines import audit_lines
 from tests.support.gateways import BODY, CONVERSATION, FILLED, PARTICIPANT, TOKEN
@@ -107,6 +108,36 @@ async def test_each_caller_is_looked_up_for_by_itself(way: str) -> None:
 
         asked = [dict(entry.headers)[b"authorization"] for entry in run.upstream.ledger.of("GET")]
         assert asked == [b"Bearer one", b"Bearer two"]
+
+
+async def test_after_a_write_of_the_state_nothing_is_filled_that_was_read_before_it(way: str) -> None:
+    """S3."""
+    async with hosted(way) as run:
+        for body in (BODY, BODY, b'{"state": "connected"}', BODY):
+            assert (await run.client.patch(PARTICIPANT, content=body, headers=TOKEN)).status_code == 202
+
+        methods = [entry.method for entry in run.upstream.ledger.entries]
+        assert methods == ["GET", "PATCH", "PATCH", "PATCH", "GET", "PATCH"]
+
+
+async def test_a_write_of_the_state_waits_for_a_fill_that_is_in_flight(way: str) -> None:
+    """S4."""
+    async with hosted(way) as run:
+        held = asyncio.Event()
+        run.upstream.faults.append(Fault(method="PATCH", delay=held))
+        patches = run.upstream.ledger.of
+        filled = asyncio.ensure_future(run.client.patch(PARTICIPANT, content=BODY, headers=TOKEN))
+        await until(lambda: patches("PATCH"))
+        explicit = b'{"state": "connected"}'
+        write = asyncio.ensure_future(run.client.patch(PARTICIPANT, content=explicit, headers=TOKEN))
+        locks = run.gateway.locks
+        assert isinstance(locks, MemoryLocks)
+        await until(lambda: locks.exclusive_pending("c1"))
+        assert len(patches("PATCH")) == 1
+        held.set()
+
+        assert [reply.status_code for reply in await asyncio.gather(filled, write)] == [202, 202]
+        assert [entry.body for entry in patches("PATCH")] == [FILLED, explicit]
 
 
 async def test_many_that_miss_at_once_cost_one_look_up(way: str) -> None:
