@@ -75,7 +75,7 @@ class ReceivedBody:
 
 class ScopeRequest(ToldRequest):
     def __init__(self, head: RequestHead, scope: Message, body: ReceivedBody, send: Send) -> None:
-        super().__init__(head, scope["http_version"], _address(scope))
+        super().__init__(head, version_of(scope), _address(scope))
         self.body = body
         self.certificate = certificate_of(scope)
         self._send = send
@@ -106,6 +106,12 @@ class ScopeRequest(ToldRequest):
 def _address(scope: Message) -> str:
     client = scope.get("client")
     return str(client[0]) if client else NO_ADDRESS
+
+
+def version_of(scope: Message) -> str:
+    """Granian says "1" for HTTP/1.0."""
+    version: str = scope["http_version"]
+    return "1.0" if version == "1" else version
 
 
 def certificate_of(scope: Message) -> bytes:
@@ -158,8 +164,11 @@ async def _head(within: InProcess, scope: Message, body: ReceivedBody) -> Reques
     HTTP/2 need not, it gets one that does.
     """
     headers: list[Header] = [(bytes(name), bytes(value)) for name, value in scope["headers"]]
-    if not scope["http_version"].startswith("1"):
+    version = version_of(scope)
+    if not version.startswith("1"):
         headers = with_one_cookie(headers)
+    elif version == "1.0":  # which needs no Host: Granian then tells of an empty one
+        headers = [field for field in headers if field != (b"host", b"")]
     target = target_of(scope.get("raw_path"), scope.get("query_string", b""), scope["path"])
     names = {name for name, _ in headers}
     framed = not FRAMING.isdisjoint(names)
@@ -170,7 +179,7 @@ async def _head(within: InProcess, scope: Message, body: ReceivedBody) -> Reques
             (b"content-length", b"%d" % body.size) if body.here else (b"transfer-encoding", b"chunked")
         )
     method = scope["method"].encode()
-    return told_head(method, target, headers, scope["http_version"], within.limits, within.shapes)
+    return told_head(method, target, headers, version, within.limits, within.shapes)
 
 
 async def _watched(request: ScopeRequest, receive: Receive) -> None:

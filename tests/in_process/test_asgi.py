@@ -15,7 +15,7 @@ from gateway.asgi import GatewayApp, create_app
 from gateway.config import Settings
 from gateway.mock.server import Fault
 from gateway.server.asgi import Message
-from tests.support.calls import GET, PATCH, UPGRADE, answering_gets
+from tests.support.calls import GET, PATCH, UPGRADE, answering_gets, patch
 from tests.support.clients import bare_client
 from tests.support.gateways import BODY, CONVERSATION, FILLED, PARTICIPANT, TOKEN, document, settings
 from tests.support.hosted import SERVERS, before, hosted, under_uvicorn
@@ -173,6 +173,34 @@ async def test_a_reply_without_a_body_is_whole_whatever_length_it_names(server: 
             head = await client.head()
             assert head.startswith(b"HTTP/1.1 " + line[:3])
             assert b"content-length: 9" not in head.lower()
+
+
+@EVERY_SERVER
+async def test_a_client_that_waits_for_a_100_gets_it_or_learns_that_its_body_is_too_large(
+    server: str,
+) -> None:
+    async with hosted(server, limits={"max_body": 1000}) as run, connect(run.port) as client:
+        await client.send(PATCH.replace(b"\r\n\r\n" + BODY, b"\r\nExpect: 100-continue\r\n\r\n"))
+        assert (await client.head()).startswith(b"HTTP/1.1 100")
+        await client.send(BODY)
+        assert (await client.reply())[0] == 202
+        large = patch(b"x" * 2_000, b"Expect: 100-continue").partition(b"\r\n\r\n")[0]
+        await client.send(large + b"\r\n\r\n")
+        head = await client.head()
+        if server == "hypercorn":  # it asks for every body, before the application does
+            assert head.startswith(b"HTTP/1.1 100")
+            head = await client.head()
+        assert head.startswith(b"HTTP/1.1 413")
+
+
+@EVERY_SERVER
+async def test_an_http10_client_is_served(server: str) -> None:
+    async with hosted(server) as run, connect(run.port) as client:
+        await client.send(PATCH.replace(b"HTTP/1.1\r\nHost: h", b"HTTP/1.0", 1))
+        status, headers, _ = await client.reply()
+
+        assert (status, b"transfer-encoding" in headers) == (202, False)
+        assert b"1.0 gateway" in dict(run.upstream.ledger.of("PATCH")[0].headers)[b"via"]
 
 
 @EVERY_SERVER

@@ -71,7 +71,7 @@ async def test_a_server_of_the_page_serves_and_ends_with_its_log_written(
 
 async def patched(client: httpx.AsyncClient, process: asyncio.subprocess.Process) -> httpx.Response:
     """As soon as somebody listens."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while process.returncode is None:
             try:
                 return await client.patch(PARTICIPANT, content=BODY, headers=TOKEN)
