@@ -42,7 +42,9 @@ def target_of(raw_path: bytes | None, query: bytes, path: str) -> bytes:
     """
     if raw_path is None:
         raise GatewayError("the ASGI server does not tell the path as it was sent (raw_path)")
-    decoded = raw_path.decode("latin-1")
+    if not raw_path.isascii():
+        raise BadRequest("the target has a character that must be percent-encoded")
+    decoded = raw_path.decode("ascii")
     if b"?" in raw_path or (unquote(decoded) if "%" in decoded else decoded) != path:
         raise GatewayError("path and raw_path differ: something before the gateway has changed one of them")
     return raw_path + b"?" + query if query else raw_path

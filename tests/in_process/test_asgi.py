@@ -176,6 +176,36 @@ async def test_a_reply_without_a_body_is_whole_whatever_length_it_names(server: 
 
 
 @EVERY_SERVER
+@pytest.mark.parametrize(
+    ("line", "target"),
+    [
+        (b"GET /a/../b/./c", b"/a/../b/./c"),
+        (b"GET //elsewhere.example/x", b"//elsewhere.example/x"),
+        (b"GET /%ff%C3(/%2F;a=1?b=%20&c=/?", b"/%ff%C3(/%2F;a=1?b=%20&c=/?"),
+        (b"OPTIONS *", b"*"),
+        (b"GET http://h/x?a", b"/x?a"),
+        (b"GET /\xc3\xa9", None),
+        (b"GET /x HTTP/1.1\r\nHost: i", None),
+    ],
+)
+async def test_a_target_arrives_byte_for_byte_or_the_request_is_refused(
+    server: str, line: bytes, target: bytes | None
+) -> None:
+    async with (
+        RawUpstream(answering(OK)) as upstream,
+        before(server, upstream.url) as run,
+        connect(run.port) as client,
+    ):
+        line, _, fields = line.partition(b"\r\n")
+        line = line if b" HTTP" in line else line + b" HTTP/1.1"
+        await client.send(b"\r\n".join([line, b"Host: h", *filter(None, [fields]), b"", b""]))
+        status = int((await client.head())[9:12])
+
+        assert [request.target for request in upstream.requests] == ([] if target is None else [target])
+        assert (status == 200) if target else (400 <= status < 500)
+
+
+@EVERY_SERVER
 async def test_a_client_that_waits_for_a_100_gets_it_or_learns_that_its_body_is_too_large(
     server: str,
 ) -> None:
