@@ -59,7 +59,7 @@ async def measured(
     had = rig.processor_time(gateway.process.pid) - had
     over = True
     await asyncio.gather(*callers)
-    return Measured(calls / took, calls / had, tally.ms(0.99), tally.wrong())
+    return Measured(calls / took, calls / had if had else 0.0, tally.ms(0.99), tally.wrong())
 
 
 async def main(arguments: argparse.Namespace) -> None:

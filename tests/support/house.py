@@ -53,6 +53,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "proxy", "tracing", "admin", "reloads", "checks",
     },
     "workers": {"app", "config", "reloads", "server", "audit", "admin"},
+    "in_process": {"app", "config", "http", "server", "proxy", "upstream"},
+    "asgi": {"in_process", "config", "server", "upstream"},
     "cli": {
         "app", "workers", "config", "checks", "cases", "explain", "mock", "mock/demo", "rules", "http",
         "admin/client", "audit", "replay", "description", "description/document",
