@@ -42,11 +42,12 @@ from gateway.admin.troubles import Troubles
 from gateway.audit.callers import Callers
 from gateway.audit.callers_file import CallersFile
 from gateway.audit.claim import Claim
+from gateway.audit.configurations import ConfigurationInForce
 from gateway.audit.finished_call import CallCounter, Observer
 from gateway.audit.mode_changes import ModeChanged
 from gateway.audit.rotation import Rotation
 from gateway.audit.watched_bodies import WatchedBodies
-from gateway.audit.writer import AuditLog
+from gateway.audit.writer import AuditLog, Line
 from gateway.checks import preflight
 from gateway.config import (
     AuditSettings,
@@ -60,6 +61,7 @@ from gateway.errors import GatewayError
 from gateway.http.forwarding import Hop
 from gateway.http.grammar import imitations
 from gateway.http.head_shapes import HeadShapes
+from gateway.promotion.effect import digest
 from gateway.proxy.buffered import BufferBudget
 from gateway.proxy.lifecycle import HOLD_PATIENCE, Lifecycle
 from gateway.proxy.passthrough import Passthrough, UploadSlots
@@ -146,11 +148,13 @@ class Gateway:
         """
         self.lifecycle.follow(Rules(settings.rules, settings.limits.max_body))
         self.metrics.follow(watched_rules(settings))
+        if rules_differ:
+            self.metrics.digest = digest(settings)
         self.live.rules = shown_rules(settings)
         if rules_differ:
             await self.lookups.invalidate_after(None)
 
-    async def record(self, lines: Sequence[ModeChanged]) -> None:
+    async def record(self, lines: Sequence[Line]) -> None:
         """What an operator is about to change, on the audit log and the page. Raises Unrecordable."""
         for line in lines:
             self.audit.append(line)
@@ -159,7 +163,8 @@ class Gateway:
         else:
             self.audit.commit()
         for line in lines:
-            self.live.mode_changed(line)
+            if isinstance(line, ModeChanged):
+                self.live.mode_changed(line)
 
     async def close(self) -> None:
         await self.lifecycle.close()
@@ -414,6 +419,7 @@ def exposed(settings: Settings, counts: Counts, histograms: Histograms, stats: S
     tallies = {"gateway_refusals_total": stats.refused, "gateway_aborts_total": stats.aborted}
     metrics = Metrics(counts, tallies, histograms)
     metrics.follow(watched_rules(settings))
+    metrics.digest = digest(settings)
     metrics.measure(process.readings())
     metrics.measure({("gateway_build_info", __version__, platform.python_version()): lambda: 1})
     return metrics
@@ -819,9 +825,9 @@ def _tell_of_dropped(problem: str | None, dropped: int) -> None:
         log.warning("%d lines of this log were dropped: nobody took them in time", dropped)
 
 
-def log_start(settings: Settings) -> None:
+def log_start(settings: Settings, in_force: str) -> None:
     """What an operator wants to know of the process that just began."""
-    log.info("gateway %s: %d rules", __version__, len(settings.rules))
+    log.info("gateway %s: %d rules, configuration %s", __version__, len(settings.rules), in_force)
     for rule in settings.rules:
         log.info("rule %s: %s: %s %s", rule.name, rule.mode, rule.match.method, rule.match.path)
     audit, limits = settings.audit, settings.limits
@@ -861,6 +867,8 @@ async def serve_until_stopped(
     configured = settings
     settings, shares, too_few = fitted(settings, descriptors.raised())
     gateway = build(settings, observers=observers)
+    # What is configured, not what of it could be had here.
+    gateway.metrics.digest = digest(configured)
     # What is there by now stays: it is not to be looked through again, a few ms each time, among the calls.
     gc.collect()
     gc.freeze()
@@ -903,8 +911,9 @@ async def serve_until_stopped(
         {("gateway_audit_shared",): lambda: float(not claim.take() and claim.holder is not None)}
     )
     await gateway.audit.begin()
+    gateway.audit.append_best_effort(ConfigurationInForce.of(digest(configured), "start"))
     async with running(settings, gateway, shares) as listening:
-        log_start(settings)
+        log_start(settings, digest(configured))
         log.info(
             "listening on %s:%d, admin on %s:%d, forwarding to %s",
             settings.listen.host,

@@ -1,5 +1,5 @@
 """
-The command line: run, reload, mode, report, audit, replay, check, rules, explain, mock, demo.
+The command line: run, reload, mode, report, audit, replay, check, diff, rules, explain, mock, demo.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ from gateway.explain import Explanation, explain
 from gateway.http.headers import Header, text
 from gateway.mock import demo
 from gateway.mock import server as mock
+from gateway.promotion.difference import differences
+from gateway.promotion.effect import digest
 from gateway.rules import Rules
 
 cli = typer.Typer(
@@ -60,6 +62,10 @@ FORMS = {Form.JSON: told.as_json, Form.GITHUB: told.as_github}
 
 ConfigPath = Annotated[Path, typer.Option("--config", "-c", help="The configuration file.")]
 DEFAULT = Path("config.yaml")
+Environment = Annotated[
+    str | None,
+    typer.Option("--env", metavar="NAME", help="One of the file's environments, instead of GATEWAY_ENV."),
+]
 
 
 def fail(message: str) -> typer.Exit:
@@ -79,9 +85,9 @@ def failing(settings: config.Settings) -> Iterator[tuple[str, str]]:
     yield from cases.failures(settings.rules, settings.limits.max_body, settings.credentials.query)
 
 
-def loaded(path: Path, also: config.Also = config.nothing_more) -> config.Settings:
+def loaded(path: Path, also: config.Also = config.nothing_more, place: str | None = None) -> config.Settings:
     try:
-        return config.load(path, also=also)
+        return config.load(path, also=also, place=place)
     except config.ConfigError as error:
         raise fail(str(error)) from None
 
@@ -103,14 +109,19 @@ def top(
 def run(
     path: ConfigPath = DEFAULT,
     watch: Annotated[bool, typer.Option("--watch", help="Reload whenever the file changes.")] = False,
+    env: Environment = None,
 ) -> None:
     """Run the gateway until SIGTERM. SIGHUP reads the configuration again."""
     # Until its handler is there: what rotates a log may say so at any moment.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    settings = loaded(path, unusable)
+    settings = loaded(path, unusable, env)
+
+    def load() -> config.Settings:
+        return config.load(path, also=unusable, place=env)
+
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(app.run(settings, lambda: config.load(path, also=unusable), path if watch else None))
+            runner.run(app.run(settings, load, path if watch else None))
     except (app.CannotListen, app.LogInUse, OSError) as error:
         raise fail(f"gateway: {error}") from None
 
@@ -218,6 +229,7 @@ def check(
         Path | None, typer.Option("--against", help="The API's description, which the rules have to fit.")
     ] = None,
     form: Annotated[Form, typer.Option("--format", help="How what is wrong is told.")] = Form.TEXT,
+    env: Environment = None,
 ) -> None:
     """Say how the configuration is understood, or everything that is wrong with it."""
     if schema:
@@ -230,7 +242,7 @@ def check(
         yield from drifts(api, settings.rules) if api is not None else ()
 
     try:
-        settings = config.load(path, also=wrong)
+        settings = config.load(path, also=wrong, place=env)
     except config.ConfigError as error:
         if form is Form.TEXT:
             raise fail(str(error)) from None
@@ -241,12 +253,57 @@ def check(
             typer.echo(line)
         return
     lines = [f"{path}: {len(settings.rules)} rules, forwarding to {settings.upstream.url}"]
+    lines.append(f"digest: {digest(settings)}")
     if tried := sum(len(rule.cases) for rule in settings.rules):
         lines.append(f"{tried} cases come out as expected")
     lines += [f"warning: {warning}" for warning in app.warnings(settings)]
     for rule in settings.rules:
         lines += ["", *rule.describe()]
     typer.echo("\n".join(lines))
+
+
+Configuration = Annotated[
+    str, typer.Argument(metavar="FILE[@ENV]", help="A configuration; @ENV: as that environment has it.")
+]
+
+
+@cli.command(name="diff")
+def diff_(
+    a: Configuration,
+    b: Configuration,
+    env: Environment = None,
+    json_: Annotated[bool, typer.Option("--json", help="JSON instead of text.")] = False,
+) -> None:
+    """Say how two configurations differ in effect: exit 0 where they do not, 1 where they do."""
+    try:
+        one, other = [configuration_of(name, env) for name in (a, b)]
+    except config.ConfigError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(2) from None
+    found = differences(one, other)
+    digests = [digest(one), digest(other)]
+    if json_:
+        told = {"digests": digests, "differences": [{"place": d.place, "a": d.a, "b": d.b} for d in found]}
+        typer.echo(json.dumps({"same": not found} | told, indent=2))
+    else:
+        lines = [str(one) for one in found]
+        if digests[0] == digests[1]:
+            lines.append(
+                f"{'modes alone differ' if found else 'no difference'}: both have the digest {digests[0]}"
+            )
+        else:
+            lines += [f"digest of {name}: {of}" for name, of in zip((a, b), digests, strict=True)]
+        typer.echo("\n".join(lines))
+    if found:
+        raise typer.Exit(1)
+
+
+def configuration_of(name: str, env: str | None) -> config.Settings:
+    """Of `FILE@ENV`; `FILE@` is the file without any. Raises ConfigError."""
+    path, at, place = name.rpartition("@")
+    if not at or Path(name).exists():
+        return config.load(Path(name), place=env)
+    return config.load(Path(path), place=place)
 
 
 def described(path: Path) -> Api:
@@ -284,9 +341,10 @@ def explain_(
     header: Annotated[list[str] | None, typer.Option("--header", "-H", help="Name: value")] = None,
     state: Annotated[str | None, typer.Option(help="What the look-up is taken to find.")] = None,
     path: ConfigPath = DEFAULT,
+    env: Environment = None,
 ) -> None:
     """Show what would be done to a call, without any network."""
-    settings = loaded(path)
+    settings = loaded(path, place=env)
     headers: list[Header] = []
     for line in header or []:
         name, colon, value = line.partition(":")

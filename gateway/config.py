@@ -28,7 +28,7 @@ from pydantic import (
 )
 
 from gateway import paths as templates
-from gateway.checks import document
+from gateway.checks import document, overlay
 from gateway.checks.document import Document, Mark
 from gateway.checks.known_keys import keys_at, meant, words
 from gateway.checks.overlaps import overlaps
@@ -474,6 +474,11 @@ class Settings(Section):
     """
     Which calls are repaired, and how. The rule with the most specific path counts, and of equals the first.
     """
+    environments: dict[str, dict[str, Any]] = Field(default={})
+    """
+    By name, what is laid over all else where `--env` or GATEWAY_ENV names it ([how](promotion.md)): sections
+    key by key, `rules` by their names, other lists as a whole.
+    """
 
     @field_validator("rules")
     @classmethod
@@ -717,9 +722,13 @@ def parse(
     environment: Mapping[str, str],
     name: str = "config.yaml",
     also: Also = nothing_more,
+    place: str | None = None,
 ) -> Settings:
-    """Raises ConfigError with every error there is."""
-    return _parsed(Settings, text, environment, name, also, lambda whole: whole)
+    """
+    `place`: which of its environments; without one GATEWAY_ENV says it, and an empty one is none. Raises
+    ConfigError with every error there is.
+    """
+    return _parsed(Settings, text, environment, name, also, lambda whole: whole, place)
 
 
 class _AdminAlone(Section):
@@ -748,16 +757,20 @@ def _parsed(
     name: str,
     also: Callable[[Parsed], Iterable[tuple[str, str]]],
     wanted: Callable[[dict[Any, Any]], dict[Any, Any]],
+    place: str | None = None,
 ) -> Parsed:
     """`wanted` are the sections of a document that the model has."""
     errors: list[Problem] = []
     given: dict[str, str] = {}
     try:
         read = document.read(text)
+        read = overlay.chosen(read, (environment.get("GATEWAY_ENV") if place is None else place) or None)
         whole = wanted(read.data) if isinstance(read.data, dict) else read.data
         expanded = _expanded(whole, environment, "", errors, given)
     except document.Unreadable as error:
         raise ConfigError([f"{_at(name, mark)}: {message}" for mark, message in error.errors]) from error
+    except overlay.NoSuchEnvironment as error:
+        raise ConfigError([f"{_at(name, read.mark(error.place))}: {error.place}: {error.message}"]) from error
     except RecursionError as error:
         raise ConfigError([f"{name}: nested too deeply"]) from error
     if not isinstance(expanded, dict):
@@ -778,8 +791,9 @@ def load(
     path: Path,
     environment: Mapping[str, str] = os.environ,
     also: Also = nothing_more,
+    place: str | None = None,
 ) -> Settings:
-    return parse(_read(path), environment, path.name, also)
+    return parse(_read(path), environment, path.name, also, place)
 
 
 def _read(path: Path) -> str:

@@ -42,7 +42,11 @@ def build(checks: Checks, metrics: Metrics) -> Starlette:
         found = {name: check() for name, check in checks.items()}
         ready = not any(found.values())
         return JSONResponse(
-            {"ready": ready, "checks": {name: problem or "ok" for name, problem in found.items()}},
+            {
+                "ready": ready,
+                "checks": {name: problem or "ok" for name, problem in found.items()},
+                "config": metrics.digest,
+            },
             200 if ready else 503,
         )
 

@@ -42,16 +42,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tracing": {"audit", "http", "proxy", "rules", "upstream"},
     "admin": {"audit", "state"},
     "admin/client": set(),
-    "reloads": {"config", "rules", "audit", "bounded_reads"},
+    "promotion": {"config", "rules"},
+    "reloads": {"config", "promotion", "rules", "audit", "bounded_reads"},
     "mock": {"http"},
     "mock/demo": {"mock", "http"},
     "app": {
         "config", "rules", "repairs", "paths", "units", "http", "server", "upstream", "state", "audit",
-        "proxy", "tracing", "admin", "reloads", "checks",
+        "proxy", "tracing", "admin", "reloads", "checks", "promotion",
     },
     "cli": {
         "app", "config", "checks", "cases", "explain", "mock", "mock/demo", "rules", "http", "admin/client",
-        "audit", "replay", "description",
+        "audit", "replay", "description", "promotion",
     },
     "__main__": {"cli"},
 }  # fmt: skip
