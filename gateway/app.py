@@ -38,7 +38,7 @@ from gateway.admin.live import Live
 from gateway.admin.log_lines import JsonLines, LineHandler, TextLines
 from gateway.admin.metrics import Counts, Gauge, Histograms, MetricKey, Metrics, WatchedRule
 from gateway.admin.shown_callers import ShownCallers
-from gateway.admin.troubles import Troubles
+from gateway.admin.troubles import OF_THE_UPSTREAM, Troubles
 from gateway.audit.callers import Callers
 from gateway.audit.callers_file import CallersFile
 from gateway.audit.claim import Claim
@@ -54,15 +54,18 @@ from gateway.config import (
     CorsSettings,
     CredentialSettings,
     LogSettings,
+    NamedUpstreamSettings,
     Settings,
     UpstreamSettings,
 )
 from gateway.errors import GatewayError
+from gateway.http.destinations import MAIN, Destination, Destinations
 from gateway.http.forwarding import Hop
 from gateway.http.grammar import imitations
 from gateway.http.head_shapes import HeadShapes
 from gateway.promotion.effect import digest
 from gateway.proxy.buffered import BufferBudget
+from gateway.proxy.dispatch import Dispatcher
 from gateway.proxy.lifecycle import HOLD_PATIENCE, Lifecycle
 from gateway.proxy.passthrough import Passthrough, UploadSlots
 from gateway.proxy.phases import Phases
@@ -91,6 +94,7 @@ from gateway.upstream.connect import tls_context
 from gateway.upstream.connection import Timeouts
 from gateway.upstream.http2 import HttpxTransport, over_http2
 from gateway.upstream.pool import Pool, PoolLimits
+from gateway.upstream.relocated_replies import RelocatedReplies
 from gateway.upstream.transport import Transport
 
 if TYPE_CHECKING:
@@ -118,6 +122,26 @@ class Listening(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Beside:
+    """What one of `upstreams` has of its own."""
+
+    name: str
+    lifecycle: Lifecycle
+    lookups: Lookups
+    store: Store
+    locks: Locks
+    transport: Transport
+    troubles: Troubles
+
+    async def close(self) -> None:
+        await self.lifecycle.close()
+        await self.lookups.close()
+        self.transport.close()
+        await self.transport.wait_closed()
+        self.troubles.close()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Gateway:
     """All that runs. `draining` is set when the process is about to stop."""
 
@@ -138,6 +162,7 @@ class Gateway:
     metrics: Metrics
     live: Live
     draining: asyncio.Event
+    beside: tuple[Beside, ...]  # what the other upstreams have of their own
     certificates: Certificates | None  # that the listener shows, where it speaks TLS
     tracing: Tracing | None
 
@@ -146,13 +171,17 @@ class Gateway:
         Calls that come from now on go by the rules of these settings. Where these are others but for their
         modes, what was read before is not used: what is a write by them may have passed by unnoticed (S3).
         """
-        self.lifecycle.follow(Rules(settings.rules, settings.limits.max_body))
+        self.lifecycle.follow(Rules(settings.rules_of(None), settings.limits.max_body))
+        for one in self.beside:
+            one.lifecycle.follow(Rules(settings.rules_of(one.name), settings.limits.max_body))
         self.metrics.follow(watched_rules(settings))
         if rules_differ:
             self.metrics.digest = digest(settings)
         self.live.rules = shown_rules(settings)
         if rules_differ:
             await self.lookups.invalidate_after(None)
+            for one in self.beside:
+                await one.lookups.invalidate_after(None)
 
     async def record(self, lines: Sequence[Line]) -> None:
         """What an operator is about to change, on the audit log and the page. Raises Unrecordable."""
@@ -171,8 +200,12 @@ class Gateway:
         await self.lookups.close()
         self.transport.close()
         await self.transport.wait_closed()
+        for one in self.beside:
+            await one.close()
         self.spools.close()
         await self.store.close()  # calls that were cut off may have had to tell it something until now
+        for one in self.beside:
+            await one.store.close()
         await self.audit.end()
         self.troubles.close()
         if self.access is not None:
@@ -292,11 +325,102 @@ def build(
         bodies,
     )
     troubles = watched_parts(parts, settings, clock, stats, counts, transport, lookups, audit)
+
+    def other(to: NamedUpstreamSettings) -> Beside:
+        """As all of the above, for another upstream: what calls to several share is the client's side."""
+        own = settings.model_copy(update={"upstream": to, "rules": settings.rules_of(to.name)})
+        carrier = connect(to)
+        kept = MemoryStore(settings.state_cache.max_entries, settings.state_cache.max_bytes, clock)
+        turns = parts.locks(limits.lock_timeout)
+        callers_there = parts.credentials(
+            to.url,
+            settings.credentials.headers,
+            settings.credentials.ignore,
+            settings.credentials.query,
+            key=derived(key, "credentials"),
+        )
+        readings = parts.lookups(
+            kept,
+            _carrier(carrier, own, tracing, "lookup"),
+            wall=wall,
+            counts=counts,
+            max_body=limits.max_body,
+            max_pause=to.max_pause,
+            sweeps=SweepRate(limits.unnamed_write_rate, limits.lock_timeout, clock),
+            budget=budget,
+            ignored=callers_there.ignored,
+            timed=lambda ended, seconds: histograms["gateway_lookup_duration_seconds", ended].observe(
+                seconds
+            ),
+        )
+        told = parts.troubles(
+            to.url,
+            clock,
+            refusals=lambda: 0,
+            held_back=lambda: 0,
+            answers=carrier if isinstance(carrier, (Pool, HttpxTransport)) else None,
+        )
+        readings.on_pause = told.paused
+        if isinstance(carrier, Pool):
+            carrier.on_wait = stalled.look
+        if isinstance(turns, MemoryLocks):
+            turns.on_waited = histograms["gateway_lock_wait_seconds",].observe
+
+        def refused_there(error: GatewayError, address: str) -> None:
+            if type(error) in OF_THE_UPSTREAM:
+                told.refused(error)
+                stats.log.tell(error, address)
+            else:
+                refused(error, address)
+
+        served = _lifecycle(
+            own,
+            readings,
+            turns,
+            _carrier(carrier, own, tracing, "forward"),
+            callers_there,
+            audit,
+            clock,
+            counts,
+            refused_there,
+            budget,
+            spools,
+            call_metrics.counted(counts, histograms),
+            (*observers, live),
+            hold_patience,
+            tracing,
+            bodies,
+        )
+        return Beside(
+            name=to.name,
+            lifecycle=served,
+            lookups=readings,
+            store=kept,
+            locks=turns,
+            transport=carrier,
+            troubles=told,
+        )
+
+    beside = tuple(other(to) for to in settings.upstreams)
+    served: Lifecycle | Dispatcher = lifecycle
+    if beside or settings.listen.path_prefix is not None:
+        by_name = {MAIN: lifecycle} | {one.name: one.lifecycle for one in beside}
+        served = Dispatcher(destinations(settings), by_name, counts, refused)
+    pools = [one for one in (transport, *(one.transport for one in beside)) if isinstance(one, Pool)]
+    if isinstance(transport, Pool):
+        stalled.wanted = lambda: sum(pool.waiting for pool in pools)
     metrics = exposed(settings, counts, histograms, stats)
     audit.on_write = histograms["gateway_audit_write_seconds",].observe
     if isinstance(locks, MemoryLocks):
         locks.on_waited = histograms["gateway_lock_wait_seconds",].observe
-    metrics.measure(gauges(transport, store, locks, audit))
+    metrics.measure(
+        gauges(
+            pools,
+            [one for one in (store, *(one.store for one in beside)) if isinstance(one, MemoryStore)],
+            [locks, *(one.locks for one in beside)],
+            audit,
+        )
+    )
     metrics.measure({**rotation_gauges(rotation), ("gateway_audit_shared",): lambda: 0})
     metrics.measure({("gateway_access_lines_lost",): lambda: 0 if access is None else access.lost})
     metrics.measure({("gateway_buffered_bytes",): lambda: budget.held + unsent.held})
@@ -312,7 +436,7 @@ def build(
     admin.router.routes += page_routes.routes(live, shown_callers)
     return Gateway(
         lifecycle=lifecycle,
-        app=lifecycle if settings.cors is None else answering_cors(lifecycle, settings.cors),
+        app=served if settings.cors is None else answering_cors(served, settings.cors),
         admin=admin,
         lookups=lookups,
         store=store,
@@ -327,6 +451,7 @@ def build(
         troubles=troubles,
         metrics=metrics,
         live=live,
+        beside=beside,
         draining=draining,
         certificates=shown,
         tracing=tracing,
@@ -343,7 +468,25 @@ def traced(settings: Settings) -> Tracing | None:
     return Tracing.to(to.endpoint, to.sample)
 
 
+def destinations(settings: Settings) -> Destinations:
+    named = [
+        Destination(
+            one.name,
+            frozenset(host.lower().encode() for host in one.hosts),
+            (one.path_prefix or "").encode(),
+            one.strip,
+        )
+        for one in settings.upstreams
+    ]
+    return Destinations((settings.listen.path_prefix or "").encode(), named)
+
+
 def _carrier(transport: Transport, settings: Settings, tracing: Tracing | None, phase: str) -> Transport:
+    if settings.listen.rewrite_replies:
+        to, prefix = settings.upstream, settings.listen.path_prefix or ""
+        if isinstance(to, NamedUpstreamSettings) and to.strip:
+            prefix += to.path_prefix or ""
+        transport = RelocatedReplies(transport, to.url, prefix.encode())
     if tracing is None:
         return transport
     from gateway.tracing.transport import TracedTransport
@@ -362,6 +505,7 @@ def _kind_of_lifecycle(settings: Settings, tracing: Tracing | None) -> Callable[
 def tls_files(settings: Settings) -> dict[str, dict[str, str | None]]:
     """By their sections, those that have to be read and to fit before the gateway runs."""
     files = {"upstream.tls": settings.upstream.tls.model_dump()}
+    files |= {f"upstreams[{i}].tls": one.tls.model_dump() for i, one in enumerate(settings.upstreams)}
     if settings.listen.tls is not None:
         files["listen.tls"] = settings.listen.tls.model_dump(exclude={"min_version"})
     return files
@@ -495,7 +639,8 @@ def _lifecycle(
         imitated=imitations(name.lower().encode() for name in settings.credentials.headers),
         scheme=b"http" if settings.listen.tls is None else b"https",
     )
-    rules = Rules(settings.rules, limits.max_body)
+    name = to.name if isinstance(to, NamedUpstreamSettings) else None
+    rules = Rules(settings.rules_of(name), limits.max_body)
     passthrough = Passthrough(
         lookups=lookups,
         locks=locks,
@@ -538,29 +683,32 @@ def _lifecycle(
         shadow_checks=ShadowChecks(lookups, locks, clock, counts),
         observers=observers,
         hold_patience=hold_patience,
+        unmatched="none" if name is None else f"none.{name}",
     )
 
 
-def gauges(transport: Transport, store: Store, locks: Locks, audit: AuditLog) -> dict[MetricKey, Gauge]:
+def gauges(
+    pools: Sequence[Pool], stores: Sequence[MemoryStore], locks: Sequence[Locks], audit: AuditLog
+) -> dict[MetricKey, Gauge]:
     """
-    What can be measured of these parts: httpx does not tell of its pool, nor a store elsewhere of its
-    tables.
+    What can be measured of these parts, of all upstreams together: httpx does not tell of its pool, nor a
+    store elsewhere of its tables.
     """
     found: dict[MetricKey, Gauge] = {
-        ("gateway_locked_conversations",): lambda: len(locks),
+        ("gateway_locked_conversations",): lambda: sum(map(len, locks)),
         ("gateway_audit_lines_total",): lambda: audit.written,
         ("gateway_audit_lines_lost_total",): lambda: audit.lost_in_all,
         ("gateway_audit_failures_total",): lambda: audit.failures,
         ("gateway_audit_failing",): lambda: float(audit.problem is not None),
     }
-    if isinstance(transport, Pool):
-        found["gateway_upstream_connections", "idle"] = lambda: transport.idle
-        found["gateway_upstream_connections", "open"] = lambda: transport.size
-        found["gateway_upstream_waiting",] = lambda: transport.waiting
-    if isinstance(store, MemoryStore):
-        found["gateway_store_bytes",] = lambda: store.bytes
+    if pools:
+        found["gateway_upstream_connections", "idle"] = lambda: sum(pool.idle for pool in pools)
+        found["gateway_upstream_connections", "open"] = lambda: sum(pool.size for pool in pools)
+        found["gateway_upstream_waiting",] = lambda: sum(pool.waiting for pool in pools)
+    if stores:
+        found["gateway_store_bytes",] = lambda: sum(store.bytes for store in stores)
         for number, table in enumerate(Sizes._fields):
-            found["gateway_store_entries", table] = partial(_size, store, number)
+            found["gateway_store_entries", table] = partial(_size, stores, number)
     return found
 
 
@@ -605,13 +753,13 @@ def server_gauges(state: ServerState, stats: ServerStats) -> dict[MetricKey, Gau
     }
 
 
-def _size(store: MemoryStore, table: int) -> float:
-    return store.sizes()[table]
+def _size(stores: Sequence[MemoryStore], table: int) -> float:
+    return sum(store.sizes()[table] for store in stores)
 
 
-def answering_cors(lifecycle: Lifecycle, settings: CorsSettings) -> asgi.AsgiApp:
+def answering_cors(served: Lifecycle | Dispatcher, settings: CorsSettings) -> asgi.AsgiApp:
     return with_cors(
-        asgi.application(lifecycle.serve),
+        asgi.application(served.serve),
         origins=settings.origins,
         methods=settings.methods,
         headers=settings.headers,
@@ -657,7 +805,7 @@ def wanted_shares(settings: Settings) -> Shares:
     return Shares(
         clients=settings.limits.max_connections,
         lingering=ServerLimits().max_lingering,
-        upstream=settings.upstream.max_connections,
+        upstream=sum(one.max_connections for one in (settings.upstream, *settings.upstreams)),
         admin=ADMIN_CONNECTIONS,
     )
 
@@ -667,8 +815,13 @@ def fitted(settings: Settings, available: int) -> tuple[Settings, Shares, str | 
     wanted = wanted_shares(settings)
     has = descriptors.shared(wanted, available)
     limits = settings.limits.model_copy(update={"max_connections": has.clients})
-    upstream = settings.upstream.model_copy(update={"max_connections": has.upstream})
-    fits = settings.model_copy(update={"limits": limits, "upstream": upstream})
+    upstream, *others = [
+        one.model_copy(
+            update={"max_connections": max(1, one.max_connections * has.upstream // wanted.upstream)}
+        )
+        for one in (settings.upstream, *settings.upstreams)
+    ]
+    fits = settings.model_copy(update={"limits": limits, "upstream": upstream, "upstreams": tuple(others)})
     return fits, has, descriptors.shortage(wanted, has, available)
 
 
@@ -920,7 +1073,7 @@ async def serve_until_stopped(
             listening.port,
             settings.admin.host,
             listening.admin_port,
-            settings.upstream.url,
+            ", ".join(one.url for one in (settings.upstream, *settings.upstreams)),
         )
         for problem in (too_few, backlog.shortage(settings.listen.backlog)):
             if problem is not None:

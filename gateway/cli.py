@@ -34,7 +34,7 @@ from gateway.description import document as description
 from gateway.description.drift import drifts
 from gateway.description.operations import Api
 from gateway.description.proposals import configuration, proposals
-from gateway.errors import Unrecordable
+from gateway.errors import GatewayError, Unrecordable
 from gateway.explain import Explanation, explain
 from gateway.http.headers import Header, text
 from gateway.mock import demo
@@ -253,6 +253,14 @@ def check(
             typer.echo(line)
         return
     lines = [f"{path}: {len(settings.rules)} rules, forwarding to {settings.upstream.url}"]
+    for one in settings.upstreams:
+        where = " and ".join(
+            [
+                *([f"host {' or '.join(one.hosts)}"] if one.hosts else []),
+                *([f"path {one.path_prefix}"] if one.path_prefix else []),
+            ]
+        )
+        lines.append(f"upstream {one.name}: {where} to {one.url}")
     lines.append(f"digest: {digest(settings)}")
     if tried := sum(len(rule.cases) for rule in settings.rules):
         lines.append(f"{tried} cases come out as expected")
@@ -361,7 +369,15 @@ def explain_(
         raise fail(f"gateway explain: {error}") from None
     limit = settings.limits.max_body
     query = settings.credentials.query
-    show(explain(Rules(settings.rules, limit), method, target, headers, body, state, limit, query))
+    hosts = [value for name, value in headers if name == b"host"]
+    try:
+        name, inner = app.destinations(settings).chosen(b"".join(hosts), target.encode())
+    except GatewayError as error:
+        raise fail(f"gateway explain: {error.status} {error.title}: {error.detail}") from None
+    if settings.upstreams:
+        typer.echo(f"upstream: {name or 'the main one'}, as {inner.decode()}")
+    rules = Rules(settings.rules_of(name or None), limit)
+    show(explain(rules, method, inner.decode(), headers, body, state, limit, query))
 
 
 def show(told: Explanation) -> None:

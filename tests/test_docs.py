@@ -151,6 +151,7 @@ def test_what_is_made_from_the_code_is_up_to_date(page: str) -> None:
 NEVER_RECORDED = {
     errors.HeadTimeout,
     errors.MethodNotAllowed,
+    errors.NotServed,
     errors.TargetTooLong,
     errors.ExpectationFailed,
     errors.MisdirectedRequest,

@@ -26,10 +26,12 @@ class Difference(Struct, frozen=True):
 
 
 def differences(one: Settings, other: Settings) -> list[Difference]:
-    """By their places, rules by their names. A rule that only one of them has is told as a whole."""
+    """By their places, rules by their names. A rule or upstream that only one
+    of them has is told as a whole."""
     before, after = effects(one), effects(other)
     names = [{rule.name for rule in settings.rules} for settings in (one, other)]
-    single = {f"rules[{name}]": name in names[0] for name in names[0] ^ names[1]}
+    whole = [_named(settings) for settings in (one, other)]
+    single = {name: name in whole[0] for name in whole[0] ^ whole[1]}
     places = [
         place
         for place in sorted(before | after)
@@ -45,8 +47,14 @@ def differences(one: Settings, other: Settings) -> list[Difference]:
     return sorted(found, key=lambda one: one.place)
 
 
-def _within(place: str, rules: Iterable[str]) -> bool:
-    return any(place.startswith(f"{rule}.") for rule in rules)
+def _named(settings: Settings) -> set[str]:
+    return {f"rules[{rule.name}]" for rule in settings.rules} | {
+        f"upstreams[{upstream.name}]" for upstream in settings.upstreams
+    }
+
+
+def _within(place: str, names: Iterable[str]) -> bool:
+    return any(place.startswith(f"{name}.") for name in names)
 
 
 def _shown(value: Any) -> str:

@@ -27,6 +27,7 @@ ELSEWHERE: Final[dict[str, Any]] = {
     "rules": True,  # by their names, below
     "tracing": True,
     "upstream": {"url", "tls"},
+    "upstreams": True,  # by theirs
 }
 ORDER: Final = "rules, in their order"
 
@@ -43,6 +44,9 @@ def digest(settings: Settings) -> str:
 def effects(settings: Settings) -> dict[str, Any]:
     """Each setting that has an effect, by its place."""
     found = dict(_flat("", settings.model_dump(mode="json", exclude=ELSEWHERE)))
+    for upstream in settings.upstreams:
+        own = upstream.model_dump(mode="json", exclude={"name", "hosts", "url", "tls"})
+        found |= _flat(f"upstreams[{upstream.name}]", own)
     for rule in settings.rules:
         found |= _flat(f"rules[{rule.name}]", _of_rule(rule))
     # Of rules that are equally specific the first counts.
