@@ -38,29 +38,34 @@ from gateway.admin.live import Live
 from gateway.admin.log_lines import JsonLines, LineHandler, TextLines
 from gateway.admin.metrics import Counts, Gauge, Histograms, MetricKey, Metrics, WatchedRule
 from gateway.admin.shown_callers import ShownCallers
-from gateway.admin.troubles import Troubles
+from gateway.admin.troubles import OF_THE_UPSTREAM, Troubles
 from gateway.audit.callers import Callers
 from gateway.audit.callers_file import CallersFile
 from gateway.audit.claim import Claim
+from gateway.audit.configurations import ConfigurationInForce
 from gateway.audit.finished_call import CallCounter, Observer
 from gateway.audit.mode_changes import ModeChanged
 from gateway.audit.rotation import Rotation
 from gateway.audit.watched_bodies import WatchedBodies
-from gateway.audit.writer import AuditLog
+from gateway.audit.writer import AuditLog, Line
 from gateway.checks import preflight
 from gateway.config import (
     AuditSettings,
     CorsSettings,
     CredentialSettings,
     LogSettings,
+    NamedUpstreamSettings,
     Settings,
     UpstreamSettings,
 )
 from gateway.errors import GatewayError, StoreUnavailable
+from gateway.http.destinations import MAIN, Destination, Destinations
 from gateway.http.forwarding import Hop
 from gateway.http.grammar import imitations
 from gateway.http.head_shapes import HeadShapes
+from gateway.promotion.effect import digest
 from gateway.proxy.buffered import BufferBudget
+from gateway.proxy.dispatch import Dispatcher
 from gateway.proxy.lifecycle import HOLD_PATIENCE, Lifecycle
 from gateway.proxy.passthrough import Passthrough, UploadSlots
 from gateway.proxy.phases import Phases
@@ -90,6 +95,7 @@ from gateway.upstream.connect import tls_context
 from gateway.upstream.connection import Timeouts
 from gateway.upstream.http2 import HttpxTransport, over_http2
 from gateway.upstream.pool import Pool, PoolLimits
+from gateway.upstream.relocated_replies import RelocatedReplies
 from gateway.upstream.transport import Transport
 
 if TYPE_CHECKING:
@@ -117,6 +123,26 @@ class Listening(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Beside:
+    """What one of `upstreams` has of its own."""
+
+    name: str
+    lifecycle: Lifecycle
+    lookups: Lookups
+    store: Store
+    locks: Locks
+    transport: Transport
+    troubles: Troubles
+
+    async def close(self) -> None:
+        await self.lifecycle.close()
+        await self.lookups.close()
+        self.transport.close()
+        await self.transport.wait_closed()
+        self.troubles.close()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Gateway:
     """All that runs. `draining` is set when the process is about to stop."""
 
@@ -140,6 +166,7 @@ class Gateway:
     checks: health.Checks
     degraded: health.Checks  # what it can do without, for a time
     draining: asyncio.Event
+    beside: tuple[Beside, ...]  # what the other upstreams have of their own
     certificates: Certificates | None  # that the listener shows, where it speaks TLS
     tracing: Tracing | None
 
@@ -148,13 +175,19 @@ class Gateway:
         Calls that come from now on go by the rules of these settings. Where these are others but for their
         modes, what was read before is not used: what is a write by them may have passed by unnoticed (S3).
         """
-        self.lifecycle.follow(Rules(settings.rules, settings.limits.max_body))
+        self.lifecycle.follow(Rules(settings.rules_of(None), settings.limits.max_body))
+        for one in self.beside:
+            one.lifecycle.follow(Rules(settings.rules_of(one.name), settings.limits.max_body))
         self.metrics.follow(watched_rules(settings))
+        if rules_differ:
+            self.metrics.digest = digest(settings)
         self.live.rules = shown_rules(settings)
         if rules_differ:
             await self.lookups.invalidate_after(None)
+            for one in self.beside:
+                await one.lookups.invalidate_after(None)
 
-    async def record(self, lines: Sequence[ModeChanged]) -> None:
+    async def record(self, lines: Sequence[Line]) -> None:
         """What an operator is about to change, on the audit log and the page. Raises Unrecordable."""
         for line in lines:
             self.audit.append(line)
@@ -163,7 +196,8 @@ class Gateway:
         else:
             self.audit.commit()
         for line in lines:
-            self.live.mode_changed(line)
+            if isinstance(line, ModeChanged):
+                self.live.mode_changed(line)
 
     async def reopen(self) -> None:
         """The files that may be others by now: the logs after a rotation, the certificate."""
@@ -178,10 +212,14 @@ class Gateway:
         await self.lookups.close()
         self.transport.close()
         await self.transport.wait_closed()
+        for one in self.beside:
+            await one.close()
         self.spools.close()
         if self.shared is not None:
             await self.shared.locks.close()
         await self.store.close()  # calls that were cut off may have had to tell it something until now
+        for one in self.beside:
+            await one.store.close()
         await self.audit.end()
         self.troubles.close()
         if self.access is not None:
@@ -308,11 +346,103 @@ def build(
         shared,
     )
     troubles = watched_parts(parts, settings, clock, stats, counts, transport, lookups, audit)
+
+    def other(to: NamedUpstreamSettings) -> Beside:
+        """As all of the above, for another upstream: what calls to several share is the client's side."""
+        own = settings.model_copy(update={"upstream": to, "rules": settings.rules_of(to.name)})
+        carrier = connect(to)
+        kept = MemoryStore(settings.state_cache.max_entries, settings.state_cache.max_bytes, clock)
+        turns = parts.locks(limits.lock_timeout)
+        callers_there = parts.credentials(
+            to.url,
+            settings.credentials.headers,
+            settings.credentials.ignore,
+            settings.credentials.query,
+            key=derived(key, "credentials"),
+        )
+        readings = parts.lookups(
+            kept,
+            _carrier(carrier, own, tracing, "lookup"),
+            wall=wall,
+            counts=counts,
+            max_body=limits.max_body,
+            max_pause=to.max_pause,
+            sweeps=SweepRate(limits.unnamed_write_rate, limits.lock_timeout, clock),
+            budget=budget,
+            ignored=callers_there.ignored,
+            timed=lambda ended, seconds: histograms["gateway_lookup_duration_seconds", ended].observe(
+                seconds
+            ),
+        )
+        told = parts.troubles(
+            to.url,
+            clock,
+            refusals=lambda: 0,
+            held_back=lambda: 0,
+            answers=carrier if isinstance(carrier, (Pool, HttpxTransport)) else None,
+        )
+        readings.on_pause = told.paused
+        if isinstance(carrier, Pool):
+            carrier.on_wait = stalled.look
+        if isinstance(turns, MemoryLocks):
+            turns.on_waited = histograms["gateway_lock_wait_seconds",].observe
+
+        def refused_there(error: GatewayError, address: str) -> None:
+            if type(error) in OF_THE_UPSTREAM:
+                told.refused(error)
+                stats.log.tell(error, address)
+            else:
+                refused(error, address)
+
+        served = _lifecycle(
+            own,
+            readings,
+            turns,
+            _carrier(carrier, own, tracing, "forward"),
+            callers_there,
+            audit,
+            clock,
+            counts,
+            refused_there,
+            budget,
+            spools,
+            call_metrics.counted(counts, histograms),
+            (*observers, live),
+            hold_patience,
+            tracing,
+            bodies,
+            None,
+        )
+        return Beside(
+            name=to.name,
+            lifecycle=served,
+            lookups=readings,
+            store=kept,
+            locks=turns,
+            transport=carrier,
+            troubles=told,
+        )
+
+    beside = tuple(other(to) for to in settings.upstreams)
+    served: Lifecycle | Dispatcher = lifecycle
+    if beside or settings.listen.path_prefix is not None:
+        by_name = {MAIN: lifecycle} | {one.name: one.lifecycle for one in beside}
+        served = Dispatcher(destinations(settings), by_name, counts, refused)
+    pools = [one for one in (transport, *(one.transport for one in beside)) if isinstance(one, Pool)]
+    if isinstance(transport, Pool):
+        stalled.wanted = lambda: sum(pool.waiting for pool in pools)
     metrics = exposed(settings, counts, histograms, stats)
     audit.on_write = histograms["gateway_audit_write_seconds",].observe
     if isinstance(locks, MemoryLocks):
         locks.on_waited = histograms["gateway_lock_wait_seconds",].observe
-    metrics.measure(gauges(transport, store, locks, audit))
+    metrics.measure(
+        gauges(
+            pools,
+            [one for one in (store, *(one.store for one in beside)) if isinstance(one, MemoryStore)],
+            [locks, *(one.locks for one in beside)],
+            audit,
+        )
+    )
     metrics.measure({**rotation_gauges(rotation), ("gateway_audit_shared",): lambda: 0})
     metrics.measure({("gateway_access_lines_lost",): lambda: 0 if access is None else access.lost})
     metrics.measure({("gateway_buffered_bytes",): lambda: budget.held + unsent.held})
@@ -332,7 +462,7 @@ def build(
     admin.router.routes += page_routes.routes(live, shown_callers)
     return Gateway(
         lifecycle=lifecycle,
-        app=lifecycle if settings.cors is None else answering_cors(lifecycle, settings.cors),
+        app=served if settings.cors is None else answering_cors(served, settings.cors),
         admin=admin,
         lookups=lookups,
         store=store,
@@ -350,6 +480,7 @@ def build(
         live=live,
         checks=checks,
         degraded=degraded,
+        beside=beside,
         draining=draining,
         certificates=shown,
         tracing=tracing,
@@ -366,7 +497,25 @@ def traced(settings: Settings) -> Tracing | None:
     return Tracing.to(to.endpoint, to.sample)
 
 
+def destinations(settings: Settings) -> Destinations:
+    named = [
+        Destination(
+            one.name,
+            frozenset(host.lower().encode() for host in one.hosts),
+            (one.path_prefix or "").encode(),
+            one.strip,
+        )
+        for one in settings.upstreams
+    ]
+    return Destinations((settings.listen.path_prefix or "").encode(), named)
+
+
 def _carrier(transport: Transport, settings: Settings, tracing: Tracing | None, phase: str) -> Transport:
+    if settings.listen.rewrite_replies:
+        to, prefix = settings.upstream, settings.listen.path_prefix or ""
+        if isinstance(to, NamedUpstreamSettings) and to.strip:
+            prefix += to.path_prefix or ""
+        transport = RelocatedReplies(transport, to.url, prefix.encode())
     if tracing is None:
         return transport
     from gateway.tracing.transport import TracedTransport
@@ -385,6 +534,7 @@ def _kind_of_lifecycle(settings: Settings, tracing: Tracing | None) -> Callable[
 def tls_files(settings: Settings) -> dict[str, dict[str, str | None]]:
     """By their sections, those that have to be read and to fit before the gateway runs."""
     files = {"upstream.tls": settings.upstream.tls.model_dump()}
+    files |= {f"upstreams[{i}].tls": one.tls.model_dump() for i, one in enumerate(settings.upstreams)}
     if settings.listen.tls is not None:
         files["listen.tls"] = settings.listen.tls.model_dump(exclude={"min_version"})
     return files
@@ -489,6 +639,7 @@ def exposed(settings: Settings, counts: Counts, histograms: Histograms, stats: S
     tallies = {"gateway_refusals_total": stats.refused, "gateway_aborts_total": stats.aborted}
     metrics = Metrics(counts, tallies, histograms)
     metrics.follow(watched_rules(settings))
+    metrics.digest = digest(settings)
     metrics.measure(process.readings())
     metrics.measure({("gateway_build_info", __version__, platform.python_version()): lambda: 1})
     metrics.measure({("gateway_workers",): lambda: 1})  # whoever speaks for several adds them up
@@ -566,7 +717,8 @@ def _lifecycle(
         imitated=imitations(name.lower().encode() for name in settings.credentials.headers),
         scheme=b"http" if settings.listen.tls is None else b"https",
     )
-    rules = Rules(settings.rules, limits.max_body)
+    name = to.name if isinstance(to, NamedUpstreamSettings) else None
+    rules = Rules(settings.rules_of(name), limits.max_body)
     passthrough = Passthrough(
         lookups=lookups,
         locks=locks,
@@ -611,30 +763,33 @@ def _lifecycle(
         shadow_checks=ShadowChecks(lookups, locks, clock, counts),
         observers=observers,
         hold_patience=hold_patience,
+        unmatched="none" if name is None else f"none.{name}",
     )
 
 
-def gauges(transport: Transport, store: Store, locks: Locks, audit: AuditLog) -> dict[MetricKey, Gauge]:
+def gauges(
+    pools: Sequence[Pool], stores: Sequence[MemoryStore], locks: Sequence[Locks], audit: AuditLog
+) -> dict[MetricKey, Gauge]:
     """
-    What can be measured of these parts: httpx does not tell of its pool, nor a store elsewhere of its
-    tables.
+    What can be measured of these parts, of all upstreams together: httpx does not tell of its pool, nor a
+    store elsewhere of its tables.
     """
     found: dict[MetricKey, Gauge] = {
         ("gateway_store_failing",): lambda: 0.0,
-        ("gateway_locked_conversations",): lambda: len(locks),
+        ("gateway_locked_conversations",): lambda: sum(map(len, locks)),
         ("gateway_audit_lines_total",): lambda: audit.written,
         ("gateway_audit_lines_lost_total",): lambda: audit.lost_in_all,
         ("gateway_audit_failures_total",): lambda: audit.failures,
         ("gateway_audit_failing",): lambda: float(audit.problem is not None),
     }
-    if isinstance(transport, Pool):
-        found["gateway_upstream_connections", "idle"] = lambda: transport.idle
-        found["gateway_upstream_connections", "open"] = lambda: transport.size
-        found["gateway_upstream_waiting",] = lambda: transport.waiting
-    if isinstance(store, MemoryStore):
-        found["gateway_store_bytes",] = lambda: store.bytes
+    if pools:
+        found["gateway_upstream_connections", "idle"] = lambda: sum(pool.idle for pool in pools)
+        found["gateway_upstream_connections", "open"] = lambda: sum(pool.size for pool in pools)
+        found["gateway_upstream_waiting",] = lambda: sum(pool.waiting for pool in pools)
+    if stores:
+        found["gateway_store_bytes",] = lambda: sum(store.bytes for store in stores)
         for number, table in enumerate(Sizes._fields):
-            found["gateway_store_entries", table] = partial(_size, store, number)
+            found["gateway_store_entries", table] = partial(_size, stores, number)
     return found
 
 
@@ -679,13 +834,13 @@ def server_gauges(state: ServerState, stats: ServerStats) -> dict[MetricKey, Gau
     }
 
 
-def _size(store: MemoryStore, table: int) -> float:
-    return store.sizes()[table]
+def _size(stores: Sequence[MemoryStore], table: int) -> float:
+    return sum(store.sizes()[table] for store in stores)
 
 
-def answering_cors(lifecycle: Lifecycle, settings: CorsSettings) -> asgi.AsgiApp:
+def answering_cors(served: Lifecycle | Dispatcher, settings: CorsSettings) -> asgi.AsgiApp:
     return with_cors(
-        asgi.application(lifecycle.serve),
+        asgi.application(served.serve),
         origins=settings.origins,
         methods=settings.methods,
         headers=settings.headers,
@@ -731,7 +886,7 @@ def wanted_shares(settings: Settings) -> Shares:
     return Shares(
         clients=settings.limits.max_connections,
         lingering=ServerLimits().max_lingering,
-        upstream=settings.upstream.max_connections,
+        upstream=sum(one.max_connections for one in (settings.upstream, *settings.upstreams)),
         admin=ADMIN_CONNECTIONS,
     )
 
@@ -741,8 +896,13 @@ def fitted(settings: Settings, available: int) -> tuple[Settings, Shares, str | 
     wanted = wanted_shares(settings)
     has = descriptors.shared(wanted, available)
     limits = settings.limits.model_copy(update={"max_connections": has.clients})
-    upstream = settings.upstream.model_copy(update={"max_connections": has.upstream})
-    fits = settings.model_copy(update={"limits": limits, "upstream": upstream})
+    upstream, *others = [
+        one.model_copy(
+            update={"max_connections": max(1, one.max_connections * has.upstream // wanted.upstream)}
+        )
+        for one in (settings.upstream, *settings.upstreams)
+    ]
+    fits = settings.model_copy(update={"limits": limits, "upstream": upstream, "upstreams": tuple(others)})
     return fits, has, descriptors.shortage(wanted, has, available)
 
 
@@ -911,9 +1071,9 @@ def _tell_of_dropped(problem: str | None, dropped: int) -> None:
         log.warning("%d lines of this log were dropped: nobody took them in time", dropped)
 
 
-def log_start(settings: Settings) -> None:
+def log_start(settings: Settings, in_force: str) -> None:
     """What an operator wants to know of the process that just began."""
-    log.info("gateway %s: %d rules", __version__, len(settings.rules))
+    log.info("gateway %s: %d rules, configuration %s", __version__, len(settings.rules), in_force)
     for rule in settings.rules:
         log.info("rule %s: %s: %s %s", rule.name, rule.mode, rule.match.method, rule.match.path)
     audit, limits = settings.audit, settings.limits
@@ -960,6 +1120,8 @@ async def serve_until_stopped(
     configured = settings
     settings, shares, too_few = fitted(settings, descriptors.raised())
     gateway = build(settings, observers=observers)
+    # What is configured, not what of it could be had here.
+    gateway.metrics.digest = digest(configured)
     keep_what_is_there()
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -993,15 +1155,16 @@ async def serve_until_stopped(
     if gateway.shared is not None:
         with contextlib.suppress(StoreUnavailable):  # it is on the log, and goes on trying
             await gateway.shared.server.connected()
+    gateway.audit.append_best_effort(ConfigurationInForce.of(digest(configured), "start"))
     async with running(settings, gateway, shares) as listening:
-        log_start(settings)
+        log_start(settings, digest(configured))
         log.info(
             "listening on %s:%d, admin on %s:%d, forwarding to %s",
             settings.listen.host,
             listening.port,
             settings.admin.host,
             listening.admin_port,
-            settings.upstream.url,
+            ", ".join(one.url for one in (settings.upstream, *settings.upstreams)),
         )
         for problem in (too_few, backlog.shortage(settings.listen.backlog)):
             if problem is not None:

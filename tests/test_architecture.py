@@ -141,10 +141,11 @@ def within_any(name: str, wanted: set[str]) -> bool:
 
 
 def test_only_the_wiring_sees_the_settings() -> None:
-    """Parts receive values, never the configuration; but for those that read it again or divide it."""
+    """Parts receive values, and not the configuration; but for those that read, divide or compare it."""
     of_workers = {f"workers/{name}" for name in ("listeners", "shares", "start", "supervisor", "worker")}
     in_process = {"asgi", "in_process/running", "in_process/httpx_transport"}
-    assert importers("config") == {"app", "cli", "reloads"} | of_workers | in_process
+    compared = {"promotion/effect", "promotion/difference"}
+    assert importers("config") == {"app", "cli", "reloads"} | of_workers | in_process | compared
 
 
 def test_only_the_wiring_knows_where_the_shared_state_is_kept() -> None:

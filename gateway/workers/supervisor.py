@@ -28,9 +28,12 @@ from gateway.admin import changes, process
 from gateway.admin.metrics import Counts, Metrics
 from gateway.admin.shown_callers import ShownCallers
 from gateway.audit.claim import Claim
+from gateway.audit.configurations import ConfigurationInForce
 from gateway.audit.mode_changes import ModeChanged
+from gateway.audit.writer import Line
 from gateway.config import Settings
 from gateway.errors import Unrecordable
+from gateway.promotion.effect import digest
 from gateway.reloads import Reloads, watched
 from gateway.server import backlog
 from gateway.workers import admin, listeners
@@ -73,6 +76,8 @@ class Supervisor:
         self._workers = workers
         self._key = secrets.token_hex(32)
         self._counts = Counts()
+        self._own = Metrics(self._counts, {})
+        self._own.digest = digest(settings)
         self._reloads = Reloads(settings, self._load, self._follow, self._record, self._counts)
         self._places: list[Place] = []
         self._live = LiveOfAll(time.time, app.shown_rules(settings), self._places)
@@ -97,6 +102,8 @@ class Supervisor:
                 try:
                     await self._until(self._ready, keeping)
                     if not self._stopped.is_set():
+                        with contextlib.suppress(Unrecordable):  # told when calls are refused for it
+                            await self._record([ConfigurationInForce.of(self._own.digest, "start")])
                         self._log_start(listen.host, port, side.host, admin_port)
                     if watch:
                         self._spawn(watched(self._path, self._reloads))
@@ -137,7 +144,7 @@ class Supervisor:
                 await task
 
     def _admin(self) -> Starlette:
-        own = Metrics(self._counts, {})
+        own = self._own
         own.measure(process.readings())
         own.measure({("gateway_audit_shared",): lambda: app.is_shared(self._claim)})
         callers = self._settings.callers
@@ -150,7 +157,7 @@ class Supervisor:
         return side
 
     def _log_start(self, host: str, port: int, admin_host: str, admin_port: int) -> None:
-        app.log_start(self._settings)
+        app.log_start(self._settings, self._own.digest)
         log.info(
             "listening on %s:%d, admin on %s:%d, forwarding to %s, by %d workers",
             host,
@@ -247,6 +254,7 @@ class Supervisor:
         if rules_differ:  # else what was loaded last may have been refused
             self._text = self._loaded
         self._modes = _modes(settings)
+        self._own.digest = digest(settings)
         self._live.rules = app.shown_rules(settings)
         for place in self._places:
             await self._told(place, rules_differ)
@@ -262,7 +270,7 @@ class Supervisor:
             log.error("worker %d does not follow (%s): another takes its place", place.number, error)
             place.replace()
 
-    async def _record(self, lines: list[ModeChanged]) -> None:
+    async def _record(self, lines: list[Line]) -> None:
         """On the audit log once, by one worker. Raises Unrecordable."""
         for place in self._places:
             try:
@@ -272,7 +280,8 @@ class Supervisor:
             if problem is not None:
                 raise Unrecordable(problem)
             for line in lines:
-                self._live.mode_changed(line)
+                if isinstance(line, ModeChanged):
+                    self._live.mode_changed(line)
             return
         raise Unrecordable("no worker is there to record it")
 

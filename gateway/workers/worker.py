@@ -13,6 +13,7 @@ import logging
 import signal
 import socket
 import sys
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -20,8 +21,9 @@ import msgspec
 import uvloop
 
 from gateway import app
+from gateway.audit.configurations import ConfigurationInForce
 from gateway.audit.mode_changes import ModeChanged
-from gateway.audit.writer import AuditLog
+from gateway.audit.writer import AuditLog, Line
 from gateway.config import Settings
 from gateway.errors import Unrecordable
 from gateway.server import descriptors
@@ -82,6 +84,9 @@ async def work(control: socket.socket, listener: socket.socket) -> None:
         serving.cancel()
 
 
+RECORDED: Mapping[str, type[Line]] = {"mode": ModeChanged, "config": ConfigurationInForce}
+
+
 def answers(gateway: app.Gateway, settings: Settings, name: str) -> dict[str, Answer]:
     """To what the supervisor asks for."""
     live, watching = gateway.live, Watching(gateway.live)
@@ -96,7 +101,7 @@ def answers(gateway: app.Gateway, settings: Settings, name: str) -> dict[str, An
     async def record(said: list[dict[str, Any]]) -> str | None:
         """What kept it from being recorded."""
         try:
-            await gateway.record(msgspec.convert(said, list[ModeChanged]))
+            await gateway.record([msgspec.convert(one, RECORDED[one["event"]]) for one in said])
         except Unrecordable as error:
             return error.detail
         return None

@@ -27,8 +27,8 @@ def test_every_name_in_the_code_is_declared_and_every_counter_is_counted_somewhe
     elsewhere = [path.read_text("utf-8") for name, path in MODULES.items() if name != "admin/metrics"]
     named = set(re.findall(r'"(gateway_[a-z_]+|process_[a-z]+_[a-z_]+)"', "".join(elsewhere)))
 
-    # The rules' modes are read where the rules are followed.
-    assert named | {"gateway_rule_info"} == {metric.name for metric in METRICS}
+    # The rules' modes and the digest are read where the rules are followed.
+    assert named | {"gateway_rule_info", "gateway_config_info"} == {metric.name for metric in METRICS}
 
 
 @pytest.mark.parametrize(

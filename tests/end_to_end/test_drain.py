@@ -147,6 +147,7 @@ async def test_what_does_not_end_is_cut_off_at_the_drain_timeout(tmp_path: Path,
     if what == "a call":
         lines = audit_lines(gateway.audit)
         assert [(line["event"], line.get("status"), line.get("error")) for line in lines] == [
+            ("config", None, None),
             ("rewrite", None, None),
             ("outcome", None, "cancelled"),
         ]
