@@ -21,7 +21,7 @@ import typer
 import uvloop
 from pydantic import SecretStr
 
-from gateway import __version__, app, config, replay
+from gateway import __version__, app, config, lifetime, replay
 from gateway.admin import client
 from gateway.audit import callers_file, logged_callers
 from gateway.audit import commands as audit_log
@@ -125,13 +125,13 @@ def run(
         running = supervisor.run(path, number, of_workers(number, unusable), watch)
     else:
         settings = loaded(path, unusable)
-        running = app.run(settings, lambda: config.load(path, also=unusable), path if watch else None)
+        running = lifetime.run(settings, lambda: config.load(path, also=unusable), path if watch else None)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(running)
     except config.ConfigError as error:
         raise fail(str(error)) from None
-    except (app.CannotListen, app.LogInUse, CannotStart, supervisor.NotEnded, OSError) as error:
+    except (app.CannotListen, lifetime.LogInUse, CannotStart, supervisor.NotEnded, OSError) as error:
         raise fail(f"gateway: {error}") from None
 
 

@@ -23,7 +23,7 @@ from typing import Any, Final
 import msgspec
 from starlette.applications import Starlette
 
-from gateway import app, config
+from gateway import app, config, lifetime
 from gateway.admin import changes, process
 from gateway.admin.metrics import Counts, Metrics
 from gateway.admin.shown_callers import ShownCallers
@@ -59,7 +59,7 @@ async def run(path: Path, workers: int, also: config.Also, watch: bool) -> None:
     """
     text = config.text_of(path)
     settings = config.parse(text, os.environ, path.name, also)
-    with app.logging_to(2, settings.log), app.claimed(settings.audit) as claim:
+    with lifetime.logging_to(2, settings.log), lifetime.claimed(settings.audit) as claim:
         await Supervisor(settings, text, path, workers, also, claim).run(watch)
 
 
@@ -95,7 +95,7 @@ class Supervisor:
         port = first.getsockname()[1]
         self._make_places(first)
         try:
-            private = app.bind("admin", side.host, side.port, app.ADMIN_CONNECTIONS)
+            private = lifetime.bind("admin", side.host, side.port, lifetime.ADMIN_CONNECTIONS)
             async with self._serving(private) as admin_port:
                 self._follow_signals()
                 keeping = [asyncio.create_task(place.keep()) for place in self._places]
@@ -133,7 +133,9 @@ class Supervisor:
     @contextlib.asynccontextmanager
     async def _serving(self, private: socket.socket) -> AsyncIterator[int]:
         """The admin side."""
-        server = app.Server(app.admin_config(self._settings, self._admin(), app.ADMIN_CONNECTIONS))
+        server = lifetime.Server(
+            lifetime.admin_config(self._settings, self._admin(), lifetime.ADMIN_CONNECTIONS)
+        )
         with private:
             task = asyncio.create_task(server.serve(sockets=[private]))
             try:
@@ -146,7 +148,7 @@ class Supervisor:
     def _admin(self) -> Starlette:
         own = self._own
         own.measure(process.readings())
-        own.measure({("gateway_audit_shared",): lambda: app.is_shared(self._claim)})
+        own.measure({("gateway_audit_shared",): lambda: lifetime.is_shared(self._claim)})
         callers = self._settings.callers
         stable = self._settings.credentials.key is not None
         kept = None
@@ -157,7 +159,7 @@ class Supervisor:
         return side
 
     def _log_start(self, host: str, port: int, admin_host: str, admin_port: int) -> None:
-        app.log_start(self._settings, self._own.digest)
+        lifetime.log_start(self._settings, self._own.digest)
         log.info(
             "listening on %s:%d, admin on %s:%d, forwarding to %s, by %d workers",
             host,

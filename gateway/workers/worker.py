@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 import uvloop
 
-from gateway import app
+from gateway import app, lifetime
 from gateway.audit.configurations import ConfigurationInForce
 from gateway.audit.mode_changes import ModeChanged
 from gateway.audit.writer import AuditLog, Line
@@ -58,11 +58,11 @@ async def work(control: socket.socket, listener: socket.socket) -> None:
         return
     settings = start.settings()
     _name_in_the_log(start.number)
-    with app.logging_to(2, settings.log) as observers:
-        settings, shares, too_few = app.fitted(settings, descriptors.raised())
+    with lifetime.logging_to(2, settings.log) as observers:
+        settings, shares, too_few = lifetime.fitted(settings, descriptors.raised())
         key = None if settings.credentials.key is not None else bytes.fromhex(start.key)
         gateway = app.build(settings, parts=PARTS, credential_key=key, observers=observers)
-        app.keep_what_is_there()
+        lifetime.keep_what_is_there()
         channel = Channel(reader, writer, answers(gateway, settings, start.name))
         stopped = asyncio.Event()
         serving = asyncio.create_task(channel.serve())
@@ -75,7 +75,7 @@ async def work(control: socket.socket, listener: socket.socket) -> None:
             log.warning("%s", too_few)
         await gateway.audit.begin()
         listener.listen(settings.listen.backlog)
-        async with app.running(settings, gateway, shares, listener):
+        async with lifetime.running(settings, gateway, shares, listener):
             channel.tell("ready")
             await stopped.wait()
         # What was counted to the end stays counted.

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from gateway import app
+from gateway import app, lifetime
 from gateway.admin.metrics import METRICS, Counts, Metrics
 from tests.support.gateways import BODY, PARTICIPANT, TOKEN, gateway, settings
 from tests.support.house import MODULES
@@ -73,7 +73,7 @@ async def test_a_running_gateway_has_every_gauge(tmp_path_factory: pytest.TempPa
     audit = tmp_path_factory.mktemp("audit") / "rewrites.jsonl"
     chosen = settings("http://127.0.0.1:9", str(audit), listen={"port": 0}, admin={"port": 0})
     built = app.build(chosen)
-    async with app.running(chosen, built):
+    async with lifetime.running(chosen, built):
         there = {sample.metric.name for sample in built.metrics.samples()}
 
     assert there >= {metric.name for metric in METRICS if metric.kind == "gauge"}

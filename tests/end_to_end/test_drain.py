@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway import app
+from gateway import app, lifetime
 from gateway.proxy.passthrough import MAX_READ_AHEAD
 from gateway.server.connection import GRACE
 from tests.support.audit_lines import audit_lines
@@ -162,7 +162,7 @@ async def stopping(tmp_path: Path, script: Script) -> AsyncIterator[tuple[int, R
     async with RawUpstream(script) as upstream:
         audit = str(tmp_path / "rewrites.jsonl")
         chosen = settings(upstream.url, audit, listen={"port": 0}, admin={"port": 0})
-        context = app.running(chosen, app.build(chosen))
+        context = lifetime.running(chosen, app.build(chosen))
         listening = await context.__aenter__()
 
         async def stop() -> None:

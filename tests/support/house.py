@@ -53,12 +53,13 @@ MAY_IMPORT: dict[str, set[str]] = {
         "config", "rules", "repairs", "paths", "units", "http", "server", "upstream", "state", "audit",
         "proxy", "tracing", "admin", "reloads", "checks", "promotion",
     },
-    "workers": {"app", "config", "reloads", "server", "audit", "admin", "promotion"},
-    "in_process": {"app", "config", "http", "server", "proxy", "upstream"},
+    "lifetime": {"app", "config", "http", "server", "audit", "admin", "reloads", "promotion"},
+    "workers": {"app", "lifetime", "config", "reloads", "server", "audit", "admin", "promotion"},
+    "in_process": {"app", "lifetime", "config", "http", "server", "proxy", "upstream"},
     "asgi": {"in_process", "config", "server", "upstream"},
     "cli": {
-        "app", "workers", "config", "checks", "cases", "explain", "mock", "mock/demo", "rules", "http",
-        "admin/client", "audit", "replay", "description", "description/document", "promotion",
+        "app", "lifetime", "workers", "config", "checks", "cases", "explain", "mock", "mock/demo", "rules",
+        "http", "admin/client", "audit", "replay", "description", "description/document", "promotion",
     },
     "__main__": {"cli"},
 }  # fmt: skip
