@@ -1,5 +1,5 @@
 """
-Wiring: every object is made here, from checked settings, and run until the process is told to stop.
+Wiring: every object is made here, from checked settings.
 """
 
 from __future__ import annotations
