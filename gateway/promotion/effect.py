@@ -25,6 +25,7 @@ ELSEWHERE: Final[dict[str, Any]] = {
     "log": True,
     "mode": True,  # the rules have it
     "rules": True,  # by their names, below
+    "store": {"url", "tls"},
     "tracing": True,
     "upstream": {"url", "tls"},
     "upstreams": True,  # by theirs
