@@ -21,6 +21,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 
@@ -87,6 +88,22 @@ class Node:
     def end(self) -> None:
         if self.running is not None:
             self.running.end()
+
+
+def unreachable(one: Node, until: float) -> list[Fault]:
+    """When the gateway said of itself that it could not ask the server: also where it had no processor."""
+    found: list[Fault] = []
+    for number in range(1, one.starts + 1):
+        for line in (one.folder / f"gateway-{number}.log").read_text().splitlines():
+            if "can't be asked" in line and (not found or found[-1].ended < until):
+                found.append(Fault("unreachable", at(line), until))
+            elif "is asked again" in line and found:
+                found[-1].ended = at(line)
+    return found
+
+
+def at(line: str) -> float:
+    return datetime.fromisoformat(line.split(" ", 1)[0]).timestamp()
 
 
 def node(folder: Path, upstream: int, redis: RedisProcess, fill: dict[str, object]) -> Node:
@@ -188,23 +205,24 @@ def judged(whole: Run, halves: Sequence[Run], faults: Sequence[Fault]) -> Verdic
 
 def named(violation: Violation, run: Run, faults: Sequence[Fault]) -> bool:
     """Whether a row of the table in docs/promises.md says that this weakens, there and then."""
-    id = violation.what.split(" ", 1)[0]
+    ids = [word for word in violation.what.split() if word in run.patches]
+    id, other = (ids[0], ids[-1]) if ids else ("", "")
     sent = run.patches.get(id, [])
-    if violation.promise not in {"S3", "S4"} or not sent:
+    if violation.promise not in {"S3", "S4", "S5"} or not sent:
         return False
-    conversation, left = sent[-1].conversation, sent[-1].begun
+    left = sent[-1].begun
     for fault in faults:
-        if fault.kind in {"restart", "stop"}:
-            back = fault.ended + RENEWED
-            unrecorded = any(
-                one.begun <= back and one.over >= fault.begun for one in run.writes[conversation]
-            )
-            latest = back + (DEADLINE if violation.promise == "S4" else 0.0)
-            if unrecorded and fault.begun <= left <= latest:
+        back = fault.ended + RENEWED
+        if violation.promise == "S4" and fault.kind != "kill":
+            # Of locks that were lost, or of writes that went on without one.
+            earlier = min((one.begun for one in run.patches[other]), default=left)
+            if earlier <= back and fault.begun <= left <= back + DEADLINE:
                 return True
-        locks_lost = fault.kind == "flush" and violation.promise == "S4"
-        if locks_lost and fault.begun <= left <= fault.ended + RENEWED + DEADLINE:
-            return True
+        if violation.promise in {"S3", "S5"} and fault.kind not in {"kill", "flush"}:
+            writes = run.writes[sent[-1].conversation]
+            unrecorded = any(one.begun <= back and one.over >= fault.begun for one in writes)
+            if unrecorded and fault.begun <= left <= back:
+                return True
     return False
 
 
@@ -289,6 +307,7 @@ async def pair(
 
 async def run(profile: str, kind: str, a: argparse.Namespace, work: Path) -> int:
     rng = random.Random(f"{a.seed} {profile} {kind}")
+    skew = time.time() - time.monotonic()
     redis = await asyncio.to_thread(RedisProcess)
     try:
         async with watched(profile, rng) as (port, api):
@@ -310,6 +329,7 @@ async def run(profile: str, kind: str, a: argparse.Namespace, work: Path) -> int
                         group.create_task(half.run(a.clients // 2, a.seconds))
                 api.mock.faults.clear()
                 taken = await answers(nodes)
+                missed = [fault for one in nodes for fault in unreachable(one, time.time())]
             # The judge knows a call by the id that its client gave.
             log = [
                 (at, {**line, "id": line["request_id"]})
@@ -319,6 +339,8 @@ async def run(profile: str, kind: str, a: argparse.Namespace, work: Path) -> int
             ]
     finally:
         await asyncio.to_thread(redis.close)
+    if abs(time.time() - time.monotonic() - skew) > 0.001:
+        print("warning: the machine's clock was set amid the run: ages may be judged wrongly")
     asked = [one for half in halves for one in half.asked]
     ids = {one.id for one in asked}
     # A PATCH without a body was cut off by a kill, so that nothing was applied.
@@ -336,7 +358,7 @@ async def run(profile: str, kind: str, a: argparse.Namespace, work: Path) -> int
             if owner(one.id, firsts) == which and one.conversation in undisturbed and one.begun > settled
         ]
         parts.append(Run(terms, half.asked, own, log, digest))
-    verdict = judged(whole, parts, faults.happened)
+    verdict = judged(whole, parts, [*faults.happened, *missed])
     back = recoveries(whole, faults.happened, firsts, len(nodes))
     statuses = Counter(one.status for one in asked)
     failures = sum((half.failures for half in halves), Counter[str]())
@@ -351,6 +373,7 @@ async def run(profile: str, kind: str, a: argparse.Namespace, work: Path) -> int
             ["from the fault's end to the next fill, each gateway: median, longest",
              f"{rig.quantile(back, 0.5):.2f} s, {max(back, default=float('nan')):.2f} s"],
             ["longest without any fill", f"{longest_gap(whole):.2f} s"],
+            ["times that a gateway could not ask the server", len(missed)],
             ["afterwards: all conversations written and filled through both, after",
              f"{max(taken.values()):.2f} s"],
             ["weakened, as the table of faults says", told(Counter(one.promise for one in verdict.named))],
@@ -361,7 +384,7 @@ async def run(profile: str, kind: str, a: argparse.Namespace, work: Path) -> int
     print("refusals on the logs:", told(refusals))
     for violation in verdict.broken[:20]:
         print(f"{violation.promise}: {violation.what}")
-    for fault in faults.happened if verdict.broken else ():
+    for fault in [*faults.happened, *missed] if verdict.broken else ():
         print(f"{fault.kind} from {fault.begun:.3f} to {fault.ended:.3f}")
     print(flush=True)
     return len(verdict.broken) + (not within)
