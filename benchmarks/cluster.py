@@ -330,13 +330,7 @@ async def run(profile: str, kind: str, a: argparse.Namespace, work: Path) -> int
                 api.mock.faults.clear()
                 taken = await answers(nodes)
                 missed = [fault for one in nodes for fault in unreachable(one, time.time())]
-            # The judge knows a call by the id that its client gave.
-            log = [
-                (at, {**line, "id": line["request_id"]})
-                for one in nodes
-                for at, line in lines(one.audit)
-                if "request_id" in line
-            ]
+            log = [line for one in nodes for line in lines(one.audit)]
     finally:
         await asyncio.to_thread(redis.close)
     if abs(time.time() - time.monotonic() - skew) > 0.001:
