@@ -131,7 +131,7 @@ class Run:
                 if kind in {"explicit", "write"}:
                     self.writes[one.conversation].append(one)
         self.recorded = {
-            (line["id"], line["body"]["after"]["sha256"]): time
+            (line.get("request_id"), line["body"]["after"]["sha256"]): time
             for time, line in log
             if line["event"] == "rewrite"
         }

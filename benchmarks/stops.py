@@ -236,7 +236,7 @@ def events(audit: Path) -> dict[str, set[str]]:
     for text in audit.read_bytes().splitlines(keepends=True):
         if text.endswith(b"\n"):
             line = json.loads(text)
-            found.setdefault(line["id"], set()).add(line["event"])
+            found.setdefault(line.get("request_id"), set()).add(line["event"])
     return found
 
 
