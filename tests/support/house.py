@@ -48,6 +48,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "reloads": {"config", "rules", "audit", "bounded_reads"},
     "mock": {"http"},
     "mock/demo": {"mock", "http"},
+    "mock/cluster_demo": {"mock/demo"},
     "app": {
         "config", "rules", "repairs", "paths", "units", "http", "server", "upstream", "state", "audit",
         "proxy", "tracing", "admin", "reloads", "checks",
@@ -56,8 +57,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "in_process": {"app", "config", "http", "server", "proxy", "upstream"},
     "asgi": {"in_process", "config", "server", "upstream"},
     "cli": {
-        "app", "workers", "config", "checks", "cases", "explain", "mock", "mock/demo", "rules", "http",
-        "admin/client", "audit", "replay", "description", "description/document",
+        "app", "workers", "config", "checks", "cases", "explain", "mock", "mock/demo", "mock/cluster_demo",
+        "rules", "http", "admin/client", "audit", "replay", "description", "description/document",
     },
     "__main__": {"cli"},
 }  # fmt: skip
