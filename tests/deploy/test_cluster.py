@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
+import tempfile
+from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import yaml
 
@@ -140,9 +144,37 @@ def test_envoy_hashes_by_the_conversation() -> None:
     assert route["retry_policy"]["retry_on"] == "connect-failure"
 
 
-def test_haproxy_accepts_its_configuration() -> None:
-    haproxy = shutil.which("haproxy", path="/usr/local/sbin:/usr/sbin:/usr/local/bin:/usr/bin")
-    if haproxy is None:
+@pytest.fixture
+def haproxy() -> str:
+    found = shutil.which(
+        "haproxy", path=os.pathsep.join((os.environ["PATH"], "/usr/local/sbin", "/usr/sbin"))
+    )
+    if found is None:
         pytest.skip("haproxy is not there: it comes with Debian's package haproxy")
+    return found
+
+
+def test_haproxy_accepts_its_configuration(haproxy: str) -> None:
     done = subprocess.run([haproxy, "-c", "-f", str(HAPROXY)], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_haproxy_hashes_by_the_conversation(haproxy: str) -> None:
+    told = "http-request return status 200 hdr X-Conversation %[var(txn.conversation)]\n    default_backend"
+    with tempfile.TemporaryDirectory(prefix="haproxy-", dir="/tmp") as folder:
+        bound = f"{folder}/haproxy.sock"
+        text = HAPROXY.read_text("utf-8").replace("bind :8080", f"bind unix@{bound}")
+        settings = Path(folder) / "haproxy.cfg"
+        settings.write_text(text.replace("default_backend", told))
+        running = subprocess.Popen(
+            [haproxy, "-f", str(settings)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        try:
+            transport = httpx.HTTPTransport(uds=bound, retries=5)
+            with httpx.Client(transport=transport, base_url="http://h") as client:
+                named = {path: client.get(path).headers["x-conversation"] for path in PATHS}
+        finally:
+            running.kill()
+            running.wait()
+    assert named == PATHS
+    assert "balance hash var(txn.conversation)" in text
