@@ -31,7 +31,7 @@ from uvicorn.server import ServerState
 
 from benchmarks import rig
 from benchmarks.upstream import ANSWER
-from gateway import app
+from gateway import app, lifetime
 from gateway.config import Settings
 from gateway.server import connection
 from gateway.server.connection import ClientConnection
@@ -233,7 +233,7 @@ def connected(
     gateway: app.Gateway, limits: ServerLimits
 ) -> Iterator[tuple[ClientConnection, SilentTransport]]:
     made = connection.build(limits, gateway.stats)
-    config = uvicorn.Config(cast(Any, gateway.app), http=cast(Any, made), **app.QUIET)
+    config = uvicorn.Config(cast(Any, gateway.app), http=cast(Any, made), **lifetime.QUIET)
     config.load()
     state = ServerState()
     for _ in range(CLIENTS):
@@ -250,7 +250,7 @@ async def counted(workload: str, steps: bool, work: Path) -> Counted:
     wall = itertools.count(1_800_000_000.0, 0.000_05).__next__
     gateway = app.build(settings, transport=pool, wall=wall)
     await gateway.audit.begin()
-    bench = Bench(pool, list(connected(gateway, app.downstream_limits(settings))))
+    bench = Bench(pool, list(connected(gateway, lifetime.downstream_limits(settings))))
     for _ in range(2):
         await bench.call([make(rng, number) for number in range(CONVERSATIONS)])
     requests = [make(rng, number) for number in range(BATCH)]

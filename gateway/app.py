@@ -1,82 +1,70 @@
 """
-Wiring: every object is made here, from checked settings, and run until the process is told to stop.
+Wiring: every object is made here, from checked settings.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import gc
 import hmac
 import ipaddress
 import logging
-import math
 import os
 import platform
 import secrets
-import signal
-import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-import uvicorn
 from starlette.applications import Starlette
-from uvicorn.server import ServerState
 
 from gateway import __version__
-from gateway.admin import call_metrics, changes, health, page_routes, process
-from gateway.admin.access import admitting
-from gateway.admin.console import Console
-from gateway.admin.hosts import guarded
+from gateway.admin import call_metrics, health, page_routes, process
 from gateway.admin.line_writer import LineWriter
 from gateway.admin.live import Live
-from gateway.admin.log_lines import JsonLines, LineHandler, TextLines
 from gateway.admin.metrics import Counts, Gauge, Histograms, MetricKey, Metrics, WatchedRule
 from gateway.admin.shown_callers import ShownCallers
-from gateway.admin.troubles import Troubles
+from gateway.admin.troubles import OF_THE_UPSTREAM, Troubles
 from gateway.audit.callers import Callers
 from gateway.audit.callers_file import CallersFile
-from gateway.audit.claim import Claim
 from gateway.audit.finished_call import CallCounter, Observer
 from gateway.audit.mode_changes import ModeChanged
 from gateway.audit.rotation import Rotation
 from gateway.audit.watched_bodies import WatchedBodies
-from gateway.audit.writer import AuditLog
+from gateway.audit.writer import AuditLog, Line
 from gateway.checks import preflight
 from gateway.config import (
     AuditSettings,
     CorsSettings,
     CredentialSettings,
     LogSettings,
+    NamedUpstreamSettings,
     Settings,
     UpstreamSettings,
 )
-from gateway.errors import GatewayError, StoreUnavailable
+from gateway.errors import GatewayError
+from gateway.http.destinations import MAIN, Destination, Destinations
 from gateway.http.forwarding import Hop
 from gateway.http.grammar import imitations
-from gateway.http.head_shapes import HeadShapes
+from gateway.promotion.effect import digest
 from gateway.proxy.buffered import BufferBudget
+from gateway.proxy.dispatch import Dispatcher
 from gateway.proxy.lifecycle import HOLD_PATIENCE, Lifecycle
 from gateway.proxy.passthrough import Passthrough, UploadSlots
 from gateway.proxy.phases import Phases
 from gateway.proxy.shadow_checks import ShadowChecks
 from gateway.proxy.spool import Spools
 from gateway.proxy.tunnel import TunnelSlots
-from gateway.reloads import Reloads, watched
 from gateway.repairs.fill import FillSettings
 from gateway.rules import Rules
-from gateway.server import asgi, backlog, connection, descriptors, memory
+from gateway.server import asgi, connection, memory
 from gateway.server.access_log import AccessLog
 from gateway.server.cors import with_cors
-from gateway.server.descriptors import Shares
-from gateway.server.limits import ServerLimits, ServerStats
+from gateway.server.limits import ServerStats
 from gateway.server.stalled_replies import StalledReplies
-from gateway.server.tls import Certificates, TlsListener, TlsUnusable
+from gateway.server.tls import Certificates, TlsUnusable
 from gateway.server.unsent_replies import UnsentReplies
 from gateway.state.applications import Applications
 from gateway.state.credentials import CredentialFingerprints
@@ -90,6 +78,7 @@ from gateway.upstream.connect import tls_context
 from gateway.upstream.connection import Timeouts
 from gateway.upstream.http2 import HttpxTransport, over_http2
 from gateway.upstream.pool import Pool, PoolLimits
+from gateway.upstream.relocated_replies import RelocatedReplies
 from gateway.upstream.transport import Transport
 
 if TYPE_CHECKING:
@@ -97,23 +86,25 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("gateway")
 
-ADMIN_CONNECTIONS = 64  # at once; past it who has said nothing longest makes room
-QUIET: dict[str, Any] = {
-    "lifespan": "off",
-    "ws": "none",
-    "interface": "asgi3",
-    "access_log": False,
-    "log_config": None,
-    "server_header": False,
-    "date_header": False,
-    # uvicorn would believe X-Forwarded-For from 127.0.0.1: whom to believe is forwarding.py's to say.
-    "proxy_headers": False,
-}
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beside:
+    """What one of `upstreams` has of its own."""
 
-class Listening(NamedTuple):
-    port: int
-    admin_port: int
+    name: str
+    lifecycle: Lifecycle
+    lookups: Lookups
+    store: Store
+    locks: Locks
+    transport: Transport
+    troubles: Troubles
+
+    async def close(self) -> None:
+        await self.lifecycle.close()
+        await self.lookups.close()
+        self.transport.close()
+        await self.transport.wait_closed()
+        self.troubles.close()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,6 +131,7 @@ class Gateway:
     checks: health.Checks
     degraded: health.Checks  # what it can do without, for a time
     draining: asyncio.Event
+    beside: tuple[Beside, ...]  # what the other upstreams have of their own
     certificates: Certificates | None  # that the listener shows, where it speaks TLS
     tracing: Tracing | None
 
@@ -148,13 +140,19 @@ class Gateway:
         Calls that come from now on go by the rules of these settings. Where these are others but for their
         modes, what was read before is not used: what is a write by them may have passed by unnoticed (S3).
         """
-        self.lifecycle.follow(Rules(settings.rules, settings.limits.max_body))
+        self.lifecycle.follow(Rules(settings.rules_of(None), settings.limits.max_body))
+        for one in self.beside:
+            one.lifecycle.follow(Rules(settings.rules_of(one.name), settings.limits.max_body))
         self.metrics.follow(watched_rules(settings))
+        if rules_differ:
+            self.metrics.digest = digest(settings)
         self.live.rules = shown_rules(settings)
         if rules_differ:
             await self.lookups.invalidate_after(None)
+            for one in self.beside:
+                await one.lookups.invalidate_after(None)
 
-    async def record(self, lines: Sequence[ModeChanged]) -> None:
+    async def record(self, lines: Sequence[Line]) -> None:
         """What an operator is about to change, on the audit log and the page. Raises Unrecordable."""
         for line in lines:
             self.audit.append(line)
@@ -163,7 +161,8 @@ class Gateway:
         else:
             self.audit.commit()
         for line in lines:
-            self.live.mode_changed(line)
+            if isinstance(line, ModeChanged):
+                self.live.mode_changed(line)
 
     async def reopen(self) -> None:
         """The files that may be others by now: the logs after a rotation, the certificate."""
@@ -178,10 +177,14 @@ class Gateway:
         await self.lookups.close()
         self.transport.close()
         await self.transport.wait_closed()
+        for one in self.beside:
+            await one.close()
         self.spools.close()
         if self.shared is not None:
             await self.shared.locks.close()
         await self.store.close()  # calls that were cut off may have had to tell it something until now
+        for one in self.beside:
+            await one.store.close()
         await self.audit.end()
         self.troubles.close()
         if self.access is not None:
@@ -308,11 +311,103 @@ def build(
         shared,
     )
     troubles = watched_parts(parts, settings, clock, stats, counts, transport, lookups, audit)
+
+    def other(to: NamedUpstreamSettings) -> Beside:
+        """As all of the above, for another upstream: what calls to several share is the client's side."""
+        own = settings.model_copy(update={"upstream": to, "rules": settings.rules_of(to.name)})
+        carrier = connect(to)
+        kept = MemoryStore(settings.state_cache.max_entries, settings.state_cache.max_bytes, clock)
+        turns = parts.locks(limits.lock_timeout)
+        callers_there = parts.credentials(
+            to.url,
+            settings.credentials.headers,
+            settings.credentials.ignore,
+            settings.credentials.query,
+            key=derived(key, "credentials"),
+        )
+        readings = parts.lookups(
+            kept,
+            _carrier(carrier, own, tracing, "lookup"),
+            wall=wall,
+            counts=counts,
+            max_body=limits.max_body,
+            max_pause=to.max_pause,
+            sweeps=SweepRate(limits.unnamed_write_rate, limits.lock_timeout, clock),
+            budget=budget,
+            ignored=callers_there.ignored,
+            timed=lambda ended, seconds: histograms["gateway_lookup_duration_seconds", ended].observe(
+                seconds
+            ),
+        )
+        told = parts.troubles(
+            to.url,
+            clock,
+            refusals=lambda: 0,
+            held_back=lambda: 0,
+            answers=carrier if isinstance(carrier, (Pool, HttpxTransport)) else None,
+        )
+        readings.on_pause = told.paused
+        if isinstance(carrier, Pool):
+            carrier.on_wait = stalled.look
+        if isinstance(turns, MemoryLocks):
+            turns.on_waited = histograms["gateway_lock_wait_seconds",].observe
+
+        def refused_there(error: GatewayError, address: str) -> None:
+            if type(error) in OF_THE_UPSTREAM:
+                told.refused(error)
+                stats.log.tell(error, address)
+            else:
+                refused(error, address)
+
+        served = _lifecycle(
+            own,
+            readings,
+            turns,
+            _carrier(carrier, own, tracing, "forward"),
+            callers_there,
+            audit,
+            clock,
+            counts,
+            refused_there,
+            budget,
+            spools,
+            call_metrics.counted(counts, histograms),
+            (*observers, live),
+            hold_patience,
+            tracing,
+            bodies,
+            None,
+        )
+        return Beside(
+            name=to.name,
+            lifecycle=served,
+            lookups=readings,
+            store=kept,
+            locks=turns,
+            transport=carrier,
+            troubles=told,
+        )
+
+    beside = tuple(other(to) for to in settings.upstreams)
+    served: Lifecycle | Dispatcher = lifecycle
+    if beside or settings.listen.path_prefix is not None:
+        by_name = {MAIN: lifecycle} | {one.name: one.lifecycle for one in beside}
+        served = Dispatcher(destinations(settings), by_name, counts, refused)
+    pools = [one for one in (transport, *(one.transport for one in beside)) if isinstance(one, Pool)]
+    if isinstance(transport, Pool):
+        stalled.wanted = lambda: sum(pool.waiting for pool in pools)
     metrics = exposed(settings, counts, histograms, stats)
     audit.on_write = histograms["gateway_audit_write_seconds",].observe
     if isinstance(locks, MemoryLocks):
         locks.on_waited = histograms["gateway_lock_wait_seconds",].observe
-    metrics.measure(gauges(transport, store, locks, audit))
+    metrics.measure(
+        gauges(
+            pools,
+            [one for one in (store, *(one.store for one in beside)) if isinstance(one, MemoryStore)],
+            [locks, *(one.locks for one in beside)],
+            audit,
+        )
+    )
     metrics.measure({**rotation_gauges(rotation), ("gateway_audit_shared",): lambda: 0})
     metrics.measure({("gateway_access_lines_lost",): lambda: 0 if access is None else access.lost})
     metrics.measure({("gateway_buffered_bytes",): lambda: budget.held + unsent.held})
@@ -332,7 +427,7 @@ def build(
     admin.router.routes += page_routes.routes(live, shown_callers)
     return Gateway(
         lifecycle=lifecycle,
-        app=lifecycle if settings.cors is None else answering_cors(lifecycle, settings.cors),
+        app=served if settings.cors is None else answering_cors(served, settings.cors),
         admin=admin,
         lookups=lookups,
         store=store,
@@ -350,6 +445,7 @@ def build(
         live=live,
         checks=checks,
         degraded=degraded,
+        beside=beside,
         draining=draining,
         certificates=shown,
         tracing=tracing,
@@ -366,7 +462,25 @@ def traced(settings: Settings) -> Tracing | None:
     return Tracing.to(to.endpoint, to.sample)
 
 
+def destinations(settings: Settings) -> Destinations:
+    named = [
+        Destination(
+            one.name,
+            frozenset(host.lower().encode() for host in one.hosts),
+            (one.path_prefix or "").encode(),
+            one.strip,
+        )
+        for one in settings.upstreams
+    ]
+    return Destinations((settings.listen.path_prefix or "").encode(), named)
+
+
 def _carrier(transport: Transport, settings: Settings, tracing: Tracing | None, phase: str) -> Transport:
+    if settings.listen.rewrite_replies:
+        to, prefix = settings.upstream, settings.listen.path_prefix or ""
+        if isinstance(to, NamedUpstreamSettings) and to.strip:
+            prefix += to.path_prefix or ""
+        transport = RelocatedReplies(transport, to.url, prefix.encode())
     if tracing is None:
         return transport
     from gateway.tracing.transport import TracedTransport
@@ -385,6 +499,7 @@ def _kind_of_lifecycle(settings: Settings, tracing: Tracing | None) -> Callable[
 def tls_files(settings: Settings) -> dict[str, dict[str, str | None]]:
     """By their sections, those that have to be read and to fit before the gateway runs."""
     files = {"upstream.tls": settings.upstream.tls.model_dump()}
+    files |= {f"upstreams[{i}].tls": one.tls.model_dump() for i, one in enumerate(settings.upstreams)}
     if settings.listen.tls is not None:
         files["listen.tls"] = settings.listen.tls.model_dump(exclude={"min_version"})
     return files
@@ -489,6 +604,7 @@ def exposed(settings: Settings, counts: Counts, histograms: Histograms, stats: S
     tallies = {"gateway_refusals_total": stats.refused, "gateway_aborts_total": stats.aborted}
     metrics = Metrics(counts, tallies, histograms)
     metrics.follow(watched_rules(settings))
+    metrics.digest = digest(settings)
     metrics.measure(process.readings())
     metrics.measure({("gateway_build_info", __version__, platform.python_version()): lambda: 1})
     metrics.measure({("gateway_workers",): lambda: 1})  # whoever speaks for several adds them up
@@ -566,7 +682,8 @@ def _lifecycle(
         imitated=imitations(name.lower().encode() for name in settings.credentials.headers),
         scheme=b"http" if settings.listen.tls is None else b"https",
     )
-    rules = Rules(settings.rules, limits.max_body)
+    name = to.name if isinstance(to, NamedUpstreamSettings) else None
+    rules = Rules(settings.rules_of(name), limits.max_body)
     passthrough = Passthrough(
         lookups=lookups,
         locks=locks,
@@ -611,30 +728,33 @@ def _lifecycle(
         shadow_checks=ShadowChecks(lookups, locks, clock, counts),
         observers=observers,
         hold_patience=hold_patience,
+        unmatched="none" if name is None else f"none.{name}",
     )
 
 
-def gauges(transport: Transport, store: Store, locks: Locks, audit: AuditLog) -> dict[MetricKey, Gauge]:
+def gauges(
+    pools: Sequence[Pool], stores: Sequence[MemoryStore], locks: Sequence[Locks], audit: AuditLog
+) -> dict[MetricKey, Gauge]:
     """
-    What can be measured of these parts: httpx does not tell of its pool, nor a store elsewhere of its
-    tables.
+    What can be measured of these parts, of all upstreams together: httpx does not tell of its pool, nor a
+    store elsewhere of its tables.
     """
     found: dict[MetricKey, Gauge] = {
         ("gateway_store_failing",): lambda: 0.0,
-        ("gateway_locked_conversations",): lambda: len(locks),
+        ("gateway_locked_conversations",): lambda: sum(map(len, locks)),
         ("gateway_audit_lines_total",): lambda: audit.written,
         ("gateway_audit_lines_lost_total",): lambda: audit.lost_in_all,
         ("gateway_audit_failures_total",): lambda: audit.failures,
         ("gateway_audit_failing",): lambda: float(audit.problem is not None),
     }
-    if isinstance(transport, Pool):
-        found["gateway_upstream_connections", "idle"] = lambda: transport.idle
-        found["gateway_upstream_connections", "open"] = lambda: transport.size
-        found["gateway_upstream_waiting",] = lambda: transport.waiting
-    if isinstance(store, MemoryStore):
-        found["gateway_store_bytes",] = lambda: store.bytes
+    if pools:
+        found["gateway_upstream_connections", "idle"] = lambda: sum(pool.idle for pool in pools)
+        found["gateway_upstream_connections", "open"] = lambda: sum(pool.size for pool in pools)
+        found["gateway_upstream_waiting",] = lambda: sum(pool.waiting for pool in pools)
+    if stores:
+        found["gateway_store_bytes",] = lambda: sum(store.bytes for store in stores)
         for number, table in enumerate(Sizes._fields):
-            found["gateway_store_entries", table] = partial(_size, store, number)
+            found["gateway_store_entries", table] = partial(_size, stores, number)
     return found
 
 
@@ -669,34 +789,19 @@ def watched_rules(settings: Settings) -> list[WatchedRule]:
     ]
 
 
-def server_gauges(state: ServerState, stats: ServerStats) -> dict[MetricKey, Gauge]:
-    return {
-        ("gateway_client_connections",): lambda: len(state.connections),
-        ("gateway_requests_in_flight",): lambda: stats.in_flight,
-        ("gateway_bodies_awaited",): lambda: stats.awaiting,
-        ("gateway_clients_held_back",): lambda: len(stats.held_back),
-        ("gateway_replies_stalled",): lambda: len(stats.stalled),
-    }
+def _size(stores: Sequence[MemoryStore], table: int) -> float:
+    return sum(store.sizes()[table] for store in stores)
 
 
-def _size(store: MemoryStore, table: int) -> float:
-    return store.sizes()[table]
-
-
-def answering_cors(lifecycle: Lifecycle, settings: CorsSettings) -> asgi.AsgiApp:
+def answering_cors(served: Lifecycle | Dispatcher, settings: CorsSettings) -> asgi.AsgiApp:
     return with_cors(
-        asgi.application(lifecycle.serve),
+        asgi.application(served.serve),
         origins=settings.origins,
         methods=settings.methods,
         headers=settings.headers,
         credentials=settings.credentials,
         max_age=settings.max_age,
     )
-
-
-def downstream_limits(settings: Settings, **changes: Any) -> ServerLimits:
-    names = {field.name for field in fields(ServerLimits)}
-    return ServerLimits(**(settings.limits.model_dump(include=names) | changes))
 
 
 def connect(to: UpstreamSettings) -> Transport:
@@ -727,286 +832,5 @@ def connect(to: UpstreamSettings) -> Transport:
     )
 
 
-def wanted_shares(settings: Settings) -> Shares:
-    return Shares(
-        clients=settings.limits.max_connections,
-        lingering=ServerLimits().max_lingering,
-        upstream=settings.upstream.max_connections,
-        admin=ADMIN_CONNECTIONS,
-    )
-
-
-def fitted(settings: Settings, available: int) -> tuple[Settings, Shares, str | None]:
-    """What can be had with so many file descriptors, and what to say where that is less than was asked."""
-    wanted = wanted_shares(settings)
-    has = descriptors.shared(wanted, available)
-    limits = settings.limits.model_copy(update={"max_connections": has.clients})
-    upstream = settings.upstream.model_copy(update={"max_connections": has.upstream})
-    fits = settings.model_copy(update={"limits": limits, "upstream": upstream})
-    return fits, has, descriptors.shortage(wanted, has, available)
-
-
-def admin_config(settings: Settings, side: Starlette, connections: int) -> uvicorn.Config:
-    """An edge of its own: whoever reaches the port can't take what the operator needs."""
-    admin = settings.admin
-    names = {admin.host.lower(), *(host.lower() for host in admin.hosts)}
-    admitted = admitting(cast(Any, side), admin.secret, admin.reachable)
-    limits = ServerLimits(
-        max_connections=connections,
-        max_in_flight=ADMIN_CONNECTIONS,
-        max_lingering=8,
-        makes_room=True,
-        head_timeout=5.0,
-        keep_alive=15.0,
-        write_timeout=10.0,
-    )
-    return uvicorn.Config(
-        cast(Any, guarded(admitted, names)),
-        http=connection.build(limits, ServerStats()),
-        timeout_graceful_shutdown=1,
-        backlog=ADMIN_CONNECTIONS,
-        **QUIET,
-    )
-
-
 class CannotListen(Exception):
     """An address that can't be bound, with the setting that names it."""
-
-
-def bind(name: str, host: str, port: int, backlog: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family, backlog=backlog)
-    except OSError as error:
-        raise CannotListen(f"{name}: cannot listen on {host}:{port}: {error.strerror or error}") from error
-
-
-@contextlib.contextmanager
-def claimed(settings: AuditSettings) -> Iterator[Claim]:
-    """
-    The audit log is this gateway's until the block ends, for all processes that it starts. Where another has
-    it, that is told; a log that both rotate is refused: each would delete what the other keeps.
-    Raises LogInUse.
-    """
-    claim = Claim(settings.path)
-    if not claim.take():
-        path = os.path.abspath(settings.path)
-        if claim.holder is None:
-            log.warning(
-                "audit.path: whether another gateway writes to %s cannot be told: %s", path, claim.problem
-            )
-        elif settings.rotate is not None:
-            raise LogInUse(
-                f"audit.path: {path} is written by another gateway ({claim.holder}), and audit.rotate is "
-                "set: stop that one, or give this one a log of its own"
-            )
-        else:
-            log.error(
-                "audit.path: %s is written by another gateway too (%s): counts and reports are of both. Stop "
-                "that one, or give this one a log of its own",
-                path,
-                claim.holder,
-            )
-    try:
-        yield claim
-    finally:
-        claim.end()
-
-
-def is_shared(claim: Claim) -> float:
-    """As it is by now: the other may have ended."""
-    return float(not claim.take() and claim.holder is not None)
-
-
-class LogInUse(Exception):
-    """Another gateway writes to the audit log, and this one may not."""
-
-
-class Server(uvicorn.Server):
-    """uvicorn's server under our signals: its own would end the process by the signal, not with 0."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-@contextlib.asynccontextmanager
-async def running(
-    settings: Settings,
-    gateway: Gateway,
-    shares: Shares | None = None,
-    inherited: socket.socket | None = None,
-) -> AsyncIterator[Listening]:
-    """
-    Both listeners, until the block ends: then what is in flight is finished, within the drain timeout. With
-    one that is `inherited` there is no admin side: who gave it has that.
-    """
-    limits, shares = settings.limits, shares or wanted_shares(settings)
-    downstream = downstream_limits(settings, max_lingering=shares.lingering)
-    with contextlib.ExitStack() as bound:
-        public = bound.enter_context(
-            inherited or bind("listen", settings.listen.host, settings.listen.port, settings.listen.backlog)
-        )
-        private = None
-        if inherited is None:
-            private = bound.enter_context(
-                bind("admin", settings.admin.host, settings.admin.port, ADMIN_CONNECTIONS)
-            )
-        plain = connection.build(downstream, gateway.stats, HeadShapes())
-        shown = gateway.certificates
-        server = Server(
-            uvicorn.Config(
-                cast(Any, gateway.app),
-                http=plain if shown is None else cast(Any, TlsListener(plain, shown)),
-                timeout_graceful_shutdown=math.ceil(limits.drain_timeout),
-                backlog=settings.listen.backlog,  # it listens once more, with its own
-                **QUIET,
-            )
-        )
-        gateway.metrics.measure(server_gauges(server.server_state, gateway.stats))
-        serving = asyncio.create_task(server.serve(sockets=[public]))
-        side = Server(admin_config(settings, gateway.admin, shares.admin))
-        beside = None if private is None else asyncio.create_task(side.serve(sockets=[private]))
-        watching = None if shown is None else asyncio.create_task(shown.watch())
-        admin_port = 0 if private is None else private.getsockname()[1]
-        try:
-            yield Listening(public.getsockname()[1], admin_port)
-        finally:
-            if watching is not None:
-                watching.cancel()
-            # Readiness turns first: the admin side answers until the last call is done.
-            gateway.draining.set()
-            server.should_exit = True
-            await serving
-            gateway.live.close()
-            side.should_exit = True
-            if beside is not None:
-                await beside
-            await gateway.close()
-
-
-@contextlib.contextmanager
-def logging_to(file: int, settings: LogSettings) -> Iterator[Sequence[Observer]]:
-    """The process's log goes to this file descriptor until the block ends. Gives who tells of calls."""
-    lines = LineWriter(file=file, told=_tell_of_dropped)
-    as_json = settings.format == "json"
-    colours = not as_json and os.isatty(file) and not os.environ.get("NO_COLOR")
-    handler = LineHandler(lines.write, JsonLines() if as_json else TextLines(colours))
-    root, level = logging.getLogger(), getattr(logging, settings.level.upper())
-    root.addHandler(handler)
-    root.setLevel(level)
-    # httpcore tells of each step of each connection below WARNING.
-    for name in ("uvicorn", "httpcore", "httpx", "asyncio"):
-        logging.getLogger(name).setLevel(max(level, logging.WARNING))
-    console = Console(lines.write, time.time, as_json=as_json, colours=colours, others=level <= logging.DEBUG)
-    try:
-        yield [console] if settings.rewrites and level <= logging.INFO else []
-    finally:
-        root.removeHandler(handler)
-        lines.close()
-
-
-def _tell_of_dropped(problem: str | None, dropped: int) -> None:
-    if problem is None and dropped:
-        log.warning("%d lines of this log were dropped: nobody took them in time", dropped)
-
-
-def log_start(settings: Settings) -> None:
-    """What an operator wants to know of the process that just began."""
-    log.info("gateway %s: %d rules", __version__, len(settings.rules))
-    for rule in settings.rules:
-        log.info("rule %s: %s: %s %s", rule.name, rule.mode, rule.match.method, rule.match.path)
-    audit, limits = settings.audit, settings.limits
-    where = "standard output" if audit.path == "-" else os.path.abspath(audit.path)
-    if audit.rotate is not None:
-        where += f", rotated at {audit.rotate} bytes, {audit.keep} kept"
-    log.info("audit log: %s (sync: %s); access log: %s", where, audit.sync, settings.log.access)
-    log.info(
-        "limits: max_body %d bytes, max_in_flight %d, max_connections %d, deadline %g s; upstream "
-        "max_connections %d, read_timeout %g s",
-        limits.max_body,
-        limits.max_in_flight,
-        limits.max_connections,
-        limits.deadline,
-        settings.upstream.max_connections,
-        settings.upstream.read_timeout,
-    )
-
-
-def keep_what_is_there() -> None:
-    """It stays: it is not to be looked through again, a few ms each time, among the calls."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(5_000, 10, 10)
-
-
-async def run(settings: Settings, load: Callable[[], Settings], watch: Path | None = None) -> None:
-    """As `serve_until_stopped`, with the log on standard error. Raises LogInUse."""
-    with logging_to(2, settings.log) as observers, claimed(settings.audit) as claim:
-        await serve_until_stopped(settings, load, watch, observers, claim)
-
-
-async def serve_until_stopped(
-    settings: Settings,
-    load: Callable[[], Settings],
-    watch: Path | None,
-    observers: Sequence[Observer],
-    claim: Claim,
-) -> None:
-    """
-    Until SIGTERM or SIGINT; a second one ends the process at once. SIGHUP reopens the audit log, loads
-    the certificate again, and has `load` read the configuration again; `watch` is a file whose changes do.
-    """
-    configured = settings
-    settings, shares, too_few = fitted(settings, descriptors.raised())
-    gateway = build(settings, observers=observers)
-    keep_what_is_there()
-    stopped = asyncio.Event()
-    loop = asyncio.get_running_loop()
-
-    def stop(number: signal.Signals) -> None:
-        if stopped.is_set():
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-        stopped.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop, number)
-    reloads = Reloads(configured, load, gateway.follow, gateway.record, gateway.counts)
-    gateway.admin.router.routes += changes.routes(reloads.reload, reloads.set_mode)
-    gateway.live.reload_problem = lambda: reloads.problem
-    tasks: set[asyncio.Task[Any]] = set()
-
-    def hang_up() -> None:
-        for one in (gateway.reopen(), reloads.reload("SIGHUP")):
-            task = loop.create_task(one)
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
-
-    loop.add_signal_handler(signal.SIGHUP, hang_up)
-    if watch is not None:
-        tasks.add(loop.create_task(watched(watch, reloads)))
-    for warning in warnings(settings):
-        log.warning("%s", warning)
-    gateway.metrics.measure({("gateway_audit_shared",): lambda: is_shared(claim)})
-    await gateway.audit.begin()
-    if gateway.shared is not None:
-        with contextlib.suppress(StoreUnavailable):  # it is on the log, and goes on trying
-            await gateway.shared.server.connected()
-    async with running(settings, gateway, shares) as listening:
-        log_start(settings)
-        log.info(
-            "listening on %s:%d, admin on %s:%d, forwarding to %s",
-            settings.listen.host,
-            listening.port,
-            settings.admin.host,
-            listening.admin_port,
-            settings.upstream.url,
-        )
-        for problem in (too_few, backlog.shortage(settings.listen.backlog)):
-            if problem is not None:
-                log.warning("%s", problem)
-        await stopped.wait()
-        for task in tasks:
-            task.cancel()
-        log.info("stopping: finishing what is in flight")

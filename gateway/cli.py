@@ -1,5 +1,5 @@
 """
-The command line: run, reload, mode, report, audit, replay, check, rules, explain, mock, demo.
+The command line: run, reload, mode, report, audit, replay, check, diff, rules, explain, mock, demo.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import typer
 import uvloop
 from pydantic import SecretStr
 
-from gateway import __version__, app, config, replay
+from gateway import __version__, app, config, lifetime, replay
 from gateway.admin import client
 from gateway.audit import callers_file, logged_callers
 from gateway.audit import commands as audit_log
@@ -34,11 +34,13 @@ from gateway.description import document as description
 from gateway.description.drift import drifts
 from gateway.description.operations import Api
 from gateway.description.proposals import configuration, proposals
-from gateway.errors import Unrecordable
+from gateway.errors import GatewayError, Unrecordable
 from gateway.explain import Explanation, explain
 from gateway.http.headers import Header, text
 from gateway.mock import cluster_demo, demo
 from gateway.mock import server as mock
+from gateway.promotion.difference import differences
+from gateway.promotion.effect import digest
 from gateway.rules import Rules
 from gateway.workers import shares, supervisor
 from gateway.workers.place import CannotStart
@@ -63,6 +65,10 @@ FORMS = {Form.JSON: told.as_json, Form.GITHUB: told.as_github}
 ConfigPath = Annotated[Path, typer.Option("--config", "-c", help="The configuration file.")]
 DEFAULT = Path("config.yaml")
 Workers = Annotated[str, typer.Option(metavar="N|auto", help="Processes on one port; auto: one a processor.")]
+Environment = Annotated[
+    str | None,
+    typer.Option("--env", metavar="NAME", help="One of the file's environments, instead of GATEWAY_ENV."),
+]
 
 
 def fail(message: str) -> typer.Exit:
@@ -82,9 +88,9 @@ def failing(settings: config.Settings) -> Iterator[tuple[str, str]]:
     yield from cases.failures(settings.rules, settings.limits.max_body, settings.credentials.query)
 
 
-def loaded(path: Path, also: config.Also = config.nothing_more) -> config.Settings:
+def loaded(path: Path, also: config.Also = config.nothing_more, place: str | None = None) -> config.Settings:
     try:
-        return config.load(path, also=also)
+        return config.load(path, also=also, place=place)
     except config.ConfigError as error:
         raise fail(str(error)) from None
 
@@ -107,22 +113,25 @@ def run(
     path: ConfigPath = DEFAULT,
     watch: Annotated[bool, typer.Option("--watch", help="Reload whenever the file changes.")] = False,
     workers: Workers = "1",
+    env: Environment = None,
 ) -> None:
     """Run the gateway until SIGTERM. SIGHUP reads the configuration again."""
     # Until its handler is there: what rotates a log may say so at any moment.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     number = number_of(workers)
+    if env is not None:
+        os.environ["GATEWAY_ENV"] = env  # for the workers too, and each reload
     if number > 1:
         running = supervisor.run(path, number, of_workers(number, unusable), watch)
     else:
         settings = loaded(path, unusable)
-        running = app.run(settings, lambda: config.load(path, also=unusable), path if watch else None)
+        running = lifetime.run(settings, lambda: config.load(path, also=unusable), path if watch else None)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(running)
     except config.ConfigError as error:
         raise fail(str(error)) from None
-    except (app.CannotListen, app.LogInUse, CannotStart, supervisor.NotEnded, OSError) as error:
+    except (app.CannotListen, lifetime.LogInUse, CannotStart, supervisor.NotEnded, OSError) as error:
         raise fail(f"gateway: {error}") from None
 
 
@@ -243,6 +252,7 @@ def check(
         Path | None, typer.Option("--against", help="The API's description, which the rules have to fit.")
     ] = None,
     form: Annotated[Form, typer.Option("--format", help="How what is wrong is told.")] = Form.TEXT,
+    env: Environment = None,
 ) -> None:
     """Say how the configuration is understood, or everything that is wrong with it."""
     if schema:
@@ -255,7 +265,7 @@ def check(
         yield from drifts(api, settings.rules) if api is not None else ()
 
     try:
-        settings = config.load(path, also=wrong)
+        settings = config.load(path, also=wrong, place=env)
     except config.ConfigError as error:
         if form is Form.TEXT:
             raise fail(str(error)) from None
@@ -266,12 +276,65 @@ def check(
             typer.echo(line)
         return
     lines = [f"{path}: {len(settings.rules)} rules, forwarding to {settings.upstream.url}"]
+    for one in settings.upstreams:
+        where = " and ".join(
+            [
+                *([f"host {' or '.join(one.hosts)}"] if one.hosts else []),
+                *([f"path {one.path_prefix}"] if one.path_prefix else []),
+            ]
+        )
+        lines.append(f"upstream {one.name}: {where} to {one.url}")
+    lines.append(f"digest: {digest(settings)}")
     if tried := sum(len(rule.cases) for rule in settings.rules):
         lines.append(f"{tried} cases come out as expected")
     lines += [f"warning: {warning}" for warning in app.warnings(settings)]
     for rule in settings.rules:
         lines += ["", *rule.describe()]
     typer.echo("\n".join(lines))
+
+
+Configuration = Annotated[
+    str, typer.Argument(metavar="FILE[@ENV]", help="A configuration; @ENV: as that environment has it.")
+]
+
+
+@cli.command(name="diff")
+def diff_(
+    a: Configuration,
+    b: Configuration,
+    env: Environment = None,
+    json_: Annotated[bool, typer.Option("--json", help="JSON instead of text.")] = False,
+) -> None:
+    """Say how two configurations differ in effect: exit 0 where they do not, 1 where they do."""
+    try:
+        one, other = [configuration_of(name, env) for name in (a, b)]
+    except config.ConfigError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(2) from None
+    found = differences(one, other)
+    digests = [digest(one), digest(other)]
+    if json_:
+        told = {"digests": digests, "differences": [{"place": d.place, "a": d.a, "b": d.b} for d in found]}
+        typer.echo(json.dumps({"same": not found} | told, indent=2))
+    else:
+        lines = [str(one) for one in found]
+        if digests[0] == digests[1]:
+            lines.append(
+                f"{'modes alone differ' if found else 'no difference'}: both have the digest {digests[0]}"
+            )
+        else:
+            lines += [f"digest of {name}: {of}" for name, of in zip((a, b), digests, strict=True)]
+        typer.echo("\n".join(lines))
+    if found:
+        raise typer.Exit(1)
+
+
+def configuration_of(name: str, env: str | None) -> config.Settings:
+    """Of `FILE@ENV`; `FILE@` is the file without any. Raises ConfigError."""
+    path, at, place = name.rpartition("@")
+    if not at or Path(name).exists():
+        return config.load(Path(name), place=env)
+    return config.load(Path(path), place=place)
 
 
 def described(path: Path) -> Api:
@@ -309,9 +372,10 @@ def explain_(
     header: Annotated[list[str] | None, typer.Option("--header", "-H", help="Name: value")] = None,
     state: Annotated[str | None, typer.Option(help="What the look-up is taken to find.")] = None,
     path: ConfigPath = DEFAULT,
+    env: Environment = None,
 ) -> None:
     """Show what would be done to a call, without any network."""
-    settings = loaded(path)
+    settings = loaded(path, place=env)
     headers: list[Header] = []
     for line in header or []:
         name, colon, value = line.partition(":")
@@ -328,7 +392,15 @@ def explain_(
         raise fail(f"gateway explain: {error}") from None
     limit = settings.limits.max_body
     query = settings.credentials.query
-    show(explain(Rules(settings.rules, limit), method, target, headers, body, state, limit, query))
+    hosts = [value for name, value in headers if name == b"host"]
+    try:
+        name, inner = app.destinations(settings).chosen(b"".join(hosts), target.encode())
+    except GatewayError as error:
+        raise fail(f"gateway explain: {error.status} {error.title}: {error.detail}") from None
+    if settings.upstreams:
+        typer.echo(f"upstream: {name or 'the main one'}, as {inner.decode()}")
+    rules = Rules(settings.rules_of(name or None), limit)
+    show(explain(rules, method, inner.decode(), headers, body, state, limit, query))
 
 
 def show(told: Explanation) -> None:

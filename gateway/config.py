@@ -10,6 +10,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -28,7 +29,7 @@ from pydantic import (
 )
 
 from gateway import paths as templates
-from gateway.checks import document
+from gateway.checks import document, overlay
 from gateway.checks.document import Document, Mark
 from gateway.checks.known_keys import keys_at, meant, words
 from gateway.checks.overlaps import overlaps
@@ -76,6 +77,11 @@ def _store_url(value: str) -> None:
         Address.parse(value)
     except ValueError as error:
         raise ValueError(f"{error} (redis://[user:password@]host[:port][/database])") from error
+
+
+def _path_prefix(value: str) -> None:
+    if not re.fullmatch(r"(/[!$&'()*+,;=:@\w.~-]+)+", value, re.ASCII) or {".", ".."} & {*value.split("/")}:
+        raise ValueError("expected a plain path such as /gateway, without a slash at its end")
 
 
 def _key(value: SecretStr) -> SecretStr:
@@ -130,6 +136,16 @@ class ListenSettings(Section):
     """Clients that may wait to be accepted; `net.core.somaxconn` may allow fewer (the log says so)."""
     trusted_proxies: tuple[Annotated[str, checked(_network)], ...] = ()
     """Networks whose `Forwarded` and `X-Forwarded-*` are believed and added to."""
+    path_prefix: Annotated[str, checked(_path_prefix)] | None = None
+    """
+    Clients call below it ([how](clients.md#below-a-path)): it is taken off before rules are matched and calls
+    go on. What lacks it is 404.
+    """
+    rewrite_replies: bool = False
+    """
+    `true`: `Location`, and path and domain of `Set-Cookie`, say of the upstream's places where they are for
+    clients, with the prefixes.
+    """
     tls: ListenTlsSettings | None = None
     """The listener speaks TLS where this section is there."""
 
@@ -210,6 +226,33 @@ class UpstreamSettings(Section):
     """Use httpx's HTTP/2 transport."""
     tls: TlsSettings = TlsSettings()
     """For an `https` URL."""
+
+    @property
+    def address(self) -> tuple[str, int]:
+        url = urlsplit(self.url)
+        return url.hostname or "", url.port or (443 if url.scheme == "https" else 80)
+
+
+class NamedUpstreamSettings(UpstreamSettings):
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")]
+    """What rules call it by."""
+    hosts: tuple[Annotated[str, Field(pattern=r"^[^\s/:]+$")], ...] = ()
+    """The names in a Host field with which it is called; none given: any."""
+    path_prefix: Annotated[str, checked(_path_prefix)] | None = None
+    """The path below which it is called, behind `listen.path_prefix`; none given: any."""
+    strip: bool = True
+    """`false`: the upstream gets the path with that prefix, as `/oauth` of a login."""
+
+    @model_validator(mode="after")
+    def _called_somehow(self) -> NamedUpstreamSettings:
+        if not self.hosts and self.path_prefix is None:
+            raise ValueError("path_prefix: expected it or hosts, which say what is for this upstream")
+        return self
+
+    @property
+    def places(self) -> set[tuple[str, str]]:
+        """Host and prefix of what is for it."""
+        return {(host.lower(), self.path_prefix or "") for host in self.hosts or ("",)}
 
 
 class StateCacheSettings(Section):
@@ -458,6 +501,10 @@ class CorsSettings(Section):
         return self
 
 
+def _same_host(one: tuple[str, int], other: tuple[str, int]) -> bool:
+    return (one[0].lower().rstrip("."), one[1]) == (other[0].lower().rstrip("."), other[1])
+
+
 def _same_address(one: tuple[str, int], other: tuple[str, int]) -> bool:
     """Whether both are surely the same, or one is every address of the machine and the other its own."""
     if one[1] != other[1] or one[1] == 0:
@@ -476,6 +523,8 @@ class Settings(Section):
     """The operator's side."""
     upstream: UpstreamSettings
     """The API that is called."""
+    upstreams: tuple[NamedUpstreamSettings, ...] = ()
+    """Others behind the same listener, each with rules, a cache, locks and connections of its own."""
     state_cache: StateCacheSettings = StateCacheSettings()
     """What was looked up, in memory."""
     store: StoreSettings | None = None
@@ -506,6 +555,11 @@ class Settings(Section):
     """
     Which calls are repaired, and how. The rule with the most specific path counts, and of equals the first.
     """
+    environments: dict[str, dict[str, Any]] = Field(default={})
+    """
+    By name, what is laid over all else where `--env` or GATEWAY_ENV names it ([how](promotion.md)): sections
+    key by key, `rules` by their names, other lists as a whole.
+    """
 
     @field_validator("rules")
     @classmethod
@@ -522,12 +576,16 @@ class Settings(Section):
     def _rules_that_can_be_told_apart(self) -> Settings:
         errors: list[str] = []
         names: set[str] = set()
-        table: templates.Routes[str] = templates.Routes()
+        known = {one.name for one in self.upstreams}
+        tables: dict[str | None, templates.Routes[str]] = defaultdict(templates.Routes)
         for i, rule in enumerate(self.rules):
+            if rule.upstream is not None and rule.upstream not in known:
+                hint = meant(rule.upstream, known)
+                errors.append(f"rules[{i}].upstream: expected one of upstreams, got {rule.upstream!r}{hint}")
             if rule.name in names:
                 errors.append(f"rules[{i}].name: expected different names, got {rule.name!r} again")
             names.add(rule.name)
-            if not table.add(rule.match.method, templates.parse(rule.match.path), rule.name):
+            if not tables[rule.upstream].add(rule.match.method, templates.parse(rule.match.path), rule.name):
                 errors.append(f"rules[{i}].match.path: can never match: earlier rules take all of it")
             half = self.limits.deadline / 2
             errors += [
@@ -542,20 +600,57 @@ class Settings(Section):
         return self
 
     @model_validator(mode="after")
+    def _upstreams_that_can_be_told_apart(self) -> Settings:
+        errors: list[str] = []
+        names: set[str] = set()
+        places: set[tuple[str, str]] = set()
+        for i, one in enumerate(self.upstreams):
+            if one.name in names:
+                errors.append(f"upstreams[{i}].name: expected different names, got {one.name!r} again")
+            if places & one.places:
+                errors.append(f"upstreams[{i}]: expected another host or prefix: an earlier one has the same")
+            names.add(one.name)
+            places |= one.places
+        # What passes one by would be a write that the other's cache and locks do not know of (S3, S4).
+        repaired = {rule.upstream for rule in self.rules}
+        known: list[tuple[str | None, tuple[str, int]]] = [(None, self.upstream.address)]
+        for i, other in enumerate(self.upstreams):
+            errors += [
+                f"upstreams[{i}].url: expected another address than that of {name or 'upstream'}: there are "
+                "rules for one of them, whose locks the other does not know"
+                for name, address in known
+                if repaired & {name, other.name} and _same_host(address, other.address)
+            ]
+            known.append((other.name, other.address))
+        if errors:
+            raise ValueError("\n".join(errors))
+        return self
+
+    @model_validator(mode="after")
     def _addresses_that_differ(self) -> Settings:
         listen, admin = (self.listen.host, self.listen.port), (self.admin.host, self.admin.port)
-        url = urlsplit(self.upstream.url)
-        upstream = (url.hostname or "", url.port or (443 if url.scheme == "https" else 80))
+        upstreams = {"upstream": self.upstream}
+        upstreams |= {f"upstreams[{i}]": one for i, one in enumerate(self.upstreams)}
         errors = []
         if _same_address(listen, admin):
             errors.append("admin.port: expected another port than that of listen")
         errors += [
-            f"upstream.url: expected the API, got the gateway's own address (that of {name})"
+            f"{place}.url: expected the API, got the gateway's own address (that of {name})"
+            for place, upstream in upstreams.items()
             for name, address in (("listen", listen), ("admin", admin))
-            if _same_address(address, upstream)
+            if _same_address(address, upstream.address)
         ]
         if errors:
             raise ValueError("\n".join(errors))
+        return self
+
+    @model_validator(mode="after")
+    def _one_store_for_one_upstream(self) -> Settings:
+        if self.store is not None and any(rule.upstream is not None for rule in self.rules):
+            raise ValueError(
+                "store: expected without rules for other upstreams, whose state it does not hold: run a "
+                "gateway for each"
+            )
         return self
 
     @model_validator(mode="after")
@@ -567,6 +662,10 @@ class Settings(Section):
             )
         return self
 
+    def rules_of(self, upstream: str | None) -> tuple[RuleSettings, ...]:
+        """Those for one of `upstreams`, or for `upstream`."""
+        return tuple(rule for rule in self.rules if rule.upstream == upstream)
+
     def warnings(self) -> list[str]:
         """What is allowed but should be known: said by `gateway check` and at start-up."""
         warnings = [] if self.rules else ["rules: none, every call is passed through as it came"]
@@ -576,13 +675,14 @@ class Settings(Section):
             for repair in rule.repairs
             for warning in repair.warnings()
         ]
-        paths = [(rule.match.method, templates.parse(rule.match.path)) for rule in self.rules]
-        for one in overlaps(paths):
-            why = "is more specific" if one.more_specific else "stands earlier"
-            warnings.append(
-                f"rules.{self.rules[one.loser].name}: some of its paths are those of "
-                f"rules.{self.rules[one.winner].name} too, which {why} and takes them"
-            )
+        for name in (None, *(one.name for one in self.upstreams)):
+            rules = self.rules_of(name)
+            for one in overlaps([(rule.match.method, templates.parse(rule.match.path)) for rule in rules]):
+                why = "is more specific" if one.more_specific else "stands earlier"
+                warnings.append(
+                    f"rules.{rules[one.loser].name}: some of its paths are those of "
+                    f"rules.{rules[one.winner].name} too, which {why} and takes them"
+                )
         if self.admin.reachable and self.admin.token is None:
             warnings.append(
                 f"admin.token: not set, and other machines reach admin.host {self.admin.host}: only /healthz "
@@ -759,9 +859,13 @@ def parse(
     environment: Mapping[str, str],
     name: str = "config.yaml",
     also: Also = nothing_more,
+    place: str | None = None,
 ) -> Settings:
-    """Raises ConfigError with every error there is."""
-    return _parsed(Settings, text, environment, name, also, lambda whole: whole)
+    """
+    `place`: which of its environments; without one GATEWAY_ENV says it, and an empty one is none. Raises
+    ConfigError with every error there is.
+    """
+    return _parsed(Settings, text, environment, name, also, lambda whole: whole, place)
 
 
 class _AdminAlone(Section):
@@ -790,16 +894,20 @@ def _parsed(
     name: str,
     also: Callable[[Parsed], Iterable[tuple[str, str]]],
     wanted: Callable[[dict[Any, Any]], dict[Any, Any]],
+    place: str | None = None,
 ) -> Parsed:
     """`wanted` are the sections of a document that the model has."""
     errors: list[Problem] = []
     given: dict[str, str] = {}
     try:
         read = document.read(text)
+        read = overlay.chosen(read, (environment.get("GATEWAY_ENV") if place is None else place) or None)
         whole = wanted(read.data) if isinstance(read.data, dict) else read.data
         expanded = _expanded(whole, environment, "", errors, given)
     except document.Unreadable as error:
         raise ConfigError([f"{_at(name, mark)}: {message}" for mark, message in error.errors]) from error
+    except overlay.NoSuchEnvironment as error:
+        raise ConfigError([f"{_at(name, read.mark(error.place))}: {error.place}: {error.message}"]) from error
     except RecursionError as error:
         raise ConfigError([f"{name}: nested too deeply"]) from error
     if not isinstance(expanded, dict):
@@ -822,8 +930,9 @@ def load(
     path: Path,
     environment: Mapping[str, str] = os.environ,
     also: Also = nothing_more,
+    place: str | None = None,
 ) -> Settings:
-    return parse(text_of(path), environment, path.name, also)
+    return parse(text_of(path), environment, path.name, also, place)
 
 
 def text_of(path: Path) -> str:

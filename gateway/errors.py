@@ -4,6 +4,7 @@ Every way the gateway itself refuses a call, and what the client is told.
     GatewayError
     ├── RequestError                    the client's message, answered before anything is sent upstream
     │   ├── BadRequest 400              ├── MethodNotAllowed 405       ├── HeadTimeout, BodyTimeout 408
+    │   ├── NotServed 404
     │   ├── BodyTooLarge 413            ├── TargetTooLong 414          ├── ExpectationFailed 417
     │   ├── MisdirectedRequest 421      ├── HeadTooLarge 431           ├── NotSupported 501
     │   ├── VersionNotSupported 505     ├── TlsOnPlainPort 400         ├── PlainHttpOnTlsPort 400
@@ -101,6 +102,12 @@ class InvalidBody(RequestError):
     status = 400
     title = "The body does not fit its schema"
     advice = "Correct what `violations` names; the call was not forwarded."
+
+
+class NotServed(RequestError):
+    status = 404
+    title = "The gateway serves nothing at this path"
+    advice = "Call it by the path that the gateway is reached at; the request was not forwarded."
 
 
 class MethodNotAllowed(RequestError):

@@ -16,10 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, cast, get_args
 
+from gateway.audit.configurations import ConfigurationInForce
 from gateway.audit.mode_changes import ModeChanged
+from gateway.audit.writer import Line
 from gateway.bounded_reads import BoundedReads, Hangs
 from gateway.config import ConfigError, Settings
 from gateway.errors import Unrecordable
+from gateway.promotion.effect import digest
 from gateway.rules import Mode, RuleSettings
 
 MODES: Final[tuple[str, ...]] = get_args(Mode)
@@ -40,8 +43,9 @@ class Reloads:
     """
     `load` reads the configuration again, and raises ConfigError. `follow` has the calls to come go by these
     settings' rules; it is told whether more than modes differ. `record` writes down the modes that are
-    about to change, all of them or none; it raises Unrecordable, and then nothing is changed. A mode that
-    was set holds until the file's own for that rule is another than it was.
+    about to change, and the configuration's new digest, all of it or nothing; it raises Unrecordable, and
+    then nothing is changed. A mode that was set holds until the file's own for that rule is another than it
+    was.
     """
 
     def __init__(
@@ -49,7 +53,7 @@ class Reloads:
         settings: Settings,
         load: Callable[[], Settings],
         follow: Callable[[Settings, bool], Awaitable[None]],
-        record: Callable[[list[ModeChanged]], Awaitable[None]],
+        record: Callable[[list[Line]], Awaitable[None]],
         counts: Counter[tuple[str, ...]],
         reads: BoundedReads | None = None,
     ) -> None:
@@ -60,6 +64,7 @@ class Reloads:
         self._record = record
         self._counts = counts
         self._reads = reads or BoundedReads()
+        self._digest = digest(settings)
         self._of_file = {rule.name: rule.mode for rule in settings.rules}
         self._set: dict[str, Mode] = {}
         self._turn = asyncio.Lock()
@@ -125,22 +130,27 @@ class Reloads:
             return []
         before = {rule.name: rule for rule in was.rules}
         after = {rule.name: rule for rule in rules}
-        changed = [
+        changed: list[Line] = [
             ModeChanged.of(name, before[name].mode, rule.mode, by)
             for name, rule in after.items()
             if name in before and before[name].mode != rule.mode
         ]
+        now = was.model_copy(update={"rules": rules})
+        rules_differ = _but_for_modes(was) != _but_for_modes(now)
+        in_force = digest(now) if rules_differ else self._digest
+        if in_force != self._digest:
+            changed.append(ConfigurationInForce.of(in_force, by))
         if changed:
             await self._record(changed)
-        self.settings = was.model_copy(update={"rules": rules})
-        await self._follow(self.settings, _but_for_modes(was) != _but_for_modes(self.settings))
+        self.settings, self._digest = now, in_force
+        await self._follow(now, rules_differ)
         said = [_said(before.get(name), after.get(name)) for name in before | after]
         return [line for line in said if line is not None] or ["the rules have another order"]
 
 
 def _why(error: ConfigError | Hangs | Unrecordable) -> str:
     if isinstance(error, Unrecordable):
-        return f"no mode changes unrecorded: {error.detail}"
+        return f"nothing changes unrecorded: {error.detail}"
     return str(error)
 
 

@@ -8,7 +8,7 @@ other calls. Calls that are alike are judged once, so that a log is read about a
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -71,9 +71,11 @@ class Replay:
     def __init__(self, rules: Sequence[RuleSettings], were: Sequence[RuleSettings] = ()) -> None:
         """`were`: the rules that the calls came under, where they are known."""
         self._rules = rules
-        self._routes: paths.Routes[int] = paths.Routes()
+        # By the upstream that they are for; that of a call is known by its rule alone.
+        self._routes: dict[str | None, paths.Routes[int]] = defaultdict(paths.Routes)
+        self._upstreams = {rule.name: rule.upstream for rule in (*rules, *were)}
         for number, rule in enumerate(rules):
-            self._routes.add(rule.match.method, paths.parse(rule.match.path), number)
+            self._routes[rule.upstream].add(rule.match.method, paths.parse(rule.match.path), number)
         self._calls: Counter[Seen] = Counter()
         self._ids: dict[Seen, str] = {}
         # The repairs that a rule of then is known to have had.
@@ -87,7 +89,8 @@ class Replay:
             for one in changes
             if one.get("repair") != "guard"
         )
-        found = self._routes.match(decision.method, decision.path.encode("ascii", "replace"))
+        routes = self._routes[self._upstreams.get(decision.rule)]
+        found = routes.match(decision.method, decision.path.encode("ascii", "replace"))
         status = None if outcome is None else outcome.status
         seen = Seen(
             decision.rule,

@@ -48,6 +48,8 @@ class RuleSettings(Section):
     """A token: stands in the log and in Gateway-Rewrite."""
     match: MatchSettings
     """The calls that the rule is for."""
+    upstream: str | None = None
+    """The one of `upstreams` whose calls it is for; none given: those that go to `upstream`."""
     mode: Mode = "enforce"
     """The rule's own; without it the `mode` at the top."""
     on_lookup_failure: Literal["reject", "forward"] = "reject"
@@ -119,7 +121,7 @@ class RuleSettings(Section):
     def describe(self) -> Iterator[str]:
         """The lines that `gateway check` prints."""
         yield f"{self.name} ({self.mode}, a failed look-up: {self.on_lookup_failure})"
-        yield f"  {self.match.method} {self.match.path}"
+        yield f"  {self.match.method} {self.match.path}" + (f" to {self.upstream}" if self.upstream else "")
         for repair in self.repairs:
             for line in repair.describe(self.parameters):
                 yield f"  {line}"

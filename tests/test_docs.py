@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 
 from gateway import errors
 from gateway.audit import writer
+from gateway.audit.configurations import ConfigurationInForce
 from gateway.audit.mode_changes import ModeChanged
 from gateway.audit.writer import Line
 from gateway.cli import cli
@@ -150,6 +151,7 @@ def test_what_is_made_from_the_code_is_up_to_date(page: str) -> None:
 NEVER_RECORDED = {
     errors.HeadTimeout,
     errors.MethodNotAllowed,
+    errors.NotServed,
     errors.TargetTooLong,
     errors.ExpectationFailed,
     errors.MisdirectedRequest,
@@ -223,17 +225,19 @@ def test_every_event_and_field_of_the_audit_log_is_explained() -> None:
     line, gap = set(Line.__struct_fields__), set(writer._Gap.__struct_fields__)
     decision, outcome = set(Decision.__struct_fields__) - line, set(Outcome.__struct_fields__) - line
     mode = set(ModeChanged.__struct_fields__) - line
+    config = set(ConfigurationInForce.__struct_fields__) - line
     events, fields = tables(section("docs/operations.md", "## The audit log"))[:2]
     said = {quoted(row[0])[0]: set(quoted(row[2])) for row in events}
     explained = [field for row in fields for field in quoted(row[0])]
 
-    assert said.keys() == {"rewrite", "skip", "reject", "unsent", "outcome", "mode", "gap"}
+    assert said.keys() == {"rewrite", "skip", "reject", "unsent", "outcome", "mode", "config", "gap"}
     assert said["rewrite"] | said["skip"] | said["reject"] == decision | {"observe", "shadow"}
     assert said["outcome"] == outcome
     assert said["unsent"] == {"attempt"}
     assert said["mode"] == mode
+    assert said["config"] == config
     assert said["gap"] == (gap - line) | {"id"}
-    assert sorted(explained) == sorted(decision | outcome | mode | gap | line)
+    assert sorted(explained) == sorted(decision | outcome | mode | config | gap | line)
 
 
 # --- docs/configuration.md
@@ -294,7 +298,7 @@ def test_the_settings_page_tells_each_default_and_what_the_key_is_for(row: list[
     if known.field.is_required():
         assert told == "required"
     elif told == "none":
-        assert known.field.default in [None, (), "none"]
+        assert known.field.default in [None, (), {}, "none"]
     else:
         assert known.given(re.sub(r"\*", "'*'", told)) == known.field.default
     assert sentence.endswith("."), "a text under the key says what it is for"
@@ -306,7 +310,11 @@ def test_the_settings_page_says_of_each_section_what_it_is_for() -> None:
     within = [row for table in tables(generated) for row in table if row[1].startswith("section")]
 
     assert sorted(told) == sorted(Settings.model_fields)
-    assert [name for name, begins in told.items() if not begins.endswith(".") and name != "mode"] == []
+    assert [
+        name
+        for name, begins in told.items()
+        if not begins.endswith(".") and name not in {"mode", "environments"}
+    ] == []
     assert [row[0] for row in within if not row[3].endswith(".")] == []
     assert len(within) > 4
 

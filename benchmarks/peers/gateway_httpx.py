@@ -18,7 +18,7 @@ from pathlib import Path
 import httpx
 import uvloop
 
-from gateway import app, config
+from gateway import app, config, lifetime
 from gateway.upstream.connection import Timeouts
 from gateway.upstream.http2 import HttpxTransport
 
@@ -41,7 +41,7 @@ async def serve(settings: config.Settings) -> None:
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-    async with app.running(
+    async with lifetime.running(
         settings, app.build(settings, transport=HttpxTransport(transport, to.url, timeouts))
     ):
         await stopped.wait()

@@ -46,7 +46,8 @@ def build(checks: Checks, metrics: Metrics, parts: Checks | None = None) -> Star
         also = {name: check() for name, check in (parts or {}).items()}
         told = {name: problem or "ok" for name, problem in {**found, **also}.items()}
         degraded = {"degraded": True} if any(also.values()) else {}
-        return JSONResponse({"ready": ready, **degraded, "checks": told}, 200 if ready else 503)
+        said = {"ready": ready, **degraded, "checks": told, "config": metrics.digest}
+        return JSONResponse(said, 200 if ready else 503)
 
     async def counted(_: Request) -> Response:
         found = (sample for sample in await taken(metrics.samples()) if sample.counted)

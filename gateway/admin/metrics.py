@@ -221,6 +221,9 @@ METRICS: tuple[Metric, ...] = (
         SECONDS,
     ),
     Metric("gateway_rule_info", "gauge", "1 for the mode that a rule has.", {"rule": (), "mode": MODES}),
+    Metric(
+        "gateway_config_info", "gauge", "1, for the digest of the configuration in force.", {"digest": ()}
+    ),
     Metric("gateway_build_info", "gauge", "1, for what is running.", {"version": (), "python": ()}),
     Metric("gateway_workers", "gauge", "Processes that serve: 1, but for --workers."),
     Metric("gateway_worker_exits_total", "counter", "Workers that ended without being told to."),
@@ -301,6 +304,7 @@ class Metrics:
         self._tallies = tallies
         self.histograms = Histograms() if histograms is None else histograms
         self._readings: dict[MetricKey, Gauge] = {}
+        self.digest = ""  # of the configuration in force
         self.follow(())
 
     def measure(self, readings: Mapping[MetricKey, Gauge]) -> None:
@@ -333,6 +337,8 @@ class Metrics:
                 values[name, label] = values.get((name, label), 0) + count
         values |= {key: reading() for key, reading in self._readings.items()}
         values |= self._modes
+        if self.digest:
+            values["gateway_config_info", self.digest] = 1.0
         # What is there from the start is many with many rules, and sorted.
         others = sorted((key for key in values if key not in self._first), key=_place)
         for key in merge(self._first, others, key=_place):

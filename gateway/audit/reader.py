@@ -31,7 +31,7 @@ class LoggedClient(Struct, frozen=True):
 class LogEntry(Struct, frozen=True):
     """A line of any event; docs/operations.md says what the fields are."""
 
-    event: Literal["rewrite", "skip", "reject", "unsent", "outcome", "mode", "gap"]
+    event: Literal["rewrite", "skip", "reject", "unsent", "outcome", "mode", "config", "gap"]
     time: str
     id: str = ""
     request_id: str | None = None
@@ -152,7 +152,7 @@ class Reader:
         entry = self._entry(line)
         if entry is None:
             return
-        if entry.event in {"gap", "mode"}:  # of no call
+        if entry.event in {"gap", "mode", "config"}:  # of no call
             self.lost += entry.lost
             return
         call = self._open.get(entry.id)

@@ -26,10 +26,13 @@ def failures(rules: Sequence[RuleSettings], limit: int, query: Sequence[str]) ->
     """Each case that comes out differently: its place, and the difference, of several lines."""
     if not any(rule.cases for rule in rules):
         return
-    compiled = Rules(rules, limit)
+    compiled = {
+        name: Rules([rule for rule in rules if rule.upstream == name], limit)
+        for name in {rule.upstream for rule in rules}
+    }
     for i, rule in enumerate(rules):
         for j, case in enumerate(rule.cases):
-            lines = list(_differences(compiled, rule, case, limit, query))
+            lines = list(_differences(compiled[rule.upstream], rule, case, limit, query))
             if lines:
                 named = f" {case.name!r}" if case.name else ""
                 yield f"rules[{i}].cases[{j}]", "\n    ".join([f"the case{named} fails:", *lines])

@@ -35,13 +35,14 @@ SHOWN = 256  # bytes of a value, in logs and errors
 class Fields(list[Header]):
     """
     Header fields that do not change any more, so that `derived` can remember what follows from them. Where
-    the same fields come again, they are the same object again.
+    the same fields come again, they are the same object again. `reason` stood before them in a reply.
     """
 
-    __slots__ = ("_derived",)
+    __slots__ = ("_derived", "reason")
 
-    def __init__(self, fields: Iterable[Header] = ()) -> None:
+    def __init__(self, fields: Iterable[Header] = (), reason: bytes = b"") -> None:
         super().__init__(fields)
+        self.reason = reason
         self._derived: dict[Any, Any] = {}
 
     def derived(self, make: Callable[[Fields, *Given], Made], *given: *Given) -> Made:
@@ -54,6 +55,10 @@ class Fields(list[Header]):
             self._derived.clear()
         self._derived[make, given] = made
         return made
+
+
+def reason_of(headers: Headers) -> bytes:
+    return headers.reason if isinstance(headers, Fields) else b""
 
 
 def without_length(headers: Headers) -> Fields:
@@ -88,12 +93,12 @@ def every(headers: Headers, name: bytes) -> list[bytes]:
 
 def without(headers: Headers, names: Iterable[bytes]) -> Fields:
     unwanted = names if isinstance(names, frozenset | set) else frozenset(names)
-    return Fields([pair for pair in headers if pair[0] not in unwanted])
+    return Fields([pair for pair in headers if pair[0] not in unwanted], reason_of(headers))
 
 
 def replaced(headers: Headers, name: bytes, value: bytes) -> Fields:
     """The value at the place of the first such field, the others dropped; at the end where there was none."""
-    result = Fields(headers)
+    result = Fields(headers, reason_of(headers))
     places = [index for index, pair in enumerate(result) if pair[0] == name]
     if not places:
         result.append((name, value))

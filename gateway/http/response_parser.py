@@ -123,7 +123,7 @@ class ResponseParser:
         if match_field_lines(head, line.end(), end) is None:
             raise InvalidReply("the reply's head is not made of header fields", evidence=head[:QUOTED])
         # A trailer is not a header (RFC 9110 section 6.5.1): these are all there will be.
-        headers = Fields(parse_field_lines(head, line.end(), end))
+        headers = Fields(parse_field_lines(head, line.end(), end), line[3] or b"")
         if len(headers) > self._max_headers:
             raise InvalidReply(f"the reply has more than {self._max_headers} fields")
         status = int(line[2])

@@ -37,7 +37,7 @@ class _Head(Struct, frozen=True):
     closes: bool
 
 
-def _head(headers: Headers, status: int, head_only: bool, minor: int) -> _Head:
+def _head(headers: Headers, status: int, head_only: bool, minor: int, reason: bytes = b"") -> _Head:
     if not 200 <= status <= 999:
         raise ValueError(f"{status} is not the status of a final reply")
     # RFC 9110 section 8.6: a 204 has no length, and a 304's would be that of the reply it stands for.
@@ -54,7 +54,9 @@ def _head(headers: Headers, status: int, head_only: bool, minor: int) -> _Head:
         ending = b"transfer-encoding: chunked\r\n"
     else:
         framing = UNTIL_CLOSE
-    text = (_STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status) + lines.text
+    # RFC 9112 section 4: it is for people, who have what the upstream wrote for them, in whatever language.
+    line = b"" if reason else _STATUS_LINES.get(status)
+    text = (line or b"HTTP/1.1 %d %b\r\n" % (status, reason)) + lines.text
     return _Head(text, ending, framing, lines.dated, lines.closes)
 
 
@@ -67,7 +69,7 @@ def _begun(
     date: Callable[[], bytes],
 ) -> tuple[bytes, _Head]:
     if isinstance(headers, Fields):
-        head = headers.derived(_head, status, method == b"HEAD", minor)
+        head = headers.derived(_head, status, method == b"HEAD", minor, headers.reason)
     else:
         head = _head(headers, status, method == b"HEAD", minor)
     text = head.text

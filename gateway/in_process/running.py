@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
-from gateway import app, config
+from gateway import app, config, lifetime
 from gateway.config import Settings
 from gateway.errors import GatewayError, Overloaded
 from gateway.http.head_shapes import HeadShapes
@@ -35,7 +35,7 @@ class InProcess:
     ) -> None:
         """`upstream` makes another transport than to upstream.url; `seams` are those of app.build."""
         self.settings = settings
-        self.limits: ServerLimits = app.downstream_limits(settings)
+        self.limits: ServerLimits = lifetime.downstream_limits(settings)
         self.shapes = HeadShapes()
         self.gateway: app.Gateway | None = None
         self._upstream = upstream
@@ -45,13 +45,13 @@ class InProcess:
         self._lock = asyncio.Lock()
 
     async def begin(self) -> app.Gateway:
-        """Once, whoever asks. Raises app.LogInUse."""
+        """Once, whoever asks. Raises lifetime.LogInUse."""
         if self.gateway is not None:
             return self.gateway
         async with self._lock:
             if self.gateway is None:
                 with contextlib.ExitStack() as claimed:
-                    claimed.enter_context(app.claimed(self.settings.audit))
+                    claimed.enter_context(lifetime.claimed(self.settings.audit))
                     transport = None if self._upstream is None else self._upstream()
                     gateway = app.build(self.settings, transport=transport, **self._seams)
                     await gateway.audit.begin()

@@ -61,7 +61,7 @@ UNTOLD = frozenset({401, 403, 404, 429, *range(500, 600)})
 STATUSES = {1: "1xx", 2: "2xx", 3: "3xx", 4: "4xx", 5: "5xx"}
 
 
-def _method(method: str) -> str:
+def counted_method(method: str) -> str:
     return METHODS.get(method.upper(), "other")
 
 
@@ -90,10 +90,11 @@ class Lifecycle:
         counted: CallCounter = uncounted,
         observers: Sequence[Observer] = (),
         hold_patience: float = HOLD_PATIENCE,
+        unmatched: str = "none",
     ) -> None:
         """
         `log_refusal` is told the client's address too; `counted` and `observers` of each matched call when it
-        is over.
+        is over. `unmatched` is the rule that calls are counted by that none matches.
         `max_body` in bytes; `deadline` in seconds from a call's arrival to the head of its reply. `direct` as
         in server/connection.py.
         """
@@ -117,6 +118,7 @@ class Lifecycle:
         self._evidence = EvidenceLog(clock)
         self._shadow_checks = shadow_checks
         self._absent = AbsentOperations(clock)
+        self._unmatched = unmatched
 
         def head(headers: Fields, trusted: bool, version: str) -> CallHead:
             return CallHead.of(headers, hop, credentials, trusted, version)
@@ -137,7 +139,7 @@ class Lifecycle:
         trusted = self._trusts is not None and self._trusts(request.address)
         head = request.headers.derived(self._head, trusted, request.version)
         client = self._client(request, head, self._budget, self._credentials.caller_of)
-        rule = "none"
+        rule = self._unmatched
         try:
             if head.dropped:
                 self._counts["gateway_fields_dropped_total",] += head.dropped
@@ -164,7 +166,7 @@ class Lifecycle:
                 # It took the lock, if any, that the rules before a reload asked for: by those of now it may
                 # be a write that nothing else knows of (S3).
                 await self._lookups.invalidate_after(None)
-            method, status = METHODS.get(client.method) or _method(client.method), client.status
+            method, status = METHODS.get(client.method) or counted_method(client.method), client.status
             said = "none" if status is None else STATUSES.get(status // 100, "none")
             self._counts["gateway_requests_total", rule, method, said] += 1
 

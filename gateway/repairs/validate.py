@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from msgspec import Struct
-from pydantic import AfterValidator, Field, ValidationInfo
+from pydantic import AfterValidator, Field, PlainSerializer, ValidationInfo
 
 from gateway.repairs import json_schema
 from gateway.repairs.findings import Draft, Finding, NotApplicable, Violated
@@ -42,7 +42,12 @@ def _schema(value: Any, info: ValidationInfo) -> NamedSchema:
 
 class ValidateSettings(RepairSettings):
     type: Literal["validate"]
-    source: Annotated[Any, AfterValidator(_schema), Field(alias="schema", examples=[{"type": "object"}])]
+    source: Annotated[
+        Any,
+        AfterValidator(_schema),
+        PlainSerializer(lambda named: named.schema),
+        Field(alias="schema", examples=[{"type": "object"}]),
+    ]
     """
     A JSON Schema (2020-12): a file, a place in one (`openapi.yaml#/components/schemas/Name`), or the schema
     itself. It is read with the configuration; no reference to another file or host is followed.

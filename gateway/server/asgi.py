@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from typing import Any, Final, TypeAlias
 from urllib.parse import unquote
 
-from gateway.http.headers import Fields, Headers
+from gateway.http.headers import Fields, Headers, reason_of
 from gateway.http.slots import Values, filled
 from gateway.server.duplex_stream import DuplexStream
 from gateway.server.request_cycle import RequestCycle
@@ -22,6 +22,7 @@ Send: TypeAlias = Callable[[Message], Awaitable[None]]
 AsgiApp: TypeAlias = Callable[[Message, Receive, Send], Awaitable[None]]
 
 EXTENSION: Final = "gateway"  # where a scope has its request cycle
+REASON: Final = "gateway.reason"  # where the message that starts a reply has the upstream's reason phrase
 _VERSION: Final = {"version": "3.0", "spec_version": "2.4"}
 
 
@@ -96,7 +97,8 @@ class AsgiChannel:
         if kind == "http.response.body":
             await self._cycle.write(message.get("body", b""), message.get("more_body", False))
         elif kind == "http.response.start":
-            await self._cycle.start(message["status"], message.get("headers", ()))
+            fields = Fields(message.get("headers", ()), message.get(REASON, b""))
+            await self._cycle.start(message["status"], fields)
         else:
             raise RuntimeError(f"an ASGI message of type {kind!r}")
 
@@ -182,7 +184,8 @@ class AsgiRequest:
 
     async def start(self, status: int, headers: Headers, extra_headers: Headers = ()) -> None:
         fields = [*headers, *extra_headers]
-        await self._send({"type": "http.response.start", "status": status, "headers": fields})
+        begins = {"type": "http.response.start", "status": status, "headers": fields}
+        await self._send(begins | {REASON: reason_of(headers)})
 
     async def write(self, piece: bytes, more: bool) -> None:
         await self._send({"type": "http.response.body", "body": piece, "more_body": more})

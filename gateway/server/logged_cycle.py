@@ -69,7 +69,7 @@ class LoggedCycle(RequestCycle, eq=False):
             Access(
                 self.address,
                 self.method,
-                self.target,
+                self.head.target,  # as the client sent it, whatever prefix was taken off
                 self.version,
                 self.status,
                 self.sent,

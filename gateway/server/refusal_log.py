@@ -26,6 +26,9 @@ class RefusalLog:
     def refused(self, error: GatewayError, client: str) -> None:
         if self.on_refusal is not None:
             self.on_refusal(error)
+        self.tell(error, client)
+
+    def tell(self, error: GatewayError, client: str) -> None:
         slug = error.slug()
         if self._admits(f"refused: {slug}"):
             logger.warning("refused: %s: %s; client %s", slug, _one_line(error.detail), client)

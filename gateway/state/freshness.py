@@ -9,17 +9,22 @@ from __future__ import annotations
 
 from gateway.state.store import Accepted, Reading
 
+AHEAD = 1.0  # seconds by which the clocks of processes that share a store may differ
+
 
 def is_fresh(reading: Reading, generation: int, max_age: float, since: float, now: float) -> bool:
     """
     S3: its generation is not before the conversation's current one, so no write that may have changed
     anything began since its stamp was taken.
     S2: what it shows was read at most `max_age` before `now`; or by a look-up that began after the call had
-    arrived (`since`), since nothing is fresher. A client's own GET was not made for a fill.
+    arrived (`since`), since nothing is fresher. A client's own GET was not made for a fill. What seems
+    to be of the future was dated by a clock that was set since, or not known yet: nobody knows its age.
     """
     if reading.generation < generation:
         return False
     read = reading.started - reading.age
+    if read - now > AHEAD:
+        return False
     if max_age and now - read <= max_age:
         return True
     return read >= since and not reading.learned

@@ -46,14 +46,16 @@ def build(
     async def metrics() -> Metrics:
         found = await asyncio.gather(*[place.figures() for place in places])
         own_figures = Figures.of(own)
-        return merged.metrics(merged.summed([own_figures, *[one for some in found for one in some]]))
+        everything = merged.metrics(merged.summed([own_figures, *[one for some in found for one in some]]))
+        everything.digest = own.digest
+        return everything
 
     async def healthz(_: Request) -> Response:
         return PlainTextResponse("ok\n")
 
     async def readyz(_: Request) -> Response:
         told = {place.number: said for place, said in await asked("ready", 1.0)}
-        ready, said = merged.readiness(told, draining())
+        ready, said = merged.readiness(told, draining(), own.digest)
         return JSONResponse(said, 200 if ready else 503)
 
     async def counted(_: Request) -> Response:

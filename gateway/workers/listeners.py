@@ -16,8 +16,9 @@ from __future__ import annotations
 import contextlib
 import socket
 
-from gateway.app import CannotListen, bind
+from gateway.app import CannotListen
 from gateway.config import ListenSettings
+from gateway.lifetime import bind
 
 
 def first(settings: ListenSettings) -> socket.socket:

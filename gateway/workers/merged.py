@@ -55,6 +55,8 @@ def summed(figures: Iterable[Figures]) -> Figures:
     histograms: dict[MetricKey, tuple[list[int], float]] = {}
     for one in figures:
         for key, value in one.samples:
+            if key[0] == "gateway_config_info":
+                continue  # a worker's limits are its part of what is configured: the supervisor says it
             if key not in values:
                 values[key] = value
             elif key[0] in WORST:
@@ -120,7 +122,9 @@ def callers(told: Iterable[Sequence[dict[str, Any]]], most: int) -> list[dict[st
 PARTS: Final = frozenset({"store"})
 
 
-def readiness(told: Mapping[int, dict[str, str] | None], draining: bool) -> tuple[bool, dict[str, Any]]:
+def readiness(
+    told: Mapping[int, dict[str, str] | None], draining: bool, digest: str
+) -> tuple[bool, dict[str, Any]]:
     """
     Ready while one worker is: that another is being started anew is to cost its part of the traffic, and not
     all of it. `told`: each worker's checks by its number, None of one that does not answer.
@@ -143,6 +147,7 @@ def readiness(told: Mapping[int, dict[str, str] | None], draining: bool) -> tupl
     }
     return one_is and not draining, {
         "ready": one_is and not draining,
+        "config": digest,
         "checks": checks,
         "workers": workers,
     }

@@ -23,14 +23,17 @@ from typing import Any, Final
 import msgspec
 from starlette.applications import Starlette
 
-from gateway import app, config
+from gateway import app, config, lifetime
 from gateway.admin import changes, process
 from gateway.admin.metrics import Counts, Metrics
 from gateway.admin.shown_callers import ShownCallers
 from gateway.audit.claim import Claim
+from gateway.audit.configurations import ConfigurationInForce
 from gateway.audit.mode_changes import ModeChanged
+from gateway.audit.writer import Line
 from gateway.config import Settings
 from gateway.errors import Unrecordable
+from gateway.promotion.effect import digest
 from gateway.reloads import Reloads, watched
 from gateway.server import backlog
 from gateway.workers import admin, listeners
@@ -56,7 +59,7 @@ async def run(path: Path, workers: int, also: config.Also, watch: bool) -> None:
     """
     text = config.text_of(path)
     settings = config.parse(text, os.environ, path.name, also)
-    with app.logging_to(2, settings.log), app.claimed(settings.audit) as claim:
+    with lifetime.logging_to(2, settings.log), lifetime.claimed(settings.audit) as claim:
         await Supervisor(settings, text, path, workers, also, claim).run(watch)
 
 
@@ -73,6 +76,8 @@ class Supervisor:
         self._workers = workers
         self._key = secrets.token_hex(32)
         self._counts = Counts()
+        self._own = Metrics(self._counts, {})
+        self._own.digest = digest(settings)
         self._reloads = Reloads(settings, self._load, self._follow, self._record, self._counts)
         self._places: list[Place] = []
         self._live = LiveOfAll(time.time, app.shown_rules(settings), self._places)
@@ -90,13 +95,15 @@ class Supervisor:
         port = first.getsockname()[1]
         self._make_places(first)
         try:
-            private = app.bind("admin", side.host, side.port, app.ADMIN_CONNECTIONS)
+            private = lifetime.bind("admin", side.host, side.port, lifetime.ADMIN_CONNECTIONS)
             async with self._serving(private) as admin_port:
                 self._follow_signals()
                 keeping = [asyncio.create_task(place.keep()) for place in self._places]
                 try:
                     await self._until(self._ready, keeping)
                     if not self._stopped.is_set():
+                        with contextlib.suppress(Unrecordable):  # told when calls are refused for it
+                            await self._record([ConfigurationInForce.of(self._own.digest, "start")])
                         self._log_start(listen.host, port, side.host, admin_port)
                     if watch:
                         self._spawn(watched(self._path, self._reloads))
@@ -126,7 +133,9 @@ class Supervisor:
     @contextlib.asynccontextmanager
     async def _serving(self, private: socket.socket) -> AsyncIterator[int]:
         """The admin side."""
-        server = app.Server(app.admin_config(self._settings, self._admin(), app.ADMIN_CONNECTIONS))
+        server = lifetime.Server(
+            lifetime.admin_config(self._settings, self._admin(), lifetime.ADMIN_CONNECTIONS)
+        )
         with private:
             task = asyncio.create_task(server.serve(sockets=[private]))
             try:
@@ -137,9 +146,9 @@ class Supervisor:
                 await task
 
     def _admin(self) -> Starlette:
-        own = Metrics(self._counts, {})
+        own = self._own
         own.measure(process.readings())
-        own.measure({("gateway_audit_shared",): lambda: app.is_shared(self._claim)})
+        own.measure({("gateway_audit_shared",): lambda: lifetime.is_shared(self._claim)})
         callers = self._settings.callers
         stable = self._settings.credentials.key is not None
         kept = None
@@ -150,7 +159,7 @@ class Supervisor:
         return side
 
     def _log_start(self, host: str, port: int, admin_host: str, admin_port: int) -> None:
-        app.log_start(self._settings)
+        lifetime.log_start(self._settings, self._own.digest)
         log.info(
             "listening on %s:%d, admin on %s:%d, forwarding to %s, by %d workers",
             host,
@@ -247,6 +256,7 @@ class Supervisor:
         if rules_differ:  # else what was loaded last may have been refused
             self._text = self._loaded
         self._modes = _modes(settings)
+        self._own.digest = digest(settings)
         self._live.rules = app.shown_rules(settings)
         for place in self._places:
             await self._told(place, rules_differ)
@@ -262,7 +272,7 @@ class Supervisor:
             log.error("worker %d does not follow (%s): another takes its place", place.number, error)
             place.replace()
 
-    async def _record(self, lines: list[ModeChanged]) -> None:
+    async def _record(self, lines: list[Line]) -> None:
         """On the audit log once, by one worker. Raises Unrecordable."""
         for place in self._places:
             try:
@@ -272,7 +282,8 @@ class Supervisor:
             if problem is not None:
                 raise Unrecordable(problem)
             for line in lines:
-                self._live.mode_changed(line)
+                if isinstance(line, ModeChanged):
+                    self._live.mode_changed(line)
             return
         raise Unrecordable("no worker is there to record it")
 

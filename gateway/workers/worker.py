@@ -13,15 +13,17 @@ import logging
 import signal
 import socket
 import sys
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import msgspec
 import uvloop
 
-from gateway import app
+from gateway import app, lifetime
+from gateway.audit.configurations import ConfigurationInForce
 from gateway.audit.mode_changes import ModeChanged
-from gateway.audit.writer import AuditLog
+from gateway.audit.writer import AuditLog, Line
 from gateway.config import Settings
 from gateway.errors import Unrecordable
 from gateway.server import descriptors
@@ -56,11 +58,11 @@ async def work(control: socket.socket, listener: socket.socket) -> None:
         return
     settings = start.settings()
     _name_in_the_log(start.number)
-    with app.logging_to(2, settings.log) as observers:
-        settings, shares, too_few = app.fitted(settings, descriptors.raised())
+    with lifetime.logging_to(2, settings.log) as observers:
+        settings, shares, too_few = lifetime.fitted(settings, descriptors.raised())
         key = None if settings.credentials.key is not None else bytes.fromhex(start.key)
         gateway = app.build(settings, parts=PARTS, credential_key=key, observers=observers)
-        app.keep_what_is_there()
+        lifetime.keep_what_is_there()
         channel = Channel(reader, writer, answers(gateway, settings, start.name))
         stopped = asyncio.Event()
         serving = asyncio.create_task(channel.serve())
@@ -73,13 +75,16 @@ async def work(control: socket.socket, listener: socket.socket) -> None:
             log.warning("%s", too_few)
         await gateway.audit.begin()
         listener.listen(settings.listen.backlog)
-        async with app.running(settings, gateway, shares, listener):
+        async with lifetime.running(settings, gateway, shares, listener):
             channel.tell("ready")
             await stopped.wait()
         # What was counted to the end stays counted.
         channel.tell("figures", msgspec.to_builtins(Figures.of(gateway.metrics)))
         await channel.end()
         serving.cancel()
+
+
+RECORDED: Mapping[str, type[Line]] = {"mode": ModeChanged, "config": ConfigurationInForce}
 
 
 def answers(gateway: app.Gateway, settings: Settings, name: str) -> dict[str, Answer]:
@@ -96,7 +101,7 @@ def answers(gateway: app.Gateway, settings: Settings, name: str) -> dict[str, An
     async def record(said: list[dict[str, Any]]) -> str | None:
         """What kept it from being recorded."""
         try:
-            await gateway.record(msgspec.convert(said, list[ModeChanged]))
+            await gateway.record([msgspec.convert(one, RECORDED[one["event"]]) for one in said])
         except Unrecordable as error:
             return error.detail
         return None

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from gateway import app, config
+from gateway import app, config, lifetime
 from tests.support.clients import bare_client
 from tests.support.gateways import document, settings
 
@@ -33,7 +33,7 @@ async def admin_side(folder: Path, **admin: Any) -> AsyncIterator[httpx.AsyncCli
         "http://127.0.0.1:9", str(folder / "log"), listen={"port": 0}, admin={"port": 0, **admin}
     )
     async with (
-        app.running(chosen, app.build(chosen)) as listening,
+        lifetime.running(chosen, app.build(chosen)) as listening,
         bare_client(f"http://127.0.0.1:{listening.admin_port}") as client,
     ):
         yield client

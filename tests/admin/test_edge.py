@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway import app
+from gateway import app, lifetime
 from gateway.admin.hosts import answers_to
 from gateway.admin.live import STREAMS
 from tests.support.gateways import BODY, PARTICIPANT, TOKEN, settings
@@ -77,7 +77,7 @@ async def test_connections_that_say_nothing_more_do_not_keep_the_operator_out(
         running.client() as client,
         AsyncExitStack() as silent,
     ):
-        for number in range(3 * app.ADMIN_CONNECTIONS):
+        for number in range(3 * lifetime.ADMIN_CONNECTIONS):
             one = await silent.enter_async_context(connect(running.admin_port))
             await one.send(said[: number % len(said)] if number % 2 else said)
         clients = (await admin.get("/counts")).json()["gateway_client_connections"]
@@ -110,11 +110,11 @@ async def test_more_event_streams_than_there_is_room_for_are_refused_and_keep_no
         AsyncExitStack() as watching,
     ):
         answers: Counter[bytes] = Counter()
-        for _ in range(3 * app.ADMIN_CONNECTIONS):
+        for _ in range(3 * lifetime.ADMIN_CONNECTIONS):
             one = await watching.enter_async_context(connect(running.admin_port))
             await one.send(asked)
             answers[(await one.until(b"\r\n")).split(b" ")[1]] += 1
-        assert answers == {b"200": STREAMS, b"503": 3 * app.ADMIN_CONNECTIONS - STREAMS}
+        assert answers == {b"200": STREAMS, b"503": 3 * lifetime.ADMIN_CONNECTIONS - STREAMS}
         assert (await admin.get("/readyz")).status_code == 200
         for page in ("/", "/api/rewrites", "/metrics"):
             assert (await admin.get(page)).status_code == 200
@@ -141,7 +141,7 @@ async def test_a_query_of_a_megabyte_is_refused_and_keeps_nobody_out(tmp_path: P
 )  # fmt: skip
 async def test_no_path_names_a_file_beside_the_page_s(tmp_path: Path, path: str) -> None:
     chosen = settings("http://127.0.0.1:9", str(tmp_path / "log"), listen={"port": 0}, admin={"port": 0})
-    async with app.running(chosen, app.build(chosen)) as listening, connect(listening.admin_port) as one:
+    async with lifetime.running(chosen, app.build(chosen)) as listening, connect(listening.admin_port) as one:
         asked = b"GET %b HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
         await one.send(asked % path.encode("latin-1"))
         reply = await one.rest()
@@ -180,6 +180,6 @@ def backlog_of(port: int) -> int:
 async def test_the_backlog_is_the_configured_one(tmp_path: Path) -> None:
     chosen = settings("http://127.0.0.1:9", str(tmp_path / "log"), listen={"port": 0, "backlog": 77},
                       admin={"port": 0})  # fmt: skip
-    async with app.running(chosen, app.build(chosen)) as listening:
+    async with lifetime.running(chosen, app.build(chosen)) as listening:
         assert backlog_of(listening.port) == 77
-        assert backlog_of(listening.admin_port) == app.ADMIN_CONNECTIONS
+        assert backlog_of(listening.admin_port) == lifetime.ADMIN_CONNECTIONS

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from gateway.mock.server import Fault
-from tests.support.gateways import BODY, CONVERSATION, PARTICIPANT, TOKEN, gateway
+from gateway.promotion.effect import digest
+from tests.support.gateways import BODY, CONVERSATION, PARTICIPANT, TOKEN, gateway, settings
 from tests.support.mocking import mock
 from tests.support.ports import closed_port
 from tests.support.processes import gateway_process
@@ -26,6 +27,7 @@ async def test_a_healthy_gateway_is_alive_and_ready() -> None:
         assert ready.json() == {
             "ready": True,
             "checks": {"configuration": "ok", "audit_log": "ok", "draining": "ok"},
+            "config": digest(settings(upstream.url, str(running.audit))),
         }
 
 

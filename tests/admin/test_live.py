@@ -11,7 +11,7 @@ import httpx
 import msgspec
 import pytest
 
-from gateway import app
+from gateway import app, lifetime
 from gateway.admin.live import KEPT, SHOWN, STREAMS, UNWATCHED, WAITING, Live, strip
 from gateway.admin.page_routes import EventStream
 from gateway.audit import watched_bodies as bodies_kept
@@ -131,7 +131,7 @@ async def test_so_many_streams_and_no_more_and_a_place_comes_free(tmp_path: Path
     chosen = settings("http://127.0.0.1:9", str(tmp_path / "log"), listen={"port": 0}, admin={"port": 0})
     built = app.build(chosen)
     async with (
-        app.running(chosen, built) as listening,
+        lifetime.running(chosen, built) as listening,
         bare_client(f"http://127.0.0.1:{listening.admin_port}") as admin,
     ):
         async with AsyncExitStack() as watching:
@@ -148,7 +148,7 @@ async def test_so_many_streams_and_no_more_and_a_place_comes_free(tmp_path: Path
 async def test_a_stream_ends_when_the_gateway_stops(tmp_path: Path) -> None:
     chosen = settings("http://127.0.0.1:9", str(tmp_path / "log"), listen={"port": 0}, admin={"port": 0})
     async with AsyncExitStack() as watching:
-        async with app.running(chosen, app.build(chosen)) as listening:
+        async with lifetime.running(chosen, app.build(chosen)) as listening:
             admin = await watching.enter_async_context(
                 bare_client(f"http://127.0.0.1:{listening.admin_port}")
             )

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from gateway import app
+from gateway import app, lifetime
 from gateway.admin.metrics import METRICS, Counts, Metrics
 from tests.support.gateways import BODY, PARTICIPANT, TOKEN, gateway, settings
 from tests.support.house import MODULES
@@ -27,8 +27,8 @@ def test_every_name_in_the_code_is_declared_and_every_counter_is_counted_somewhe
     elsewhere = [path.read_text("utf-8") for name, path in MODULES.items() if name != "admin/metrics"]
     named = set(re.findall(r'"(gateway_[a-z_]+|process_[a-z]+_[a-z_]+)"', "".join(elsewhere)))
 
-    # The rules' modes are read where the rules are followed.
-    assert named | {"gateway_rule_info"} == {metric.name for metric in METRICS}
+    # The rules' modes and the digest are read where the rules are followed.
+    assert named | {"gateway_rule_info", "gateway_config_info"} == {metric.name for metric in METRICS}
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ async def test_a_running_gateway_has_every_gauge(tmp_path_factory: pytest.TempPa
     audit = tmp_path_factory.mktemp("audit") / "rewrites.jsonl"
     chosen = settings("http://127.0.0.1:9", str(audit), listen={"port": 0}, admin={"port": 0})
     built = app.build(chosen)
-    async with app.running(chosen, built):
+    async with lifetime.running(chosen, built):
         there = {sample.metric.name for sample in built.metrics.samples()}
 
     assert there >= {metric.name for metric in METRICS if metric.kind == "gauge"}

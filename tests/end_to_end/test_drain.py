@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway import app
+from gateway import app, lifetime
 from gateway.proxy.passthrough import MAX_READ_AHEAD
 from gateway.server.connection import GRACE
 from tests.support.audit_lines import audit_lines
@@ -147,6 +147,7 @@ async def test_what_does_not_end_is_cut_off_at_the_drain_timeout(tmp_path: Path,
     if what == "a call":
         lines = audit_lines(gateway.audit)
         assert [(line["event"], line.get("status"), line.get("error")) for line in lines] == [
+            ("config", None, None),
             ("rewrite", None, None),
             ("outcome", None, "cancelled"),
         ]
@@ -161,7 +162,7 @@ async def stopping(tmp_path: Path, script: Script) -> AsyncIterator[tuple[int, R
     async with RawUpstream(script) as upstream:
         audit = str(tmp_path / "rewrites.jsonl")
         chosen = settings(upstream.url, audit, listen={"port": 0}, admin={"port": 0})
-        context = app.running(chosen, app.build(chosen))
+        context = lifetime.running(chosen, app.build(chosen))
         listening = await context.__aenter__()
 
         async def stop() -> None:

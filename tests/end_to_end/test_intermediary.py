@@ -11,7 +11,7 @@ to the letter, or is shown in another file:
 | A5 | an upgrade that the upstream accepts is a tunnel: proxy/test_tunnel.py |
 | A12 | an upstream's 1xx is dropped: ASGI has no message for it; the gateway sends a 100 of its own |
 | A14 | the upstream's Server passes; the gateway has none |
-| A17, L17 | values and targets keep every byte; names arrive in lower case, with the standard reason phrase |
+| A17, L17 | values and targets keep every byte; names arrive in lower case |
 | A21 | a name with an underscore passes as it is, but one that imitates a field with a meaning is dropped |
 | A23 | `patch` is matched as PATCH, and goes on as `patch` |
 | L3 | 501: no transfer coding but chunked is known, none is ever decoded away |

@@ -127,7 +127,7 @@ async def test_told_to_stop_it_finishes_what_is_in_flight_and_exits_0(
         assert answer.headers["connection"] == "close"
         assert await running.exit() == 0
     events = [line["event"] for line in audit_lines(gateway.audit)]
-    assert events == ["rewrite", "outcome"]
+    assert events == ["config", "rewrite", "outcome"]
     assert "Traceback" not in running.said
 
 
@@ -174,4 +174,4 @@ async def test_on_sighup_the_log_is_opened_anew_and_no_call_notices(tmp_path: Pa
         running.signal(signal.SIGTERM)
         assert await running.exit() == 0
     events = [[line["event"] for line in audit_lines(file)] for file in (old, log)]
-    assert events == [["rewrite"], ["outcome", "rewrite", "outcome"]]
+    assert events == [["config", "rewrite"], ["outcome", "rewrite", "outcome"]]

@@ -246,7 +246,7 @@ async def test_no_mode_changes_while_the_audit_log_cannot_be_written(sync: str, 
         ):
             assert not told.ok
             assert told.said[0].startswith(
-                f"no mode changes unrecorded: the audit log {log} cannot be opened"
+                f"nothing changes unrecorded: the audit log {log} cannot be opened"
             )
         assert again.settings == first
         assert running.counts("gateway_reloads_total", "failed") == 1

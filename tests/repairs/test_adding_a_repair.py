@@ -132,7 +132,9 @@ async def test_a_repair_is_added_with_one_file_and_its_line_in_the_table(tmp_pat
     assert [request.body for request in upstream.requests] == [after for _, after, _ in CALLS]
     lines = [json.loads(line) for line in (tmp_path / "rewrites.jsonl").read_bytes().splitlines()]
     assert [line["changes"] for line in lines if line["event"] == "rewrite"] == [made for *_, made in CALLS]
-    assert check.result() == (
+    code, (summary, digest, *rules) = check.result()
+    assert digest.startswith("digest: ")
+    assert (code, [summary, *rules]) == (
         0,
         [
             f"config.yaml: 1 rules, forwarding to http://127.0.0.1:{upstream.port}",

@@ -341,7 +341,8 @@ PROMISES = (s1, sources, s4, s7, c2, l1, clients_that_leave)
 # docs/promises.md, Several processes: what may weaken between processes when Redis fails. S2 never does, nor
 # does anything when a process is killed, or paused for less than `store.timeout`.
 OF_REDIS = frozenset({"cut off", "redis stops", "redis restarts", "redis loses", "flush", "clock"})
-UNTOLD = frozenset({"cut off", "redis stops"})  # a write goes on that others can't be told of
+# While it is down a write goes on that others can't be told of.
+UNTOLD = frozenset({"cut off", "redis stops", "redis restarts", "redis loses"})
 
 
 def residuals(plan: Plan) -> frozenset[str]:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from gateway.state.freshness import is_fresh, is_settled, may_have_changed, may_join
+from gateway.state.freshness import AHEAD, is_fresh, is_settled, may_have_changed, may_join
 from gateway.state.store import Accepted, Reading
 
 TIMES = st.integers(0, 30).map(lambda tenths: 100 + tenths / 10)
@@ -31,6 +31,15 @@ ACCEPTED = st.builds(
 
 
 @given(READINGS, GENERATIONS, AGES, TIMES, TIMES)
+def test_nothing_is_fresh_that_seems_to_be_of_the_future(
+    reading: Reading, generation: int, max_age: float, since: float, now: float
+) -> None:
+    """S2: whose clock was set since, or was not known, has an age that nobody knows."""
+    if is_fresh(reading, generation, max_age, since, now):
+        assert reading.started <= now + AHEAD
+
+
+@given(READINGS, GENERATIONS, AGES, TIMES, TIMES)
 def test_nothing_is_fresh_that_a_write_overtook(
     reading: Reading, generation: int, max_age: float, since: float, now: float
 ) -> None:
@@ -45,8 +54,9 @@ def test_what_is_fresh_began_at_most_max_age_ago(
 ) -> None:
     young = now - reading.started <= max_age
     asked_since = reading.started >= since and not reading.learned
+    dated = reading.started <= now + AHEAD
 
-    assert is_fresh(reading, reading.generation, max_age, since, now) == (young or asked_since)
+    assert is_fresh(reading, reading.generation, max_age, since, now) == ((young or asked_since) and dated)
 
 
 @given(READINGS, TIMES, TIMES)
@@ -55,14 +65,14 @@ def test_with_max_age_0_only_a_look_up_that_began_after_the_call_is_fresh(
 ) -> None:
     fresh = is_fresh(reading, reading.generation, 0.0, since, now)
 
-    assert fresh == (reading.started >= since and not reading.learned)
+    assert fresh == (since <= reading.started <= now + AHEAD and not reading.learned)
 
 
 @given(READINGS, GENERATIONS, AGES, TIMES, TIMES, st.sampled_from([0.1, 1.0, 60.0]))
 def test_what_is_not_fresh_never_becomes_so(
     reading: Reading, generation: int, max_age: float, since: float, now: float, later: float
 ) -> None:
-    if not is_fresh(reading, generation, max_age, since, now):
+    if reading.started <= now + AHEAD and not is_fresh(reading, generation, max_age, since, now):
         assert not is_fresh(reading, generation, max_age, since, now + later)
 
 
@@ -137,7 +147,7 @@ def test_what_was_read_while_it_settled_and_differed_is_of_no_use_later_either(
 def test_what_a_call_joins_gives_it_a_reading_that_is_fresh_now_and_began_late_enough(
     started: float, max_age: float, since: float, not_before: float, now: float
 ) -> None:
-    if may_join(started, max_age, since, not_before, now):
+    if started <= now and may_join(started, max_age, since, not_before, now):
         assert is_fresh(Reading(b"{}", started, 1), 1, max_age, since, now)
         assert started >= not_before
 

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from gateway import app
+from gateway import app, lifetime
 from tests.support.clients import bare_client
 from tests.support.gateways import BODY, PARTICIPANT, TOKEN, settings
 
@@ -64,7 +64,7 @@ async def serving(
     sections = {"listen": {"port": port}, "admin": {"port": admin, **more.pop("admin_more", {})}, **more}
     chosen = settings(upstream, str(folder / "log"), **sections)
     async with (
-        app.running(chosen, app.build(chosen)) as listening,
+        lifetime.running(chosen, app.build(chosen)) as listening,
         bare_client(f"http://127.0.0.1:{listening.port}") as client,
     ):
         yield client, f"http://127.0.0.1:{listening.admin_port}/"

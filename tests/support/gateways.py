@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import httpx
 
-from gateway import app
+from gateway import app, lifetime
 from gateway.config import Settings
 from gateway.proxy.lifecycle import Lifecycle
 from gateway.upstream.pool import Pool
@@ -147,7 +147,7 @@ async def gateway(upstream: str, /, audit: str | None = None, **changes: Any) ->
         built = app.build(chosen, **seams)
         if isinstance(built.app, Lifecycle):
             built.app.direct = built.app.direct and direct
-        limits = app.downstream_limits(chosen, **({"rate_window": window} if window else {}))
+        limits = lifetime.downstream_limits(chosen, **({"rate_window": window} if window else {}))
         try:
             async with serve(built.app, limits, built.stats, built.certificates) as port:
                 yield Running(port, built, Path(path))

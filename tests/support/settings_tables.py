@@ -16,7 +16,7 @@ from gateway.sunset import Moment
 # What a reader sets first stands first; a section that is not here comes last.
 ORDER = [
     "upstream", "mode", "rules", "listen", "admin", "audit", "callers", "log", "credentials", "state_cache",
-    "store", "limits", "cors",
+    "store", "limits", "cors", "environments",
 ]  # fmt: skip
 VARIABLES = {f"{section}.{key}": name for name, (section, key) in FROM_ENVIRONMENT.items()}
 MARKED = {
@@ -89,7 +89,7 @@ def kind(annotation: Any, metadata: Any = ()) -> str:
             "section, several" if section_of(annotation)[0] else f"{kind(get_args(annotation)[0])}, several"
         )
     if get_origin(annotation) is dict:
-        return "names and texts"
+        return "names and texts" if get_args(annotation)[1] is str else "names and sections"
     if annotation is Any:
         return "text or structure"
     if section_of(annotation)[0] is not None:
@@ -102,7 +102,7 @@ def shown(value: Any, of: str) -> str:
     """As config.yaml would say it."""
     if isinstance(value, BaseModel):
         return "as below"
-    if value is None or value == ():
+    if value is None or value in ((), {}):
         return "none"
     if isinstance(value, bool):
         return str(value).lower()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import uvloop
 
-from gateway import app, config
+from gateway import app, config, lifetime
 from gateway.workers import supervisor
 from gateway.workers.place import CannotStart
 
@@ -20,5 +20,5 @@ if __name__ == "__main__":
             runner.run(
                 supervisor.run(Path("config.yaml"), int(sys.argv[1]), config.nothing_more, watch=False)
             )
-    except (app.CannotListen, app.LogInUse, CannotStart, supervisor.NotEnded) as error:
+    except (app.CannotListen, lifetime.LogInUse, CannotStart, supervisor.NotEnded) as error:
         sys.exit(f"gateway: {error}")

@@ -105,7 +105,7 @@ def test_a_caller_of_two_workers_is_one_and_who_calls_most_comes_first() -> None
 
 def test_ready_is_who_has_one_that_is_and_does_not_stop() -> None:
     good, bad = {"audit_log": "ok"}, {"audit_log": "it is full"}
-    assert merged.readiness({1: bad, 2: good, 3: None}, draining=False)[0]
-    assert not merged.readiness({1: bad, 2: None}, draining=False)[0]
-    ready, told = merged.readiness({1: good}, draining=True)
+    assert merged.readiness({1: bad, 2: good, 3: None}, draining=False, digest="d")[0]
+    assert not merged.readiness({1: bad, 2: None}, draining=False, digest="d")[0]
+    ready, told = merged.readiness({1: good}, draining=True, digest="d")
     assert (ready, told["checks"]["draining"]) == (False, "the process is about to stop")

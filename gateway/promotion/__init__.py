@@ -1,0 +1,3 @@
+"""
+What a configuration does to calls, and how two differ in that.
+"""
