@@ -37,7 +37,7 @@ from gateway.description.proposals import configuration, proposals
 from gateway.errors import GatewayError, Unrecordable
 from gateway.explain import Explanation, explain
 from gateway.http.headers import Header, text
-from gateway.mock import demo
+from gateway.mock import cluster_demo, demo
 from gateway.mock import server as mock
 from gateway.promotion.difference import differences
 from gateway.promotion.effect import digest
@@ -480,9 +480,12 @@ def mock_(
 @cli.command(name="demo")
 def demo_(
     once: Annotated[bool, typer.Option("--once", help="Tell the story and exit.")] = False,
+    cluster: Annotated[
+        bool, typer.Option("--cluster", help="Two gateways that share a Redis server, which fails meanwhile.")
+    ] = False,
 ) -> None:
     """Start a mock and a gateway, and show a legacy call fail and then work."""
-    raise typer.Exit(demo.tell(once))
+    raise typer.Exit(cluster_demo.tell(once) if cluster else demo.tell(once))
 
 
 def main() -> None:

@@ -13,10 +13,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 
+GATEWAY = (sys.executable, "-m", "gateway")
 PATH = "/api/v2/conversations/web/instances/c1/participants/p1"
 BODY = b'{"attributes": {"supervisorNote": "test"}}'
 HEADERS = {"Content-Type": "text/plain", "Authorization": "Bearer demo", "User-Agent": "a legacy client"}
@@ -43,25 +45,38 @@ rules:
 
 def tell(once: bool) -> int:
     """Returns the exit code: 0 when the call failed straight and worked through the gateway."""
-    # Told to end at any moment, it ends its children first.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with tempfile.TemporaryDirectory(prefix="gateway-demo-") as folder:
-        audit = Path(folder) / "rewrites.jsonl"
-        config = Path(folder) / "config.yaml"
-        with contextlib.ExitStack() as stack:
-            client = stack.enter_context(httpx.Client(trust_env=False, timeout=10))
-            mock = started(stack, Path(folder), "mock", "--port", "0")
-            (upstream,) = mock.addresses(r"(http://\S+)")
-            config.write_text(CONFIG.format(upstream=upstream, audit=json.dumps(str(audit))))
-            gateway = started(stack, Path(folder), "run", "--config", str(config))
-            here, admin = gateway.addresses(r"listening on (\S+), admin on (\S+),")
-            works = story(client, upstream, f"http://{here}", audit)
-            if not once:
-                stay(here, admin, upstream, audit)
+    with staged() as (stack, client, folder):
+        audit = folder / "rewrites.jsonl"
+        config = folder / "config.yaml"
+        upstream = mocked(stack, folder)
+        config.write_text(CONFIG.format(upstream=upstream, audit=json.dumps(str(audit))))
+        here, admin = serving(started(stack, folder / "run.log", *GATEWAY, "run", "--config", str(config)))
+        works = story(client, upstream, f"http://{here}", audit)
+        if not once:
+            stay(here, admin, upstream, audit)
     return 0 if works else 1
 
 
-def started(stack: contextlib.ExitStack, folder: Path, *arguments: str) -> Child:
+@contextlib.contextmanager
+def staged() -> Iterator[tuple[contextlib.ExitStack, httpx.Client, Path]]:
+    """Where the children live, who calls, and a folder. All is gone with the block."""
+    # Told to end at any moment, it ends its children first.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with tempfile.TemporaryDirectory(prefix="gateway-demo-") as folder, contextlib.ExitStack() as stack:
+        yield stack, stack.enter_context(httpx.Client(trust_env=False, timeout=10)), Path(folder)
+
+
+def mocked(stack: contextlib.ExitStack, folder: Path) -> str:
+    (url,) = started(stack, folder / "mock.log", *GATEWAY, "mock", "--port", "0").told(r"(http://\S+)")
+    return url
+
+
+def serving(gateway: Child) -> tuple[str, ...]:
+    """Its address, and its admin side's."""
+    return gateway.told(r"listening on (\S+), admin on (\S+),")
+
+
+def started(stack: contextlib.ExitStack, said: Path, *command: str) -> Child:
     """Ended with the stack; whoever ends the demo in this very moment is heard when that is sure."""
     told: list[int] = []
     before = {
@@ -69,7 +84,7 @@ def started(stack: contextlib.ExitStack, folder: Path, *arguments: str) -> Child
         for number in (signal.SIGINT, signal.SIGTERM)
     }
     try:
-        child = Child(folder, *arguments)
+        child = Child(said, *command)
         stack.callback(child.end)
     finally:
         for number, handler in before.items():
@@ -121,48 +136,60 @@ def message(reply: httpx.Response) -> str:
 
 
 def stay(here: str, admin: str, upstream: str, audit: Path) -> None:
-    told = f"""
+    stayed(f"""
 Both stay up until Ctrl-C. Try:
   curl -i -X PATCH -d '{BODY.decode()}' http://{here}{PATH}
   curl -i -X PATCH -d '{BODY.decode()}' {upstream}{PATH}
   curl -s {upstream}/_mock/requests
   curl -s http://{admin}/readyz
-  tail -f {audit}"""
+  tail -f {audit}""")
+
+
+def stayed(told: str) -> None:
     print(told, flush=True)  # what reads it through a pipe is not to wait for the end
     with contextlib.suppress(KeyboardInterrupt):
         signal.pause()
 
 
 class Child:
-    """`gateway …` as a process of its own; what it says is in a file, so that it never waits for a reader."""
+    """A process of its own; what it says is in the file `said`, so that it never waits for a reader."""
 
-    def __init__(self, folder: Path, *arguments: str) -> None:
-        self._said = folder / f"{arguments[0]}.log"
-        with self._said.open("wb") as said:
+    def __init__(self, said: Path, *command: str) -> None:
+        self._said = said
+        with said.open("wb") as output:
             self._running = subprocess.Popen(
-                [sys.executable, "-m", "gateway", *arguments],
-                stdout=said,
+                command,
+                stdout=output,
                 stderr=subprocess.STDOUT,
                 # Ctrl-C is for the demo, which then ends its children in order.
                 start_new_session=True,
                 env={**os.environ, "PYTHONUNBUFFERED": "1"},
             )
 
-    def addresses(self, where: str, seconds: float = 15.0) -> tuple[str, ...]:
-        """Where it listens, at ports that the system chose: the groups of `where` in what it says."""
+    def told(self, what: str, seconds: float = 15.0) -> tuple[str, ...]:
+        """The groups of `what` in what it says, such as the ports that the system chose for it."""
         end = time.monotonic() + seconds
         while time.monotonic() < end and self._running.poll() is None:
-            if found := re.search(where, self._said.read_text()):
+            if found := re.search(what, self._said.read_text()):
                 return found.groups()
             time.sleep(0.02)
         raise SystemExit(f"gateway demo: a part did not start:\n{self._said.read_text()}")
 
+    @property
+    def pid(self) -> int:
+        return self._running.pid
+
+    def kill(self) -> None:
+        self._running.kill()
+        self._running.wait()
+
     def end(self) -> None:
+        if self._running.poll() == -signal.SIGKILL:
+            return
         self._running.terminate()
         try:
             self._running.wait(timeout=10)
         except subprocess.TimeoutExpired:
-            self._running.kill()
-            self._running.wait()
+            self.kill()
         if self._running.returncode not in {0, -signal.SIGTERM}:
             print(self._said.read_text(errors="replace"), file=sys.stderr)

@@ -1,16 +1,20 @@
-"""The demo tells its story with real processes, and leaves nothing behind."""
+"""The demos tell their stories with real processes, and leave nothing behind."""
 
 from __future__ import annotations
 
 import os
 import signal
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import pytest
 
 from tests.support.clients import bare_client
 from tests.support.gateways import BODY, CONVERSATION, FILLED, PARTICIPANT
 from tests.support.processes import process
+from tests.support.redis_servers import needs_redis
 from tests.support.waiting import until
 
 
@@ -71,3 +75,49 @@ async def test_told_to_end_amid_its_story_it_leaves_no_child(tmp_path: Path) -> 
         assert await running.exit(15) != 0
     assert not set(started) & set(os.listdir("/proc"))
     assert os.listdir(tmp_path) == []
+
+
+# --- two gateways and a Redis server
+
+
+@pytest.fixture
+def short() -> Iterator[Path]:
+    """Where the demo makes its folder: the name of a socket is at most 100 bytes."""
+    with tempfile.TemporaryDirectory(prefix="demo-", dir="/tmp") as folder:
+        yield Path(folder)
+
+
+@needs_redis
+async def test_two_gateways_and_their_redis_tell_their_story(short: Path) -> None:
+    async with process("demo", "--cluster", "--once", folder=short, TMPDIR=str(short)) as running:
+        assert await running.exit(60) == 0, running.said
+    said = running.said
+    assert "NOT AS" not in said
+    assert "Traceback" not in said
+    _, written, killed, again = said.split("\n2. ")[0], *(said.split(f"\n{n}. ")[1] for n in (2, 3, 4))
+    assert "fill through B            202 " in written.split("source=lookup")[0]
+    assert 'the upstream received   {"state":"active",' in written
+    assert killed.split("\n4. ")[0].count("503 gateway.store-unavailable, Retry-After: 1") == 2
+    assert "state: connected through A 202" in killed
+    assert "source=lookup" in again.split("the upstream received")[0]
+    assert '{"state":"connected","attributes"' in again
+    assert os.listdir(short) == []
+
+
+@needs_redis
+async def test_told_to_end_amid_that_story_it_leaves_no_child(short: Path) -> None:
+    async with process("demo", "--cluster", folder=short, TMPDIR=str(short)) as running:
+        # The mock, Redis and both gateways.
+        await until(lambda: len(children(running.pid)) == 4, 30)
+        started = children(running.pid)
+        running.signal(signal.SIGTERM)
+        assert await running.exit(30) != 0
+    assert not set(started) & set(os.listdir("/proc"))
+    assert os.listdir(short) == []
+
+
+async def test_without_a_redis_server_it_says_what_to_install(tmp_path: Path) -> None:
+    async with process("demo", "--cluster", folder=tmp_path, PATH=str(tmp_path)) as running:
+        assert await running.exit(20) == 1
+    assert "there is no redis-server" in running.said
+    assert "gateway[cluster]" in running.said

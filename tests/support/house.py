@@ -49,6 +49,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "reloads": {"config", "promotion", "rules", "audit", "bounded_reads"},
     "mock": {"http"},
     "mock/demo": {"mock", "http"},
+    "mock/cluster_demo": {"mock/demo"},
     "app": {
         "config", "rules", "repairs", "paths", "units", "http", "server", "upstream", "state", "audit",
         "proxy", "tracing", "admin", "reloads", "checks", "promotion",
@@ -58,8 +59,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "in_process": {"app", "lifetime", "config", "http", "server", "proxy", "upstream"},
     "asgi": {"in_process", "config", "server", "upstream"},
     "cli": {
-        "app", "lifetime", "workers", "config", "checks", "cases", "explain", "mock", "mock/demo", "rules",
-        "http", "admin/client", "audit", "replay", "description", "description/document", "promotion",
+        "app", "lifetime", "workers", "config", "checks", "cases", "explain", "mock", "mock/demo",
+        "mock/cluster_demo", "rules", "http", "admin/client", "audit", "replay", "description",
+        "description/document", "promotion",
     },
     "__main__": {"cli"},
 }  # fmt: skip
