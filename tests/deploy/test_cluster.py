@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,9 @@ def test_haproxy_hashes_by_the_conversation(haproxy: str) -> None:
             [haproxy, "-f", str(settings)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         try:
+            until = time.monotonic() + 20
+            while not Path(bound).exists() and time.monotonic() < until and running.poll() is None:
+                time.sleep(0.02)
             transport = httpx.HTTPTransport(uds=bound, retries=5)
             with httpx.Client(transport=transport, base_url="http://h") as client:
                 named = {path: client.get(path).headers["x-conversation"] for path in PATHS}
