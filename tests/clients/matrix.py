@@ -1,8 +1,9 @@
 """
 The clients that legacy integrations are written with, and the Content-Type that each sends by itself.
 
-Each is a program in senders/: BASE CLIENT VARIANT… sends the seed call once a variant, to a conversation that
-is named after both, and prints the variant with the status that its user would see.
+Each is a program in senders/: CLIENT BASE VARIANT… sends the seed call once a variant, to a conversation that
+is named after both, and prints the variant with the status that its user would see. All that one client sends
+is sent by one process: a virtual machine takes longer to start than to call.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ CLIENTS: Sequence[Client] = (
     Client("curl", SHELL, FORM, (*USUAL, "none", "json", "gzip", "http10", "chunked", "expect", "upload"),
            _program("curl")),
     Client("wget", SHELL, FORM, (*USUAL, "gzip"), _program("wget")),
-    Client("httpie", SHELL, JSON, ("default", "text", "gzip", "chunked"), _module("httpie")),
+    Client("httpie", PYTHON, JSON, ("default", "text", "gzip", "chunked"), _module("httpie")),
     Client("urllib", PYTHON, FORM, (*USUAL, "gzip", "chunked")),
     Client("http.client", PYTHON, None, (*USUAL, "gzip", "http10", "chunked")),
     Client("requests", PYTHON, None, (*USUAL, "json", "gzip", "chunked"), _module("requests")),

@@ -1,6 +1,6 @@
 """
-What each client does with the gateway's own refusals, and with a connection that is cut: whether it sends the
-PATCH again. docs/clients.md has it as a table.
+A server that refuses as the gateway does, or cuts the connection, and how often each client sends a PATCH to
+it. docs/clients.md has it as a table.
 """
 
 from __future__ import annotations
@@ -9,11 +9,6 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-
-import pytest
-
-from tests.clients.matrix import CLIENTS, Client
-from tests.clients.test_matrix import sent
 
 REFUSALS = {
     "502": b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n",
@@ -67,18 +62,3 @@ async def refusing() -> AsyncIterator[tuple[str, Counter[str]]]:
         for writer in tuple(open_ones):
             writer.close()
         await server.wait_closed()
-
-
-@pytest.mark.parametrize(
-    "client",
-    [
-        pytest.param(
-            one, id=one.name, marks=pytest.mark.skipif(one.missing is not None, reason=str(one.missing))
-        )
-        for one in CLIENTS
-    ],
-)
-async def test_how_often_a_client_sends_a_call_that_is_refused(client: Client) -> None:
-    async with refusing() as (url, counts):
-        await sent(client, url, tuple(REFUSALS))
-        assert counts == ONCE | AGAIN.get(client.name, {})
