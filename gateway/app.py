@@ -12,10 +12,10 @@ import os
 import platform
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
@@ -203,11 +203,13 @@ class Parts:
     credentials: type[CredentialFingerprints] = CredentialFingerprints
     locks: Callable[[float], Locks] = MemoryLocks
     lookups: type[Lookups] = Lookups
+    memory: Callable[[int, int, Callable[[], float]], Store] = MemoryStore
     spools: Callable[..., Spools] = Spools
     troubles: Callable[..., Troubles] = Troubles
 
 
 PARTS = Parts()
+NO_TRANSPORTS: Final[Mapping[str, Transport]] = {}
 
 
 def _soon(call: Callable[[], None]) -> None:
@@ -218,6 +220,7 @@ def build(
     settings: Settings,
     *,
     transport: Transport | None = None,
+    transports: Mapping[str, Transport] = NO_TRANSPORTS,
     store: Store | None = None,
     clock: Callable[[], float] = time.monotonic,
     wall: Callable[[], float] = time.time,
@@ -228,9 +231,10 @@ def build(
     shared: SharedState | None = None,
 ) -> Gateway:
     """
-    `clock` gives seconds that never jump, `wall` Unix seconds. The gateway closes the `store`. Gateways with
-    one `credential_key` (else that of the settings) have one name for a caller and one digest for a body;
-    without one the key lives with this gateway.
+    `clock` gives seconds that never jump, `wall` Unix seconds. `transport` leads to the upstream,
+    `transports` to the others, by their names. The gateway closes the `store`. Gateways with one
+    `credential_key` (else that of the settings) have one name for a caller and one digest for a body; without
+    one the key lives with this gateway.
     """
     shown = certificates(settings)
     counts, histograms = Counts(), Histograms()
@@ -254,7 +258,7 @@ def build(
     if shared is not None:
         store, locks = shared.store, shared.locks
     else:
-        store = store or MemoryStore(settings.state_cache.max_entries, settings.state_cache.max_bytes, clock)
+        store = store or parts.memory(settings.state_cache.max_entries, settings.state_cache.max_bytes, clock)
         locks = parts.locks(limits.lock_timeout)
     credentials = parts.credentials(
         settings.upstream.url,
@@ -315,8 +319,8 @@ def build(
     def other(to: NamedUpstreamSettings) -> Beside:
         """As all of the above, for another upstream: what calls to several share is the client's side."""
         own = settings.model_copy(update={"upstream": to, "rules": settings.rules_of(to.name)})
-        carrier = connect(to)
-        kept = MemoryStore(settings.state_cache.max_entries, settings.state_cache.max_bytes, clock)
+        carrier = transports.get(to.name) or connect(to)
+        kept = parts.memory(settings.state_cache.max_entries, settings.state_cache.max_bytes, clock)
         turns = parts.locks(limits.lock_timeout)
         callers_there = parts.credentials(
             to.url,
