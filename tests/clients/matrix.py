@@ -100,6 +100,8 @@ CLIENTS: Sequence[Client] = (
            (*USUAL, "none", "gzip", "http10", "chunked", "expect"), _jars()),
     Client("apache5", JAR_CLIENTS, "text/plain; charset=UTF-8", (*USUAL, "none", "gzip", "chunked"), _jars()),
     Client("okhttp", JAR_CLIENTS, TEXT, (*USUAL, "none", "expect"), _jars()),
+    Client("go", _sender("go", "run", "go_client.go"), None, (*USUAL, "gzip", "chunked", "expect"),
+           _program("go")),
     Client("lwp", _sender("perl", "perl_clients.pl"), None, (*USUAL, "gzip"), _program("perl")),
     Client("http-tiny", _sender("perl", "perl_clients.pl"), OCTETS, (*USUAL, "chunked"), _program("perl")),
     Client("ruby", _sender("ruby", "ruby_client.rb"), FORM, (*USUAL, "gzip", "chunked", "expect"),
