@@ -17,6 +17,7 @@ import pytest
 
 from tests.clients.matrix import CLIENTS, Client
 from tests.clients.refusing import AGAIN, ONCE, REFUSALS, refusing
+from tests.support.browsers import CHROMIUM
 from tests.support.gateways import gateway
 from tests.support.mocking import mock
 
@@ -25,6 +26,12 @@ BODY = '{"attributes": {"supervisorNote": "テスト"}}'
 COMPACT = '{"attributes":{"supervisorNote":"テスト"}}'
 ESCAPED = '{"attributes": {"supervisorNote": "\\u30c6\\u30b9\\u30c8"}}'
 AS_JSON = {"axios": COMPACT, "superagent": COMPACT, "requests": ESCAPED}
+
+
+@pytest.mark.skipif("EVERY_CLIENT" not in os.environ, reason="some may be missing here")
+def test_nothing_is_missing_where_everything_could_be_installed() -> None:
+    assert {one.name: one.missing for one in CLIENTS if one.missing is not None} == {}
+    assert CHROMIUM is not None
 
 
 async def sent(client: Client, calls: Sequence[tuple[str, Sequence[str]]]) -> list[tuple[str, str]]:
