@@ -71,6 +71,7 @@ from gateway.state.credentials import CredentialFingerprints
 from gateway.state.locks import MemoryLocks
 from gateway.state.lookup import Lookups
 from gateway.state.memory import MemoryStore, Sizes
+from gateway.state.redis_server import RedisServer
 from gateway.state.shared import SharedState, shared_state
 from gateway.state.store import Locks, Store
 from gateway.state.sweeps import SweepRate
@@ -95,6 +96,7 @@ class Beside:
     lookups: Lookups
     store: Store
     locks: Locks
+    shared: SharedState | None
     transport: Transport
     troubles: Troubles
 
@@ -103,6 +105,8 @@ class Beside:
         await self.lookups.close()
         self.transport.close()
         await self.transport.wait_closed()
+        if self.shared is not None:
+            await self.shared.locks.close()
         self.troubles.close()
 
 
@@ -133,6 +137,12 @@ class Gateway:
     beside: tuple[Beside, ...]  # what the other upstreams have of their own
     certificates: Certificates | None  # that the listener shows, where it speaks TLS
     tracing: Tracing | None
+
+    @property
+    def stores_elsewhere(self) -> list[SharedState]:
+        """One for each upstream, where there are any."""
+        every = (self.shared, *(one.shared for one in self.beside))
+        return [shared for shared in every if shared is not None]
 
     async def follow(self, settings: Settings, rules_differ: bool) -> None:
         """
@@ -252,7 +262,7 @@ def build(
     tracing = traced(settings)
     limits = settings.limits
     if store is None and shared is None:
-        shared = shared_by(settings, key)
+        shared = shared_by(settings, key, settings.upstream)
     locks: Locks
     if shared is not None:
         store, locks = shared.store, shared.locks
@@ -319,8 +329,14 @@ def build(
         """As all of the above, for another upstream: what calls to several share is the client's side."""
         own = settings.model_copy(update={"upstream": to, "rules": settings.rules_of(to.name)})
         carrier = transports.get(to.name) or connect(to)
-        kept = parts.memory(settings.state_cache.max_entries, settings.state_cache.max_bytes, clock)
-        turns = parts.locks(limits.lock_timeout)
+        with_others = shared_by(settings, key, to)
+        kept: Store
+        turns: Locks
+        if with_others is not None:
+            kept, turns = with_others.store, with_others.locks
+        else:
+            kept = parts.memory(settings.state_cache.max_entries, settings.state_cache.max_bytes, clock)
+            turns = parts.locks(limits.lock_timeout)
         callers_there = parts.credentials(
             to.url,
             settings.credentials.headers,
@@ -379,7 +395,7 @@ def build(
             hold_patience,
             tracing,
             bodies,
-            None,
+            with_others,
         )
         return Beside(
             name=to.name,
@@ -387,6 +403,7 @@ def build(
             lookups=readings,
             store=kept,
             locks=turns,
+            shared=with_others,
             transport=carrier,
             troubles=told,
         )
@@ -415,9 +432,13 @@ def build(
     metrics.measure({("gateway_access_lines_lost",): lambda: 0 if access is None else access.lost})
     metrics.measure({("gateway_buffered_bytes",): lambda: budget.held + unsent.held})
     degraded: health.Checks = {}
-    if shared is not None:
-        tell_of(shared, lookups, metrics)
-        degraded = {"store": lambda: shared.server.problem}
+    elsewhere = [(settings.upstream, shared, lookups)]
+    elsewhere += [(to, one.shared, one.lookups) for to, one in zip(settings.upstreams, beside, strict=True)]
+    servers = [tell_of(state, asked, to.url) for to, state, asked in elsewhere if state is not None]
+    if servers:
+        problem = partial(problem_of, servers)
+        metrics.measure({("gateway_store_failing",): lambda: float(problem() is not None)})
+        degraded = {"store": problem}
     draining = asyncio.Event()
     checks: health.Checks = {
         "configuration": lambda: None,
@@ -513,8 +534,8 @@ def warnings(settings: Settings) -> list[str]:
     return [*settings.warnings(), *preflight.warnings(tls_files(settings))]
 
 
-def shared_by(settings: Settings, key: bytes) -> SharedState | None:
-    """What processes with these settings share, where they say where it is."""
+def shared_by(settings: Settings, key: bytes, upstream: UpstreamSettings) -> SharedState | None:
+    """What processes with these settings share of one upstream, where they say where it is."""
     to, limits = settings.store, settings.limits
     if to is None:
         return None
@@ -528,7 +549,7 @@ def shared_by(settings: Settings, key: bytes) -> SharedState | None:
     return shared_state(
         to.url,
         key=derived(key, "store"),
-        deployment=settings.upstream.url,
+        deployment=upstream.url,
         tls=tls_context(to.tls.ca, to.tls.certificate, to.tls.key) if encrypted else None,
         timeout=to.timeout,
         settle=max(settles, default=0.0),
@@ -539,15 +560,15 @@ def shared_by(settings: Settings, key: bytes) -> SharedState | None:
     )
 
 
-def tell_of(shared: SharedState, lookups: Lookups, metrics: Metrics) -> None:
+def tell_of(shared: SharedState, lookups: Lookups, upstream: str) -> RedisServer:
     """When the store can't be asked, and when it can again: then it is told what it missed."""
     server, making_up = shared.server, set[asyncio.Task[None]]()
 
     def turned(problem: str | None) -> None:
         if problem is not None:
-            log.error("the store at %s can't be asked: %s", server.address, problem)
+            log.error("the store at %s can't be asked about %s: %s", server.address, upstream, problem)
         else:
-            log.info("the store at %s is asked again", server.address)
+            log.info("the store at %s is asked about %s again", server.address, upstream)
 
     def connected() -> None:
         task = asyncio.get_running_loop().create_task(lookups.make_up())
@@ -557,7 +578,11 @@ def tell_of(shared: SharedState, lookups: Lookups, metrics: Metrics) -> None:
     server.on_turn = turned
     server.on_swept.append(lookups.swept)
     server.on_connected.append(connected)
-    metrics.measure({("gateway_store_failing",): lambda: float(server.problem is not None)})
+    return server
+
+
+def problem_of(servers: Sequence[RedisServer]) -> str | None:
+    return next((server.problem for server in servers if server.problem is not None), None)
 
 
 def certificates(settings: Settings) -> Certificates | None:

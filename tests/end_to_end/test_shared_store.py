@@ -12,9 +12,11 @@ from typing import Any
 
 import httpx
 
-from tests.support.gateways import BODY, CONVERSATION, FILLED, PARTICIPANT, Running, gateway
+from gateway.mock.server import Fault
+from tests.support.gateways import BODY, CONVERSATION, FILLED, PARTICIPANT, Running, document, gateway
 from tests.support.gateways import TOKEN as BEARER
 from tests.support.judging import refused_by_the_gateway, told
+from tests.support.mocking import RunningMock, mock, one_conversation
 from tests.support.raw_upstream import Peer, RawUpstream
 from tests.support.redis_servers import RedisProcess, needs_redis
 from tests.support.waiting import until
@@ -171,6 +173,78 @@ async def test_another_caller_does_not_get_it() -> None:
             PARTICIPANT, content=BODY, headers={"Authorization": "Bearer two"} | HOST
         )
         assert source(answer) == "lookup"
+
+
+# --- several upstreams
+
+
+@contextlib.asynccontextmanager
+async def two_upstreams() -> AsyncIterator[tuple[RunningMock, RunningMock, list[httpx.AsyncClient]]]:
+    """
+    Two upstreams with a conversation c1 each, and clients of three gateways that share one server: two have
+    the second as `eu`, and to the third it is the only one.
+    """
+    redis = RedisProcess()
+    fill = {"max_age": "30s", "settle": "0s", "allow": ["connected", "alerting"]}
+    try:
+        async with contextlib.AsyncExitStack() as opened:
+            first, second = [
+                await opened.enter_async_context(mock(one_conversation("web", p1=state)))
+                for state in ("connected", "alerting")
+            ]
+            (rule,) = document(first.url, "a", fill=fill)["rules"]
+            both: dict[str, Any] = {
+                "upstreams": [{"name": "eu", "url": second.url, "path_prefix": "/eu"}],
+                "rules": [rule, rule | {"name": "eu-rule", "upstream": "eu"}],
+            }
+            clients, alone = [], {"rules": [rule]}
+            for url, more in ((first.url, both), (first.url, both), (second.url, alone)):
+                store = {"url": redis.url, "timeout": "4s"}
+                running = await opened.enter_async_context(gateway(url, store=store, credentials=KEY, **more))
+                clients.append(await opened.enter_async_context(running.client()))
+            yield first, second, clients
+    finally:
+        redis.close()
+
+
+async def filled(client: httpx.AsyncClient, prefix: str = "") -> str:
+    answer = await client.patch(prefix + PARTICIPANT, content=BODY, headers=TOKEN)
+    assert answer.status_code == 202
+    return answer.headers["gateway-rewrite"].partition("source=")[2].partition(";")[0]
+
+
+def reads(upstream: RunningMock) -> int:
+    return len(upstream.ledger.of("GET"))
+
+
+async def test_of_each_upstream_all_gateways_share_what_was_read_and_of_no_other() -> None:
+    async with two_upstreams() as (first, second, (one, other, alone)):
+        assert [await filled(one), await filled(one, "/eu")] == ["lookup"] * 2
+        assert [await filled(other), await filled(other, "/eu"), await filled(alone)] == ["cache"] * 3
+        assert (reads(first), reads(second)) == (1, 1)
+        assert {call.body for call in first.ledger.of("PATCH")} == {FILLED}
+        assert {call.body for call in second.ledger.of("PATCH")} == {
+            FILLED.replace(b"connected", b"alerting")
+        }
+
+
+async def test_a_write_to_one_upstream_is_one_there_alone_through_all_gateways() -> None:
+    """S3, S4."""
+    async with two_upstreams() as (first, second, (one, other, alone)):
+        for prefix in ("", "/eu"):
+            await filled(one, prefix)
+        go = asyncio.Event()
+        second.faults.append(Fault(method="POST", hold=go, status=202))
+        write = asyncio.ensure_future(one.post(f"/eu{CONVERSATION}/x", content=b"{}", headers=TOKEN))
+        await until(lambda: len(second.ledger.of("POST")) == 1)
+        waiting = [asyncio.ensure_future(filled(*where)) for where in ((other, "/eu"), (alone, ""))]
+        assert await filled(other) == "cache"
+        done, _ = await asyncio.wait(waiting, timeout=0.2)
+        assert not done
+        go.set()
+        await write
+        assert "lookup" in [await one for one in waiting]
+        assert (reads(first), reads(second) > 1) == (1, True)
 
 
 # --- faults of the server
