@@ -420,14 +420,11 @@ def build(
     audit.on_write = histograms["gateway_audit_write_seconds",].observe
     if isinstance(locks, MemoryLocks):
         locks.on_waited = histograms["gateway_lock_wait_seconds",].observe
-    metrics.measure(
-        gauges(
-            pools,
-            [one for one in (store, *(one.store for one in beside)) if isinstance(one, MemoryStore)],
-            [locks, *(one.locks for one in beside)],
-            audit,
-        )
-    )
+    metrics.measure(audit_gauges(audit))
+    metrics.measure({("gateway_store_failing",): lambda: 0.0})
+    metrics.measure(gauges(MAIN, transport, store, locks))
+    for one in beside:
+        metrics.measure(gauges(one.name, one.transport, one.store, one.locks))
     metrics.measure({**rotation_gauges(rotation), ("gateway_audit_shared",): lambda: 0})
     metrics.measure({("gateway_access_lines_lost",): lambda: 0 if access is None else access.lost})
     metrics.measure({("gateway_buffered_bytes",): lambda: budget.held + unsent.held})
@@ -760,29 +757,29 @@ def _lifecycle(
     )
 
 
-def gauges(
-    pools: Sequence[Pool], stores: Sequence[MemoryStore], locks: Sequence[Locks], audit: AuditLog
-) -> dict[MetricKey, Gauge]:
-    """
-    What can be measured of these parts, of all upstreams together: httpx does not tell of its pool, nor a
-    store elsewhere of its tables.
-    """
-    found: dict[MetricKey, Gauge] = {
-        ("gateway_store_failing",): lambda: 0.0,
-        ("gateway_locked_conversations",): lambda: sum(map(len, locks)),
+def audit_gauges(audit: AuditLog) -> dict[MetricKey, Gauge]:
+    return {
         ("gateway_audit_lines_total",): lambda: audit.written,
         ("gateway_audit_lines_lost_total",): lambda: audit.lost_in_all,
         ("gateway_audit_failures_total",): lambda: audit.failures,
         ("gateway_audit_failing",): lambda: float(audit.problem is not None),
     }
-    if pools:
-        found["gateway_upstream_connections", "idle"] = lambda: sum(pool.idle for pool in pools)
-        found["gateway_upstream_connections", "open"] = lambda: sum(pool.size for pool in pools)
-        found["gateway_upstream_waiting",] = lambda: sum(pool.waiting for pool in pools)
-    if stores:
-        found["gateway_store_bytes",] = lambda: sum(store.bytes for store in stores)
+
+
+def gauges(upstream: str, transport: Transport, store: Store, locks: Locks) -> dict[MetricKey, Gauge]:
+    """
+    What can be measured of what one upstream has of its own: httpx does not tell of its pool, nor a store
+    elsewhere of its tables.
+    """
+    found: dict[MetricKey, Gauge] = {("gateway_locked_conversations", upstream): lambda: len(locks)}
+    if isinstance(transport, Pool):
+        found["gateway_upstream_connections", upstream, "idle"] = lambda: transport.idle
+        found["gateway_upstream_connections", upstream, "open"] = lambda: transport.size
+        found["gateway_upstream_waiting", upstream] = lambda: transport.waiting
+    if isinstance(store, MemoryStore):
+        found["gateway_store_bytes", upstream] = lambda: store.bytes
         for number, table in enumerate(Sizes._fields):
-            found["gateway_store_entries", table] = partial(_size, stores, number)
+            found["gateway_store_entries", upstream, table] = partial(_size, store, number)
     return found
 
 
@@ -817,8 +814,8 @@ def watched_rules(settings: Settings) -> list[WatchedRule]:
     ]
 
 
-def _size(stores: Sequence[MemoryStore], table: int) -> float:
-    return sum(store.sizes()[table] for store in stores)
+def _size(store: MemoryStore, table: int) -> float:
+    return store.sizes()[table]
 
 
 def answering_cors(served: Lifecycle | Dispatcher, settings: CorsSettings) -> asgi.AsgiApp:
