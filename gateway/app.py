@@ -12,6 +12,7 @@ import os
 import platform
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +25,16 @@ from gateway import __version__
 from gateway.admin import call_metrics, health, page_routes, process
 from gateway.admin.line_writer import LineWriter
 from gateway.admin.live import Live
-from gateway.admin.metrics import Counts, Gauge, Histograms, MetricKey, Metrics, WatchedRule
+from gateway.admin.metrics import (
+    Counts,
+    Gauge,
+    Histograms,
+    MetricKey,
+    Metrics,
+    UpstreamCounts,
+    WatchedRule,
+    of_upstream,
+)
 from gateway.admin.shown_callers import ShownCallers
 from gateway.admin.troubles import OF_THE_UPSTREAM, Answers, Troubles
 from gateway.audit.callers import Callers
@@ -344,19 +354,23 @@ def build(
             settings.credentials.query,
             key=derived(key, "credentials"),
         )
+        counts_there = UpstreamCounts(counts, to.name)
+
+        def timed(ended: str, seconds: float) -> None:
+            key = of_upstream(("gateway_lookup_duration_seconds", ended), to.name)
+            histograms[key].observe(seconds)
+
         readings = parts.lookups(
             kept,
             _carrier(carrier, own, tracing, "lookup"),
             wall=wall,
-            counts=counts,
+            counts=counts_there,
             max_body=limits.max_body,
             max_pause=to.max_pause,
             sweeps=SweepRate(limits.unnamed_write_rate, limits.lock_timeout, clock),
             budget=budget,
             ignored=callers_there.ignored,
-            timed=lambda ended, seconds: histograms["gateway_lookup_duration_seconds", ended].observe(
-                seconds
-            ),
+            timed=timed,
         )
         told = parts.troubles(
             to.url,
@@ -369,7 +383,7 @@ def build(
         if isinstance(carrier, Pool):
             carrier.on_wait = stalled.look
         if isinstance(turns, MemoryLocks):
-            turns.on_waited = histograms["gateway_lock_wait_seconds",].observe
+            turns.on_waited = histograms[of_upstream(("gateway_lock_wait_seconds",), to.name)].observe
 
         def refused_there(error: GatewayError, address: str) -> None:
             if type(error) in OF_THE_UPSTREAM:
@@ -386,7 +400,7 @@ def build(
             callers_there,
             audit,
             clock,
-            counts,
+            counts_there,
             refused_there,
             budget,
             spools,
@@ -422,9 +436,10 @@ def build(
         locks.on_waited = histograms["gateway_lock_wait_seconds",].observe
     metrics.measure(audit_gauges(audit))
     metrics.measure({("gateway_store_failing",): lambda: 0.0})
-    metrics.measure(gauges(MAIN, transport, store, locks))
+    metrics.measure(gauges(transport, store, locks))
     for one in beside:
-        metrics.measure(gauges(one.name, one.transport, one.store, one.locks))
+        theirs = gauges(one.transport, one.store, one.locks)
+        metrics.measure({of_upstream(key, one.name): gauge for key, gauge in theirs.items()})
     metrics.measure({**rotation_gauges(rotation), ("gateway_audit_shared",): lambda: 0})
     metrics.measure({("gateway_access_lines_lost",): lambda: 0 if access is None else access.lost})
     metrics.measure({("gateway_buffered_bytes",): lambda: budget.held + unsent.held})
@@ -687,7 +702,7 @@ def _lifecycle(
     credentials: CredentialFingerprints,
     audit: AuditLog,
     clock: Callable[[], float],
-    counts: Counts,
+    counts: Counter[MetricKey],
     log_refusal: Callable[[GatewayError, str], None],
     budget: BufferBudget,
     spools: Spools,
@@ -766,20 +781,20 @@ def audit_gauges(audit: AuditLog) -> dict[MetricKey, Gauge]:
     }
 
 
-def gauges(upstream: str, transport: Transport, store: Store, locks: Locks) -> dict[MetricKey, Gauge]:
+def gauges(transport: Transport, store: Store, locks: Locks) -> dict[MetricKey, Gauge]:
     """
     What can be measured of what one upstream has of its own: httpx does not tell of its pool, nor a store
     elsewhere of its tables.
     """
-    found: dict[MetricKey, Gauge] = {("gateway_locked_conversations", upstream): lambda: len(locks)}
+    found: dict[MetricKey, Gauge] = {("gateway_locked_conversations",): lambda: len(locks)}
     if isinstance(transport, Pool):
-        found["gateway_upstream_connections", upstream, "idle"] = lambda: transport.idle
-        found["gateway_upstream_connections", upstream, "open"] = lambda: transport.size
-        found["gateway_upstream_waiting", upstream] = lambda: transport.waiting
+        found["gateway_upstream_connections", "idle"] = lambda: transport.idle
+        found["gateway_upstream_connections", "open"] = lambda: transport.size
+        found["gateway_upstream_waiting",] = lambda: transport.waiting
     if isinstance(store, MemoryStore):
-        found["gateway_store_bytes", upstream] = lambda: store.bytes
+        found["gateway_store_bytes",] = lambda: store.bytes
         for number, table in enumerate(Sizes._fields):
-            found["gateway_store_entries", upstream, table] = partial(_size, store, number)
+            found["gateway_store_entries", table] = partial(_size, store, number)
     return found
 
 
