@@ -500,6 +500,8 @@ def tls_files(settings: Settings) -> dict[str, dict[str, str | None]]:
     """By their sections, those that have to be read and to fit before the gateway runs."""
     files = {"upstream.tls": settings.upstream.tls.model_dump()}
     files |= {f"upstreams[{i}].tls": one.tls.model_dump() for i, one in enumerate(settings.upstreams)}
+    if settings.store is not None:
+        files["store.tls"] = settings.store.tls.model_dump()
     if settings.listen.tls is not None:
         files["listen.tls"] = settings.listen.tls.model_dump(exclude={"min_version"})
     return files
