@@ -38,7 +38,7 @@ OPERATIONS = Path(__file__).parent.parent.parent / "docs/operations.md"
 
 @asynccontextmanager
 async def state_on(
-    url: str, tls: Any = None, *, name: str | None = None, timeout: float = 4.0
+    url: str, tls: Any = None, *, name: str | None = None, timeout: float = 4.0, settle: float = 0.0
 ) -> AsyncIterator[SharedState]:
     state = shared_state(
         url,
@@ -46,7 +46,7 @@ async def state_on(
         deployment=name or f"n{next(NAMES)}",
         tls=tls,
         timeout=timeout,
-        settle=0.0,
+        settle=settle,
         max_entries=1,
         max_remembered=2**24,
         lock_timeout=4.0,

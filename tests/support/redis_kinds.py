@@ -110,6 +110,7 @@ class RedisCluster:
             RedisProcess(
                 *("--port", str(port), "--cluster-port", str(bus), "--bind", "127.0.0.1"),
                 *("--cluster-enabled", "yes", "--cluster-node-timeout", str(node_timeout)),
+                *("--cluster-require-full-coverage", "no"),
                 *("--repl-diskless-sync-delay", "0", "--cluster-replica-validity-factor", "0"),
             )
             for port, bus in zip(self.ports[::2], self.ports[1::2], strict=True)
@@ -129,7 +130,13 @@ class RedisCluster:
             wait_for(lambda: b"OK" in node.command("CLUSTER", "REPLICATE", primary))  # noqa: B023
         for node in self.nodes[3:]:
             wait_for(lambda: b"master_link_status:up" in node.command("INFO", "replication"))  # noqa: B023
+        # Who has not heard yet that it is a replica does not vote for it.
         wait_for(lambda: all(self._ready(node, number) for node in self.nodes))
+        wait_for(
+            lambda: all(
+                node.command("CLUSTER", "NODES").count(b"slave ") == number - 3 for node in self.nodes
+            )
+        )
 
     @staticmethod
     def _ready(node: RedisProcess, number: int) -> bool:
