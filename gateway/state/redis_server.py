@@ -254,10 +254,10 @@ class RedisServer:
             if address.database:
                 await connection.ask("SELECT", address.database)
             identity = self._fit(await connection.ask("INFO", "everything"))
-            for script in self._scripts.values():
-                connection.ask("SCRIPT", "LOAD", script.text)
+            loaded = [connection.ask("SCRIPT", "LOAD", script.text) for script in self._scripts.values()]
             connection.tell("SUBSCRIBE", f"{self.root}:to:{self.name}", f"{self.root}:all")
             await self._read_clock(connection)
+            await asyncio.gather(*loaded)
             words = (2**53, identity, int(self._distrusted))
             reply = await connection.ask("EVALSHA", self._hello.digest, 1, self.root, *words)
             fit = True
