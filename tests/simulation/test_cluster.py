@@ -19,6 +19,7 @@ from gateway.app import PARTS, Parts
 from gateway.rules import FillTarget
 from gateway.state import redis_server
 from gateway.state.lookup import Lookups
+from gateway.state.redis_cluster import ClusterStore
 from gateway.state.redis_locks import RedisLocks
 from gateway.state.shared import SharedState, shared_state
 from gateway.state.store_clock import StoreClock
@@ -120,6 +121,19 @@ def by_the_local_clock(*given: Any, clock: StoreClock, **rest: Any) -> SharedSta
     return shared_state(*given, clock=LocalClock(clock.local), **rest)
 
 
+def telling_one_part(*given: Any, **rest: Any) -> SharedState:
+    made = shared_state(*given, **rest)
+    store = made.store
+    assert isinstance(store, ClusterStore)
+    told = store.invalidate
+
+    async def invalidate(conversation: str | None) -> None:
+        await (told(conversation) if conversation is not None else store._parts[0].store.invalidate(None))
+
+    store.invalidate = invalidate  # type: ignore[method-assign]
+    return made
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterMutant:
     """`promises`: one of them is seen to break."""
@@ -127,6 +141,7 @@ class ClusterMutant:
     promises: frozenset[str]
     parts: Parts = PARTS
     makes: Makes = shared_state
+    kind: Callable[[Plan], Plan] = lambda plan: plan
     first: int
 
 
@@ -140,6 +155,9 @@ MUTANTS = {
     "invalidation after the client's reply": ClusterMutant(
         promises=frozenset({"S3", "S5"}), parts=Parts(lookups=InvalidatesLater), first=0
     ),
+    "what is about all conversations is told to one part of a cluster": ClusterMutant(
+        promises=frozenset({"S3"}), makes=telling_one_part, kind=on_a_cluster, first=110
+    ),
 }
 
 
@@ -148,7 +166,7 @@ def test_several_gateways_with_a_guard_less_are_found_out(name: str, monkeypatch
     mutant = MUTANTS[name]
 
     for seed in range(mutant.first, mutant.first + FOUND_WITHIN):
-        plan = drawn(seed)
+        plan = mutant.kind(drawn(seed))
         found = broken(plan, Cluster(plan, mutant.parts, mutant.makes).run())
         if any(mutant.promises & set(one.promise.split("+")) for one in found):
             return
