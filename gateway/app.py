@@ -71,8 +71,7 @@ from gateway.state.credentials import CredentialFingerprints
 from gateway.state.locks import MemoryLocks
 from gateway.state.lookup import Lookups
 from gateway.state.memory import MemoryStore, Sizes
-from gateway.state.redis_server import RedisServer
-from gateway.state.shared import SharedState, shared_state
+from gateway.state.shared import SharedServer, SharedState, shared_state
 from gateway.state.store import Locks, Store
 from gateway.state.sweeps import SweepRate
 from gateway.upstream.connect import tls_context
@@ -521,6 +520,8 @@ def tls_files(settings: Settings) -> dict[str, dict[str, str | None]]:
     """By their sections, those that have to be read and to fit before the gateway runs."""
     files = {"upstream.tls": settings.upstream.tls.model_dump()}
     files |= {f"upstreams[{i}].tls": one.tls.model_dump() for i, one in enumerate(settings.upstreams)}
+    if settings.store is not None:
+        files["store.tls"] = settings.store.tls.model_dump()
     if settings.listen.tls is not None:
         files["listen.tls"] = settings.listen.tls.model_dump(exclude={"min_version"})
     return files
@@ -557,7 +558,7 @@ def shared_by(settings: Settings, key: bytes, upstream: UpstreamSettings) -> Sha
     )
 
 
-def tell_of(shared: SharedState, lookups: Lookups, upstream: str) -> RedisServer:
+def tell_of(shared: SharedState, lookups: Lookups, upstream: str) -> SharedServer:
     """When the store can't be asked, and when it can again: then it is told what it missed."""
     server, making_up = shared.server, set[asyncio.Task[None]]()
 
@@ -578,7 +579,7 @@ def tell_of(shared: SharedState, lookups: Lookups, upstream: str) -> RedisServer
     return server
 
 
-def problem_of(servers: Sequence[RedisServer]) -> str | None:
+def problem_of(servers: Sequence[SharedServer]) -> str | None:
     return next((server.problem for server in servers if server.problem is not None), None)
 
 

@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from gateway.errors import StoreUnavailable
 from gateway.state.locks import MemoryLock, MemoryLocks
+from gateway.state.redis_cluster import ClusterLocks
 from gateway.state.redis_locks import RedisLock, RedisLocks
 from gateway.state.store import Key, View
 
@@ -46,7 +47,7 @@ class LayeredLock(Struct, eq=False):
 
 
 class LayeredLocks:
-    def __init__(self, near: MemoryLocks, far: RedisLocks) -> None:
+    def __init__(self, near: MemoryLocks, far: RedisLocks | ClusterLocks) -> None:
         self._near = near
         self._far = far
 

@@ -13,6 +13,8 @@ from typing import Any
 import httpx
 
 from gateway.mock.server import Fault
+from gateway.state.redis_primary import Named
+from gateway.state.redis_server import RedisServer
 from tests.support.gateways import BODY, CONVERSATION, FILLED, PARTICIPANT, Running, document, gateway
 from tests.support.gateways import TOKEN as BEARER
 from tests.support.judging import refused_by_the_gateway, told
@@ -258,7 +260,8 @@ async def test_while_it_is_down_fills_are_refused_and_writes_go_on_and_all_forge
         # Only the first can't reach it.
         shared = stage.gateways[0].gateway.shared
         assert shared is not None
-        shared.server.address = shared.server.address._replace(path="/nowhere")
+        assert isinstance(shared.server, RedisServer)
+        shared.server._primary = Named("/nowhere")
         shared.server.distrust("the network")
         shared.server._distrusted = False
         is_refused(await stage.fill(0))
@@ -271,7 +274,7 @@ async def test_while_it_is_down_fills_are_refused_and_writes_go_on_and_all_forge
         assert readiness.json()["degraded"] is True
         assert readiness.json()["checks"]["store"] != "ok"
 
-        shared.server.address = shared.server.address._replace(path=str(stage.redis.path))
+        shared.server._primary = Named(str(stage.redis.path))
         await stage.asked_again()
         assert source(await stage.fill(1)) == "lookup"
         assert stage.sent(b"PATCH")[-1] == FILLED.replace(b"connected", b"active")
@@ -357,6 +360,7 @@ async def test_a_process_that_was_stopped_longer_than_its_lease_sends_nothing() 
         assert source(await stage.fill(0)) == "lookup"
         shared = stage.gateways[0].gateway.shared
         assert shared is not None
+        assert isinstance(shared.server, RedisServer)
         clock = shared.server.clock
         local, enter = clock.local, shared.locks.enter
 
