@@ -326,6 +326,15 @@ def test_the_parts_of_a_state_lie_evenly_over_a_clusters_slots() -> None:
     assert slots != [slot_of(root) for root in roots("gateway:another")]
 
 
+async def test_a_cluster_is_named_as_one_and_no_other_is(cluster: RedisCluster, watched: Watched) -> None:
+    async with state_on(f"redis://127.0.0.1:{cluster.ports[0]}") as state:
+        with pytest.raises(StoreUnavailable, match=r"named by redis\+cluster://"):
+            await state.store.stamp("c1")
+    async with state_on(f"redis+cluster://127.0.0.1:{watched.ports[0]}") as state:
+        with pytest.raises(StoreUnavailable, match="cluster support disabled"):
+            await state.store.stamp("c1")
+
+
 @asynccontextmanager
 async def parts_on(cluster: RedisCluster) -> AsyncIterator[tuple[SharedState, Part]]:
     """A state, and the part of it that has KEY."""

@@ -92,6 +92,15 @@ class Watched:
         hosts = ",".join(f"127.0.0.1:{one.port}" for one in self.sentinels)
         return f"redis+sentinel://{hosts}/{NAME}"
 
+    def fail_over(self) -> None:
+        """The primary is killed; once the other has its place it comes back, empty."""
+        roles = [b"role:master" in server.command("INFO", "replication") for server in self.servers]
+        killed, other = self.servers[roles.index(True)], self.servers[roles.index(False)]
+        killed.stop()
+        wait_for(lambda: b"role:master" in other.command("INFO", "replication"), 60.0)
+        killed.start()
+        wait_for(lambda: b"master_link_status:up" in killed.command("INFO", "replication"), 60.0)
+
     def close(self) -> None:
         for sentinel in self.sentinels:
             sentinel.close()
@@ -104,6 +113,7 @@ class RedisCluster:
     """Three primaries with a third of the slots each, and `replicas` for each. For use once it is `ready`."""
 
     def __init__(self, replicas: int = 0, *, node_timeout: int = 1500) -> None:
+        self._failed_over = 0
         number = 3 * (1 + replicas)
         self.ports = unused_ports(2 * number)
         self.nodes = [
@@ -180,6 +190,18 @@ class RedisCluster:
             yield keys[0]
         for node in (to, source, *self.nodes[:3]):
             node.command("CLUSTER", "SETSLOT", str(slot), "NODE", target_id)
+
+    def fail_over(self) -> None:
+        """A primary is killed; once its replica has its place it comes back, empty. Another one each time."""
+        self._failed_over += 1
+        number = self._failed_over % 3
+        pair = [self.nodes[number], self.nodes[number + 3]]
+        killed = next(node for node in pair if b"role:master" in node.command("INFO", "replication"))
+        (other,) = [node for node in pair if node is not killed]
+        killed.stop()
+        wait_for(lambda: b"role:master" in other.command("INFO", "replication"), 60.0)
+        killed.start()
+        wait_for(lambda: b"master_link_status:up" in killed.command("INFO", "replication"), 60.0)
 
     def close(self) -> None:
         for node in self.nodes:
