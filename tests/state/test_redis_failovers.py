@@ -122,7 +122,7 @@ async def test_a_primary_that_hung_and_goes_on_is_asked_nothing_once_another_has
         try:
             await until(lambda: b"role:master" in _replication(new), seconds=60)
             assert shown(await viewed(one)) is None
-            await one.store.put(KEY, await reading(one.store, KEY, b"since"))
+            assert await one.store.put(KEY, await reading(one.store, KEY, b"since"))
         finally:
             old.signal(signal.SIGCONT)
         for _ in range(50):
