@@ -26,6 +26,13 @@ def wait_for(condition: Callable[[], object], seconds: float = 20.0) -> None:
         time.sleep(0.02)
 
 
+def is_a(role: str, server: RedisProcess) -> bool:
+    """Sentinels end all connections to a server of which they change that."""
+    with contextlib.suppress(OSError):
+        return f"role:{role}\r".encode() in server.command("INFO", "replication")
+    return False
+
+
 def over_tls(pair: Pair) -> tuple[RedisProcess, int]:
     """One that takes only clients with a certificate, and its port."""
     (port,) = unused_ports(1)
@@ -94,12 +101,11 @@ class Watched:
 
     def fail_over(self) -> None:
         """The primary is killed; once the other has its place it comes back, empty."""
-        roles = [b"role:master" in server.command("INFO", "replication") for server in self.servers]
-        killed, other = self.servers[roles.index(True)], self.servers[roles.index(False)]
+        killed, other = sorted(self.servers, key=lambda server: is_a("slave", server))
         killed.stop()
-        wait_for(lambda: b"role:master" in other.command("INFO", "replication"), 60.0)
+        wait_for(lambda: is_a("master", other), 60.0)
         killed.start()
-        wait_for(lambda: b"master_link_status:up" in killed.command("INFO", "replication"), 60.0)
+        wait_for(lambda: is_a("slave", killed), 60.0)
 
     def close(self) -> None:
         for sentinel in self.sentinels:
@@ -196,12 +202,11 @@ class RedisCluster:
         self._failed_over += 1
         number = self._failed_over % 3
         pair = [self.nodes[number], self.nodes[number + 3]]
-        killed = next(node for node in pair if b"role:master" in node.command("INFO", "replication"))
-        (other,) = [node for node in pair if node is not killed]
+        killed, other = sorted(pair, key=lambda node: is_a("slave", node))
         killed.stop()
-        wait_for(lambda: b"role:master" in other.command("INFO", "replication"), 60.0)
+        wait_for(lambda: is_a("master", other), 60.0)
         killed.start()
-        wait_for(lambda: b"master_link_status:up" in killed.command("INFO", "replication"), 60.0)
+        wait_for(lambda: is_a("slave", killed), 60.0)
 
     def close(self) -> None:
         for node in self.nodes:
