@@ -645,15 +645,6 @@ class Settings(Section):
         return self
 
     @model_validator(mode="after")
-    def _one_store_for_one_upstream(self) -> Settings:
-        if self.store is not None and any(rule.upstream is not None for rule in self.rules):
-            raise ValueError(
-                "store: expected without rules for other upstreams, whose state it does not hold: run a "
-                "gateway for each"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _one_name_for_a_caller(self) -> Settings:
         if self.store is not None and self.credentials.key is None:
             raise ValueError(

@@ -321,14 +321,16 @@ class Lookups:
             if is_settled(found.reading, value, view.accepted):
                 break
             self._counts["gateway_lookups_total", "disagreed"] += 1
-            at_first = found.source == "cache" and not_before == swept
+            if found.source == "cache" and not_before == swept:
+                # Any GET that began later counts, so that all calls which find it so share one (S8).
+                not_before = math.nextafter(found.reading.started, math.inf)
+                continue
             # Only a GET that begins from now on counts; all calls that wait for one share it (S8).
             not_before = self.now()
-            if not at_first:
-                if not_before + delay >= give_up:
-                    return Unfilled("unsettled")
-                await asyncio.sleep(delay)
-                delay *= 2
+            if not_before + delay >= give_up:
+                return Unfilled("unsettled")
+            await asyncio.sleep(delay)
+            delay *= 2
         if isinstance(value, Unfilled):
             return value
         if not fill.allowed(value):

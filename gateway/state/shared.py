@@ -5,7 +5,7 @@ The state that several processes share, as the parts that one of them needs: a s
 from __future__ import annotations
 
 import ssl
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from gateway.state.address import Address
 from gateway.state.layered_locks import LayeredLocks
@@ -19,9 +19,11 @@ from gateway.state.redis_server import RedisServer
 from gateway.state.sealed import Sealed
 from gateway.state.store_clock import StoreClock
 
+SharedServer: TypeAlias = RedisServer | ClusterServer
+
 
 class SharedState(NamedTuple):
-    server: RedisServer | ClusterServer
+    server: SharedServer
     store: RedisStore | ClusterStore
     locks: LayeredLocks
 
