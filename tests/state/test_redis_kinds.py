@@ -317,6 +317,35 @@ async def test_a_server_whose_place_another_took_is_left_and_all_is_forgotten(
         own.close()
 
 
+class Replaced(Named):
+    """Its place is another's, as whoever asks a second time is told."""
+
+    replaceable = True
+
+    def __init__(self, *places: str) -> None:
+        self._places = list(places)
+
+    async def find(self) -> str:
+        return self._places.pop(0) if len(self._places) > 1 else self._places[0]
+
+
+async def test_a_server_whose_place_another_took_while_it_was_greeted_is_asked_nothing(
+    guarded: RedisProcess,
+) -> None:
+    old = RedisProcess()
+    try:
+        async with state_on(old.url) as state:
+            assert isinstance(state.server, RedisServer)
+            state.server._primary = Replaced(str(old.path), str(guarded.path))
+            with pytest.raises(StoreUnavailable, match="another server has taken its place"):
+                await state.store.stamp("c1")
+            await until(lambda: state.server.problem is None)
+            await state.store.stamp("c1")
+            assert b":1\r" in old.command("DBSIZE"), "what it is, and no conversation"
+    finally:
+        old.close()
+
+
 # --- a cluster
 
 
@@ -324,6 +353,15 @@ def test_the_parts_of_a_state_lie_evenly_over_a_clusters_slots() -> None:
     slots = [slot_of(root + ":index:reading") for root in roots("gateway:0123456789ab")]
     assert [slot * PARTS // SLOTS for slot in slots] == list(range(PARTS))
     assert slots != [slot_of(root) for root in roots("gateway:another")]
+
+
+async def test_a_cluster_is_named_as_one_and_no_other_is(cluster: RedisCluster, watched: Watched) -> None:
+    async with state_on(f"redis://127.0.0.1:{cluster.ports[0]}") as state:
+        with pytest.raises(StoreUnavailable, match=r"named by redis\+cluster://"):
+            await state.store.stamp("c1")
+    async with state_on(f"redis+cluster://127.0.0.1:{watched.ports[0]}") as state:
+        with pytest.raises(StoreUnavailable, match="cluster support disabled"):
+            await state.store.stamp("c1")
 
 
 @asynccontextmanager
