@@ -62,7 +62,7 @@ async def test_a_page_that_binds_its_name_to_the_admin_side_reads_nothing(tmp_pa
         b"GET /healthz HTTP/1.0\r\nHost: 127.0.0.1\r\nContent-Length: 2000000\r\n\r\n",
         b"GET /healthz\r\n\r\n",
         b"POST /api/mode HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 4000\r\n\r\n{",
-        b"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * 50,
+        b"GET /page/app.js HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * 160,
         b"GET /api/events HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
     ],
     ids=["a part of a head", "a body that nobody reads", "a larger one", "no request",
