@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import random
 import secrets
 import ssl
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -64,10 +65,11 @@ class RedisServer:
         settle: float = 0.0,
         tls: ssl.SSLContext | None = None,
         opened: Opened = RedisConnection.open,
+        chance: Callable[[], float] = random.random,
     ) -> None:
         """
         `root` begins all keys. `timeout`: seconds that a step may take. `settle`: the longest that a fill's
-        value takes to settle.
+        value takes to settle. `chance`, from 0 to 1, keeps processes from coming back at once.
         """
         self.address = Address.parse(url)
         self.root = root
@@ -88,6 +90,7 @@ class RedisServer:
         self._told: str | None = None
         self.name = secrets.token_hex(8)  # of this process, for what is published to it
         self._opened = opened
+        self._chance = chance
         self._tls = tls
         if self.address.tls and tls is None:
             self._tls = ssl.create_default_context()
@@ -199,7 +202,7 @@ class RedisServer:
                     call()
                 return
             self._attempted.set()
-            await asyncio.sleep(pause * (0.5 + secrets.randbelow(1000) / 1000))
+            await asyncio.sleep(pause * (0.5 + self._chance()))
             pause = min(pause * 2, LONGEST_PAUSE)
 
     def _lost(self, connection: RedisConnection) -> None:

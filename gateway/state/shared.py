@@ -4,7 +4,9 @@ The state that several processes share, as the parts that one of them needs: a s
 
 from __future__ import annotations
 
+import random
 import ssl
+from collections.abc import Callable
 from typing import NamedTuple
 
 from gateway.state.layered_locks import LayeredLocks
@@ -37,6 +39,7 @@ def shared_state(
     in_flight: float,
     clock: StoreClock | None = None,
     opened: Opened = RedisConnection.open,
+    chance: Callable[[], float] = random.random,
 ) -> SharedState:
     """
     Processes with one `key` and `deployment` share one state, whatever else is on the server. `settle`: the
@@ -45,7 +48,14 @@ def shared_state(
     sealed = Sealed(key)
     root = f"gateway:{sealed.name('deployment', deployment)[:12]}"
     server = RedisServer(
-        url, root, timeout=timeout, clock=clock or StoreClock(), settle=settle, tls=tls, opened=opened
+        url,
+        root,
+        timeout=timeout,
+        clock=clock or StoreClock(),
+        settle=settle,
+        tls=tls,
+        opened=opened,
+        chance=chance,
     )
     store = RedisStore(server, sealed, max_entries=max_entries, max_remembered=max_remembered)
     far = RedisLocks(server, store, sealed, timeout=lock_timeout, in_flight=in_flight)

@@ -122,22 +122,25 @@ class ClusterLoop(Loop):
 
     def pause(self, node: int, seconds: float) -> None:
         if node not in self._paused:
-            self._paused[node] = []
-            outside(self.call_later, seconds, self._resume, node)
+            self.stop_node(node)
+            outside(self.call_later, seconds, self.resume, node)
 
-    def _resume(self, node: int) -> None:
+    def stop_node(self, node: int) -> None:
+        self._paused.setdefault(node, [])
+
+    def resume(self, node: int) -> None:
         if node not in self.dead:
             self._ready.extend(self._paused.pop(node))
 
     def kill(self, node: int) -> None:
         self.dead.add(node)
-        self._paused.setdefault(node, [])
+        self.stop_node(node)
 
     def bury(self) -> None:
         """What the dead had to do is done after all, once nobody looks: so that it has an end."""
         dead, self.dead = self.dead, set()
         for node in dead:
-            self._resume(node)
+            self.resume(node)
 
     def _chosen(self) -> asyncio.Handle:
         handle = super()._chosen()
@@ -187,7 +190,8 @@ class Cluster:
             nodes = [await self._begun(number, loop, upstream, redis, log) for number in range(plan.nodes)]
             for blow in plan.blows:
                 outside(loop.call_later, blow.at, self._befall, blow, loop, redis, upstream)
-            snapshots = outside(loop.create_task, _kept_by_a_replica(redis))
+            lost = max((blow.at for blow in plan.blows if blow.event == "redis loses"), default=0.0)
+            snapshots = outside(loop.create_task, _kept_by_a_replica(redis, lost))
             await asyncio.gather(
                 *(self._act(action, loop, upstream, nodes, told) for action in schedule.actions)
             )
@@ -245,6 +249,7 @@ class Cluster:
                 in_flight=terms.deadline + READ_TIMEOUT,
                 clock=clock,
                 opened=opened,
+                chance=Random(f"{self.plan.schedule.seed} {number}").random,
             )
             return app.build(
                 chosen,
@@ -327,8 +332,9 @@ class Cluster:
                 redis.offset += blow.seconds
 
 
-async def _kept_by_a_replica(redis: SimulatedRedis) -> None:
-    while True:
+async def _kept_by_a_replica(redis: SimulatedRedis, until: float) -> None:
+    """Until one last takes over: later nobody asks for what it has."""
+    while redis.loop.time() < until:
         redis.keep()
         await asyncio.sleep(0.05)
 
