@@ -37,8 +37,6 @@ from gateway.description.proposals import configuration, proposals
 from gateway.errors import GatewayError, Unrecordable
 from gateway.explain import Explanation, explain
 from gateway.http.headers import Header, text
-from gateway.mock import cluster_demo, demo
-from gateway.mock import server as mock
 from gateway.promotion.difference import differences
 from gateway.promotion.effect import digest
 from gateway.rules import Rules
@@ -461,6 +459,8 @@ def mock_(
     etags: Annotated[bool, typer.Option(help="Send ETag, honour If-Match and If-None-Match.")] = False,
 ) -> None:
     """Run a strict conversation API to try the gateway against."""
+    from gateway.mock import server as mock
+
     try:
         known = mock.load(conversations) if conversations else mock.Conversations()
         api = mock.Mock(
@@ -485,6 +485,8 @@ def demo_(
     ] = False,
 ) -> None:
     """Start a mock and a gateway, and show a legacy call fail and then work."""
+    from gateway.mock import cluster_demo, demo  # with httpx, which no other command loads
+
     raise typer.Exit(cluster_demo.tell(once) if cluster else demo.tell(once))
 
 

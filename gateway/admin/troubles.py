@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 from msgspec import Struct
 
@@ -39,6 +39,7 @@ OF_THE_UPSTREAM: Final[dict[type[GatewayError], str]] = {
 log = logging.getLogger("gateway")
 
 
+@runtime_checkable
 class Answers(Protocol):
     """A transport that tells when the upstream has answered."""
 
