@@ -412,7 +412,7 @@ def build(
     metrics.measure({("gateway_buffered_bytes",): lambda: budget.held + unsent.held})
     degraded: health.Checks = {}
     if shared is not None:
-        tell_of(shared, lookups, metrics)
+        tell_of(shared, lookups, metrics, counts)
         degraded = {"store": lambda: shared.server.problem}
     draining = asyncio.Event()
     checks: health.Checks = {
@@ -535,7 +535,7 @@ def shared_by(settings: Settings, key: bytes) -> SharedState | None:
     )
 
 
-def tell_of(shared: SharedState, lookups: Lookups, metrics: Metrics) -> None:
+def tell_of(shared: SharedState, lookups: Lookups, metrics: Metrics, counts: Counts) -> None:
     """When the store can't be asked, and when it can again: then it is told what it missed."""
     server, making_up = shared.server, set[asyncio.Task[None]]()
 
@@ -550,7 +550,11 @@ def tell_of(shared: SharedState, lookups: Lookups, metrics: Metrics) -> None:
         making_up.add(task)
         task.add_done_callback(making_up.discard)
 
+    def alone() -> None:
+        counts["gateway_store_failures_total",] += 1
+
     server.on_turn = turned
+    shared.locks.on_alone = alone
     server.on_swept.append(lookups.swept)
     server.on_connected.append(connected)
     metrics.measure({("gateway_store_failing",): lambda: float(server.problem is not None)})
