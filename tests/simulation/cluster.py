@@ -166,6 +166,10 @@ class OnTheWire:
         return outside(self._loop.call_later, seconds, call, *arguments)
 
 
+class Killed(ConnectionResetError):
+    """What a client sees of its gateway's end."""
+
+
 Makes = Callable[..., SharedState]
 
 
@@ -301,7 +305,7 @@ class Cluster:
                     await asyncio.wait([task], timeout=0.25)
                 if not task.done():
                     self._abandoned.append(task)
-                    client.told.failure = ConnectionResetError("its process was killed")
+                    client.told.failure = Killed("its process was killed")
                     client.told.ended = loop.clock()
 
     def _befall(
@@ -370,12 +374,16 @@ class ClusterEvidence(Evidence):
     plan: Plan
 
     def over(self, write: Sent, patch: Sent) -> float:
-        """What names no conversation takes no lock: elsewhere it is known once its client hears of it."""
+        """
+        What names no conversation takes no lock: elsewhere it is known once its client hears of it, and never
+        where its process was killed.
+        """
         homes = self.plan.homes
         if write.about.conversation is not None or homes[write.id] == homes[patch.id]:
             return super().over(write, patch)
-        ended = self.history.told[write.id].ended
-        return math.inf if ended is None or ended >= _left(patch) else _end(write)
+        told = self.history.told[write.id]
+        unheard = told.ended is None or told.ended >= _left(patch) or isinstance(told.failure, Killed)
+        return math.inf if unheard else _end(write)
 
 
 def broken(plan: Plan, history: History, named: frozenset[str] | None = None) -> list[Violation]:

@@ -22,8 +22,8 @@ from gateway.state.lookup import Lookups
 from gateway.state.shared import SharedState, shared_state
 from gateway.state.store_clock import StoreClock
 from tests.simulation.cluster import Blow, Cluster, Makes, Plan, broken, drawn
-from tests.simulation.plays import PEOPLE, legacy, other
-from tests.simulation.promises import Evidence
+from tests.simulation.plays import PEOPLE, bulk, legacy, other
+from tests.simulation.promises import Evidence, sources
 from tests.simulation.schedule import Climate, Fate, Request, Schedule, Terms
 from tests.simulation.story import story
 
@@ -183,6 +183,25 @@ def flushed_after_a_write() -> Plan:
         {"r": (Fate(back=2.0),), "w": (), "l": (Fate(back=1.0),)},
         Blow(at=1.0, event="flush"),
     )
+
+
+def killed_amid_a_write_of_all() -> Plan:
+    """It takes effect after its gateway is gone; what the other reads meanwhile is from before it."""
+    return staged(
+        (bulk("w", 0.0), legacy("r", 0.2), legacy("f", 1.0)),
+        {"w": 0, "r": 1, "f": 1},
+        {"w": (Fate(out=0.8),), "r": (), "f": ()},
+        Blow(at=0.1, event="kill", node=0),
+    )
+
+
+def test_of_a_write_of_all_whose_process_was_killed_nobody_hears() -> None:
+    """What is at most `max_age` old is filled all the same: docs/promises.md names it."""
+    plan = killed_amid_a_write_of_all()
+    history = Cluster(plan).run()
+
+    assert not broken(plan, history, frozenset())
+    assert {one.promise for one in sources(Evidence(history))} == {"S3"}
 
 
 def test_who_was_stopped_longer_than_the_lease_of_its_locks_sends_nothing() -> None:
