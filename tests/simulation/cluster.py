@@ -25,8 +25,10 @@ from gateway.config import CredentialSettings, StoreSettings
 from gateway.proxy.lifecycle import Lifecycle
 from gateway.state.shared import SharedState, shared_state
 from gateway.state.store_clock import StoreClock
+from gateway.upstream.transport import Transport
 from tests.simulation.drawing import draw
 from tests.simulation.loop import Loop
+from tests.simulation.plays import PEOPLE
 from tests.simulation.promises import (
     Evidence,
     Violation,
@@ -40,8 +42,9 @@ from tests.simulation.promises import (
     s7,
     sources,
 )
+from tests.simulation.redis_model import RedisModel
 from tests.simulation.redis_network import NOON, SimulatedRedis, outside
-from tests.simulation.schedule import Change, Jump, Request, Schedule, Terms
+from tests.simulation.schedule import Change, Climate, Fate, Jump, Request, Schedule, Terms
 from tests.simulation.upstream import Sent, SimulatedUpstream
 from tests.simulation.world import PATIENCE, QUIET, Client, History, Journal, Recorded, Told, settings
 
@@ -112,6 +115,21 @@ def _blows(rng: Random, nodes: int, last: float) -> Iterator[Blow]:
         yield Blow(at=at, event=event, node=node, seconds=seconds, behind=rng.choice((0.05, 0.5, 2.0)))
 
 
+def staged(
+    actions: tuple[Request, ...], homes: dict[str, int], fates: dict[str, tuple[Fate, ...]], *blows: Blow
+) -> Plan:
+    """A plan by hand, of two gateways."""
+    schedule = Schedule(
+        seed=0,
+        actions=actions,
+        terms=Terms(max_age=3.0, settle=0.0),
+        climate=Climate(shuffled=False, store=0.02),
+        conversations=PEOPLE,
+        fates={id: (*some, *[Fate()] * 9) for id, some in fates.items()},
+    )
+    return Plan(schedule=schedule, nodes=2, homes=homes, skews=(0.0, 0.0), blows=blows, latency=0.0005)
+
+
 class ClusterLoop(Loop):
     """What a node has to do waits while it is paused, and is never done once it is killed."""
 
@@ -175,18 +193,23 @@ Makes = Callable[..., SharedState]
 
 @dataclass(slots=True)
 class Cluster:
-    """`parts` and `makes` replace the gateways' own, which is how a mutant is made."""
+    """
+    `parts`, `makes` and `transport` replace the gateways' own, which is how a mutant is made; `model`: what
+    keeps Redis's data.
+    """
 
     plan: Plan
     parts: Parts = field(default_factory=Parts)
     makes: Makes = shared_state
+    transport: Callable[[SimulatedUpstream], Transport] | None = None
+    model: Callable[..., Any] = RedisModel
     _abandoned: list[asyncio.Task[None]] = field(default_factory=list)
 
     def run(self) -> History:
         plan, schedule = self.plan, self.plan.schedule
         loop = ClusterLoop(Random(f"{schedule.seed} order") if schedule.climate.shuffled else None)
         upstream = SimulatedUpstream(schedule, OnTheWire(loop), lambda: NOON + loop.time())  # type: ignore[arg-type]
-        redis = SimulatedRedis(loop, Random(f"{schedule.seed} redis"), plan.latency)
+        redis = SimulatedRedis(loop, Random(f"{schedule.seed} redis"), plan.latency, self.model)
         log: list[Recorded] = []
         told: dict[str, Told] = {}
 
@@ -257,7 +280,7 @@ class Cluster:
             )
             return app.build(
                 chosen,
-                transport=upstream,
+                transport=self.transport(upstream) if self.transport else upstream,
                 clock=loop.clock,
                 wall=lambda: NOON + loop.time(),
                 parts=replace(

@@ -113,14 +113,19 @@ def _bytes(word: Word) -> bytes:
 
 
 class SimulatedRedis:
-    """`latency`: the longest that a message takes, one way."""
+    """
+    `latency`: the longest that a message takes, one way. `model`: what runs the scripts, and keeps the data.
+    """
 
-    def __init__(self, loop: Loop, rng: Random, latency: float) -> None:
+    def __init__(
+        self, loop: Loop, rng: Random, latency: float, model: Callable[..., Any] = RedisModel
+    ) -> None:
         self.loop = loop
         self._rng = rng
         self._latency = latency
         self.offset = 0.0  # by which its clock was set
-        self.model = RedisModel(self._micros, self._publish)
+        self.model = model(self._micros, self._publish)
+        self._empty = self.model.snapshot()
         self._run = 0
         self._scripts: dict[bytes, bytes] = {}
         self._connections: dict[SimulatedConnection, None] = {}  # in their order
@@ -244,4 +249,4 @@ class SimulatedRedis:
         """What one has that is so many seconds behind."""
         then = self.loop.time() - behind
         kept = [data for time, data in self._replicas if time <= then]
-        return kept[-1] if kept else ({}, {})
+        return kept[-1] if kept else self._empty

@@ -21,10 +21,10 @@ from gateway.state import redis_server
 from gateway.state.lookup import Lookups
 from gateway.state.shared import SharedState, shared_state
 from gateway.state.store_clock import StoreClock
-from tests.simulation.cluster import Blow, Cluster, Makes, Plan, broken, drawn
-from tests.simulation.plays import PEOPLE, bulk, legacy, other
+from tests.simulation.cluster import Blow, Cluster, Makes, Plan, broken, drawn, staged
+from tests.simulation.plays import bulk, legacy, other
 from tests.simulation.promises import Evidence, sources
-from tests.simulation.schedule import Climate, Fate, Request, Schedule, Terms
+from tests.simulation.schedule import Fate
 from tests.simulation.story import story
 
 pytestmark = pytest.mark.no_cover
@@ -146,20 +146,6 @@ def test_several_gateways_with_a_guard_less_are_found_out(name: str, monkeypatch
         if any(mutant.promises & set(one.promise.split("+")) for one in found):
             return
     raise AssertionError(f"{name}: nothing was found in {FOUND_WITHIN} schedules")
-
-
-def staged(
-    actions: tuple[Request, ...], homes: dict[str, int], fates: dict[str, tuple[Fate, ...]], *blows: Blow
-) -> Plan:
-    schedule = Schedule(
-        seed=0,
-        actions=actions,
-        terms=Terms(max_age=3.0, settle=0.0),
-        climate=Climate(shuffled=False, store=0.02),
-        conversations=PEOPLE,
-        fates={id: (*some, *[Fate()] * 9) for id, some in fates.items()},
-    )
-    return Plan(schedule=schedule, nodes=2, homes=homes, skews=(0.0, 0.0), blows=blows, latency=0.0005)
 
 
 def stopped_before_it_sends() -> Plan:
