@@ -13,6 +13,7 @@ import asyncio
 import contextvars
 import copy
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -419,5 +420,15 @@ def broken(plan: Plan, history: History, named: frozenset[str] | None = None) ->
         for id, told in history.told.items()
         if told.ended is None or told.ended - told.arrived >= PATIENCE + 31
     ]
-    named = residuals(plan) if named is None else named
-    return [one for one in found if not set(one.promise.split("+")) & named]
+    return [one for one in found if not is_named(one, plan, history, named)]
+
+
+def is_named(violation: Violation, plan: Plan, history: History, named: frozenset[str] | None = None) -> bool:
+    promises = set(violation.promise.split("+"))
+    if named is not None or promises & residuals(plan):
+        return bool(promises & (residuals(plan) if named is None else named))
+    # A fill that had its lock and its value when all locks were lost leaves with it.
+    flushed = max((blow.at for blow in plan.blows if blow.event == "flush"), default=-math.inf)
+    reads = (history.ledger[int(number)] for number in re.findall(r"#(\d+) begun", violation.what))
+    had = any(read.complete is not None and read.complete < flushed for read in reads)
+    return promises <= {"S3", "S5"} and had and history.told[violation.what.split()[0]].arrived < flushed

@@ -171,6 +171,16 @@ def flushed_after_a_write() -> Plan:
     )
 
 
+def flushed_before_it_leaves() -> Plan:
+    """A fill has lock and value, and waits for a connection, when Redis loses all; then others write."""
+    return staged(
+        (legacy("r", 0.0), legacy("f", 1.0), other("w", 1.15)),
+        {"r": 0, "f": 0, "w": 1},
+        {"r": (), "f": (Fate(wait=0.3),), "w": ()},
+        Blow(at=1.1, event="flush"),
+    )
+
+
 def killed_amid_a_write_of_all() -> Plan:
     """It takes effect after its gateway is gone; what the other reads meanwhile is from before it."""
     return staged(
@@ -179,6 +189,15 @@ def killed_amid_a_write_of_all() -> Plan:
         {"w": (Fate(out=0.8),), "r": (), "f": ()},
         Blow(at=0.1, event="kill", node=0),
     )
+
+
+def test_a_fill_whose_lock_was_lost_leaves_with_what_it_had() -> None:
+    """docs/promises.md names it."""
+    plan = flushed_before_it_leaves()
+    history = Cluster(plan).run()
+
+    assert not broken(plan, history)
+    assert "S3" in {one.promise for one in broken(plan, history, frozenset())}
 
 
 def test_of_a_write_of_all_whose_process_was_killed_nobody_hears() -> None:
