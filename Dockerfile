@@ -5,14 +5,16 @@ FROM ${BASE} AS build
 # A package index of one's own, and the authority of its certificate (--secret id=ca,src=ca.pem with PIP_CERT).
 ARG PIP_INDEX_URL
 ARG PIP_CERT
+# Anything: with what `tracing` and the repair `validate` need.
+ARG EXTRAS
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /src
-COPY constraints.txt constraints-build.txt ./
+COPY constraints.txt constraints-extras.txt constraints-build.txt ./
 # Wheels only: what builds an sdist would come without a hash.
 RUN --mount=type=secret,id=ca \
     python -m pip install --require-hashes --only-binary :all: -r constraints-build.txt \
  && python -m venv /opt/gateway \
- && /opt/gateway/bin/python -m pip install --require-hashes --only-binary :all: -r constraints.txt
+ && /opt/gateway/bin/python -m pip install --require-hashes --only-binary :all: -r "constraints${EXTRAS:+-extras}.txt"
 COPY pyproject.toml README.md LICENSE ./
 COPY gateway ./gateway
 RUN python -m pip wheel --no-deps --no-build-isolation --wheel-dir /wheels . \

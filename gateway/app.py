@@ -12,10 +12,10 @@ import os
 import platform
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
@@ -71,7 +71,7 @@ from gateway.state.credentials import CredentialFingerprints
 from gateway.state.locks import MemoryLocks
 from gateway.state.lookup import Lookups
 from gateway.state.memory import MemoryStore, Sizes
-from gateway.state.shared import SharedState, shared_state
+from gateway.state.shared import SharedServer, SharedState, shared_state
 from gateway.state.store import Locks, Store
 from gateway.state.sweeps import SweepRate
 from gateway.upstream.connect import tls_context
@@ -95,6 +95,7 @@ class Beside:
     lookups: Lookups
     store: Store
     locks: Locks
+    shared: SharedState | None
     transport: Transport
     troubles: Troubles
 
@@ -103,6 +104,8 @@ class Beside:
         await self.lookups.close()
         self.transport.close()
         await self.transport.wait_closed()
+        if self.shared is not None:
+            await self.shared.locks.close()
         self.troubles.close()
 
 
@@ -133,6 +136,12 @@ class Gateway:
     beside: tuple[Beside, ...]  # what the other upstreams have of their own
     certificates: Certificates | None  # that the listener shows, where it speaks TLS
     tracing: Tracing | None
+
+    @property
+    def stores_elsewhere(self) -> list[SharedState]:
+        """One for each upstream, where there are any."""
+        every = (self.shared, *(one.shared for one in self.beside))
+        return [shared for shared in every if shared is not None]
 
     async def follow(self, settings: Settings, rules_differ: bool) -> None:
         """
@@ -202,11 +211,13 @@ class Parts:
     credentials: type[CredentialFingerprints] = CredentialFingerprints
     locks: Callable[[float], Locks] = MemoryLocks
     lookups: type[Lookups] = Lookups
+    memory: Callable[[int, int, Callable[[], float]], Store] = MemoryStore
     spools: Callable[..., Spools] = Spools
     troubles: Callable[..., Troubles] = Troubles
 
 
 PARTS = Parts()
+NO_TRANSPORTS: Final[Mapping[str, Transport]] = {}
 
 
 def _soon(call: Callable[[], None]) -> None:
@@ -217,6 +228,7 @@ def build(
     settings: Settings,
     *,
     transport: Transport | None = None,
+    transports: Mapping[str, Transport] = NO_TRANSPORTS,
     store: Store | None = None,
     clock: Callable[[], float] = time.monotonic,
     wall: Callable[[], float] = time.time,
@@ -227,9 +239,10 @@ def build(
     shared: SharedState | None = None,
 ) -> Gateway:
     """
-    `clock` gives seconds that never jump, `wall` Unix seconds. The gateway closes the `store`. Gateways with
-    one `credential_key` (else that of the settings) have one name for a caller and one digest for a body;
-    without one the key lives with this gateway.
+    `clock` gives seconds that never jump, `wall` Unix seconds. `transport` leads to the upstream,
+    `transports` to the others, by their names. The gateway closes the `store`. Gateways with one
+    `credential_key` (else that of the settings) have one name for a caller and one digest for a body; without
+    one the key lives with this gateway.
     """
     shown = certificates(settings)
     counts, histograms = Counts(), Histograms()
@@ -248,12 +261,12 @@ def build(
     tracing = traced(settings)
     limits = settings.limits
     if store is None and shared is None:
-        shared = shared_by(settings, key)
+        shared = shared_by(settings, key, settings.upstream)
     locks: Locks
     if shared is not None:
         store, locks = shared.store, shared.locks
     else:
-        store = store or MemoryStore(settings.state_cache.max_entries, settings.state_cache.max_bytes, clock)
+        store = store or parts.memory(settings.state_cache.max_entries, settings.state_cache.max_bytes, clock)
         locks = parts.locks(limits.lock_timeout)
     credentials = parts.credentials(
         settings.upstream.url,
@@ -314,9 +327,15 @@ def build(
     def other(to: NamedUpstreamSettings) -> Beside:
         """As all of the above, for another upstream: what calls to several share is the client's side."""
         own = settings.model_copy(update={"upstream": to, "rules": settings.rules_of(to.name)})
-        carrier = connect(to)
-        kept = MemoryStore(settings.state_cache.max_entries, settings.state_cache.max_bytes, clock)
-        turns = parts.locks(limits.lock_timeout)
+        carrier = transports.get(to.name) or connect(to)
+        with_others = shared_by(settings, key, to)
+        kept: Store
+        turns: Locks
+        if with_others is not None:
+            kept, turns = with_others.store, with_others.locks
+        else:
+            kept = parts.memory(settings.state_cache.max_entries, settings.state_cache.max_bytes, clock)
+            turns = parts.locks(limits.lock_timeout)
         callers_there = parts.credentials(
             to.url,
             settings.credentials.headers,
@@ -375,7 +394,7 @@ def build(
             hold_patience,
             tracing,
             bodies,
-            None,
+            with_others,
         )
         return Beside(
             name=to.name,
@@ -383,6 +402,7 @@ def build(
             lookups=readings,
             store=kept,
             locks=turns,
+            shared=with_others,
             transport=carrier,
             troubles=told,
         )
@@ -399,21 +419,22 @@ def build(
     audit.on_write = histograms["gateway_audit_write_seconds",].observe
     if isinstance(locks, MemoryLocks):
         locks.on_waited = histograms["gateway_lock_wait_seconds",].observe
-    metrics.measure(
-        gauges(
-            pools,
-            [one for one in (store, *(one.store for one in beside)) if isinstance(one, MemoryStore)],
-            [locks, *(one.locks for one in beside)],
-            audit,
-        )
-    )
+    metrics.measure(audit_gauges(audit))
+    metrics.measure({("gateway_store_failing",): lambda: 0.0})
+    metrics.measure(gauges(MAIN, transport, store, locks))
+    for one in beside:
+        metrics.measure(gauges(one.name, one.transport, one.store, one.locks))
     metrics.measure({**rotation_gauges(rotation), ("gateway_audit_shared",): lambda: 0})
     metrics.measure({("gateway_access_lines_lost",): lambda: 0 if access is None else access.lost})
     metrics.measure({("gateway_buffered_bytes",): lambda: budget.held + unsent.held})
     degraded: health.Checks = {}
-    if shared is not None:
-        tell_of(shared, lookups, metrics, counts)
-        degraded = {"store": lambda: shared.server.problem}
+    elsewhere = [(settings.upstream, shared, lookups)]
+    elsewhere += [(to, one.shared, one.lookups) for to, one in zip(settings.upstreams, beside, strict=True)]
+    servers = [tell_of(state, asked, counts, to.url) for to, state, asked in elsewhere if state is not None]
+    if servers:
+        problem = partial(problem_of, servers)
+        metrics.measure({("gateway_store_failing",): lambda: float(problem() is not None)})
+        degraded = {"store": problem}
     draining = asyncio.Event()
     checks: health.Checks = {
         "configuration": lambda: None,
@@ -499,6 +520,8 @@ def tls_files(settings: Settings) -> dict[str, dict[str, str | None]]:
     """By their sections, those that have to be read and to fit before the gateway runs."""
     files = {"upstream.tls": settings.upstream.tls.model_dump()}
     files |= {f"upstreams[{i}].tls": one.tls.model_dump() for i, one in enumerate(settings.upstreams)}
+    if settings.store is not None:
+        files["store.tls"] = settings.store.tls.model_dump()
     if settings.listen.tls is not None:
         files["listen.tls"] = settings.listen.tls.model_dump(exclude={"min_version"})
     return files
@@ -509,8 +532,8 @@ def warnings(settings: Settings) -> list[str]:
     return [*settings.warnings(), *preflight.warnings(tls_files(settings))]
 
 
-def shared_by(settings: Settings, key: bytes) -> SharedState | None:
-    """What processes with these settings share, where they say where it is."""
+def shared_by(settings: Settings, key: bytes, upstream: UpstreamSettings) -> SharedState | None:
+    """What processes with these settings share of one upstream, where they say where it is."""
     to, limits = settings.store, settings.limits
     if to is None:
         return None
@@ -524,7 +547,7 @@ def shared_by(settings: Settings, key: bytes) -> SharedState | None:
     return shared_state(
         to.url,
         key=derived(key, "store"),
-        deployment=settings.upstream.url,
+        deployment=upstream.url,
         tls=tls_context(to.tls.ca, to.tls.certificate, to.tls.key) if encrypted else None,
         timeout=to.timeout,
         settle=max(settles, default=0.0),
@@ -535,15 +558,15 @@ def shared_by(settings: Settings, key: bytes) -> SharedState | None:
     )
 
 
-def tell_of(shared: SharedState, lookups: Lookups, metrics: Metrics, counts: Counts) -> None:
+def tell_of(shared: SharedState, lookups: Lookups, counts: Counts, upstream: str) -> SharedServer:
     """When the store can't be asked, and when it can again: then it is told what it missed."""
     server, making_up = shared.server, set[asyncio.Task[None]]()
 
     def turned(problem: str | None) -> None:
         if problem is not None:
-            log.error("the store at %s can't be asked: %s", server.address, problem)
+            log.error("the store at %s can't be asked about %s: %s", server.address, upstream, problem)
         else:
-            log.info("the store at %s is asked again", server.address)
+            log.info("the store at %s is asked about %s again", server.address, upstream)
 
     def connected() -> None:
         task = asyncio.get_running_loop().create_task(lookups.make_up())
@@ -557,7 +580,11 @@ def tell_of(shared: SharedState, lookups: Lookups, metrics: Metrics, counts: Cou
     shared.locks.on_alone = alone
     server.on_swept.append(lookups.swept)
     server.on_connected.append(connected)
-    metrics.measure({("gateway_store_failing",): lambda: float(server.problem is not None)})
+    return server
+
+
+def problem_of(servers: Sequence[SharedServer]) -> str | None:
+    return next((server.problem for server in servers if server.problem is not None), None)
 
 
 def certificates(settings: Settings) -> Certificates | None:
@@ -735,29 +762,29 @@ def _lifecycle(
     )
 
 
-def gauges(
-    pools: Sequence[Pool], stores: Sequence[MemoryStore], locks: Sequence[Locks], audit: AuditLog
-) -> dict[MetricKey, Gauge]:
-    """
-    What can be measured of these parts, of all upstreams together: httpx does not tell of its pool, nor a
-    store elsewhere of its tables.
-    """
-    found: dict[MetricKey, Gauge] = {
-        ("gateway_store_failing",): lambda: 0.0,
-        ("gateway_locked_conversations",): lambda: sum(map(len, locks)),
+def audit_gauges(audit: AuditLog) -> dict[MetricKey, Gauge]:
+    return {
         ("gateway_audit_lines_total",): lambda: audit.written,
         ("gateway_audit_lines_lost_total",): lambda: audit.lost_in_all,
         ("gateway_audit_failures_total",): lambda: audit.failures,
         ("gateway_audit_failing",): lambda: float(audit.problem is not None),
     }
-    if pools:
-        found["gateway_upstream_connections", "idle"] = lambda: sum(pool.idle for pool in pools)
-        found["gateway_upstream_connections", "open"] = lambda: sum(pool.size for pool in pools)
-        found["gateway_upstream_waiting",] = lambda: sum(pool.waiting for pool in pools)
-    if stores:
-        found["gateway_store_bytes",] = lambda: sum(store.bytes for store in stores)
+
+
+def gauges(upstream: str, transport: Transport, store: Store, locks: Locks) -> dict[MetricKey, Gauge]:
+    """
+    What can be measured of what one upstream has of its own: httpx does not tell of its pool, nor a store
+    elsewhere of its tables.
+    """
+    found: dict[MetricKey, Gauge] = {("gateway_locked_conversations", upstream): lambda: len(locks)}
+    if isinstance(transport, Pool):
+        found["gateway_upstream_connections", upstream, "idle"] = lambda: transport.idle
+        found["gateway_upstream_connections", upstream, "open"] = lambda: transport.size
+        found["gateway_upstream_waiting", upstream] = lambda: transport.waiting
+    if isinstance(store, MemoryStore):
+        found["gateway_store_bytes", upstream] = lambda: store.bytes
         for number, table in enumerate(Sizes._fields):
-            found["gateway_store_entries", table] = partial(_size, stores, number)
+            found["gateway_store_entries", upstream, table] = partial(_size, store, number)
     return found
 
 
@@ -792,8 +819,8 @@ def watched_rules(settings: Settings) -> list[WatchedRule]:
     ]
 
 
-def _size(stores: Sequence[MemoryStore], table: int) -> float:
-    return sum(store.sizes()[table] for store in stores)
+def _size(store: MemoryStore, table: int) -> float:
+    return store.sizes()[table]
 
 
 def answering_cors(served: Lifecycle | Dispatcher, settings: CorsSettings) -> asgi.AsgiApp:

@@ -266,9 +266,9 @@ class StoreSettings(Section):
     url: Annotated[str, Field(repr=False), checked(_store_url)]
     """
     A Redis or Valkey server for the state that several gateways share:
-    `redis://[user:password@]host[:port][/database]`, `rediss://` with TLS, `unix:///path`, or
-    `redis+sentinel://host:port,host:port/name`. Not a cluster; `maxmemory-policy` has to be `noeviction`.
-    Needs `credentials.key`.
+    `redis://[user:password@]host[:port][/database]`, `redis+sentinel://host:port,host:port/name`,
+    `redis+cluster://host:port,host:port`, each also as `rediss` with TLS, or `unix:///path`.
+    `maxmemory-policy` has to be `noeviction`. Needs `credentials.key`.
     """
     on_failure: Literal["reject", "isolate"] = "reject"
     """
@@ -642,15 +642,6 @@ class Settings(Section):
         ]
         if errors:
             raise ValueError("\n".join(errors))
-        return self
-
-    @model_validator(mode="after")
-    def _one_store_for_one_upstream(self) -> Settings:
-        if self.store is not None and any(rule.upstream is not None for rule in self.rules):
-            raise ValueError(
-                "store: expected without rules for other upstreams, whose state it does not hold: run a "
-                "gateway for each"
-            )
         return self
 
     @model_validator(mode="after")

@@ -357,9 +357,9 @@ async def serve_until_stopped(
         log.warning("%s", warning)
     gateway.metrics.measure({("gateway_audit_shared",): lambda: is_shared(claim)})
     await gateway.audit.begin()
-    if gateway.shared is not None:
+    for shared in gateway.stores_elsewhere:
         with contextlib.suppress(StoreUnavailable):  # it is on the log, and goes on trying
-            await gateway.shared.server.connected()
+            await shared.server.connected()
     gateway.audit.append_best_effort(ConfigurationInForce.of(digest(configured), "start"))
     async with running(settings, gateway, shares) as listening:
         log_start(settings, digest(configured))

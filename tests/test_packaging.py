@@ -21,8 +21,10 @@ from tests.support.drawn import ROOT
 
 PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 RUNS = [Requirement(one) for one in PYPROJECT["project"]["dependencies"]]
+EXTRAS = {name: PYPROJECT["project"]["optional-dependencies"][name] for name in ("otel", "validate")}
 BUILDS = [Requirement(one) for one in PYPROJECT["build-system"]["requires"]]
-FILES = ["constraints.txt", "constraints-build.txt"]
+RUN_FROM = ["constraints.txt", "constraints-extras.txt"]
+FILES = [*RUN_FROM, "constraints-build.txt"]
 DOCKERFILE = (ROOT / "Dockerfile").read_text("utf-8")
 
 
@@ -53,17 +55,27 @@ def test_what_the_gateway_needs_has_a_pin_that_fits(one: Requirement) -> None:
     assert pinned_within("constraints.txt", one)
 
 
-def test_so_has_what_that_needs_in_turn() -> None:
+@pytest.mark.parametrize("one", [one for extra in EXTRAS.values() for one in extra])
+def test_so_has_what_an_extra_of_a_running_gateway_needs(one: str) -> None:
+    assert pinned_within("constraints-extras.txt", Requirement(one))
+
+
+def test_with_the_extras_all_else_is_the_same_version() -> None:
+    assert pins("constraints.txt").items() < pins("constraints-extras.txt").items()
+
+
+@pytest.mark.parametrize("file", RUN_FROM)
+def test_so_has_what_that_needs_in_turn(file: str) -> None:
     """As the packages say that are installed in their pin's version: another may need something else."""
     installed = {canonicalize_name(one.name): one for one in distributions()}
     pinned = [
         installed[name]
-        for name, (pin, _) in pins("constraints.txt").items()
+        for name, (pin, _) in pins(file).items()
         if name in installed and pin.specifier.contains(installed[name].version)
     ]
     needed = [Requirement(text) for one in pinned for text in one.requires or []]
 
-    assert [one for one in needed if applies(one) and not pinned_within("constraints.txt", one)] == []
+    assert [one for one in needed if applies(one) and not pinned_within(file, one)] == []
     assert pinned
 
 
@@ -93,7 +105,7 @@ def test_the_image_installs_nothing_without_a_hash_but_the_gateway_itself() -> N
 
     assert pip == [
         ["install", "--require-hashes", *wheels_only, "-r", "constraints-build.txt"],
-        ["install", "--require-hashes", *wheels_only, "-r", "constraints.txt"],
+        ["install", "--require-hashes", *wheels_only, "-r", "constraints${EXTRAS:+-extras}.txt"],
         ["wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", "/wheels", "."],
         ["install", "--no-deps", "/wheels/*.whl"],
         ["check"],
@@ -106,6 +118,7 @@ def test_both_stages_of_the_image_have_the_one_base_that_can_be_given() -> None:
         "FROM ${BASE} AS build",
         "ARG PIP_INDEX_URL",
         "ARG PIP_CERT",
+        "ARG EXTRAS",
         "FROM ${BASE}",
     ]
 

@@ -74,7 +74,7 @@ def _histograms(metric: Metric, histograms: Histograms) -> Iterator[str]:
 
 
 def _line(name: str, labels: Mapping[str, str], value: float) -> str:
-    said = ",".join(f'{label}="{escaped(text)}"' for label, text in labels.items())
+    said = ",".join(f'{label}="{escaped(text)}"' for label, text in labels.items() if text)
     return f"{name}{{{said}}} {value!r}\n" if said else f"{name} {value!r}\n"
 
 

@@ -22,8 +22,9 @@ Gauge: TypeAlias = Callable[[], float]
 
 class Metric(NamedTuple):
     """
-    Named as Prometheus wants it. `labels` has the values that each may have; none listed: the rules', or
-    what the code has words for. They are few: never an id, a path or a caller. `buckets` are upper bounds.
+    Named as Prometheus wants it. `labels` has the values that each may have; none listed: the rules', the
+    upstreams' (that of the section `upstream` is empty, and left out), or what the code has words for. They
+    are few: never an id, a path or a caller. `buckets` are upper bounds.
     """
 
     name: str
@@ -187,15 +188,38 @@ METRICS: tuple[Metric, ...] = (
     Metric("gateway_buffered_bytes", "gauge", "Bytes of bodies and large replies that wait in memory."),
     Metric("gateway_replies_stalled", "gauge", "Replies that wait for their clients to take them."),
     Metric(
-        "gateway_upstream_connections", "gauge", "Connections to the upstream.", {"state": ("idle", "open")}
+        "gateway_upstream_connections",
+        "gauge",
+        "Connections to the upstream.",
+        {"upstream": (), "state": ("idle", "open")},
     ),
-    Metric("gateway_upstream_waiting", "gauge", "Requests that wait for a connection to the upstream."),
-    Metric("gateway_store_entries", "gauge", "Entries of the store in memory.", {"table": TABLES}),
+    Metric(
+        "gateway_upstream_waiting",
+        "gauge",
+        "Requests that wait for a connection to the upstream.",
+        {"upstream": ()},
+    ),
+    Metric(
+        "gateway_store_entries",
+        "gauge",
+        "Entries of the store in memory.",
+        {"upstream": (), "table": TABLES},
+    ),
     Metric("gateway_store_failures_total", "counter", "Times that the store could not be asked or told."),
     Metric("gateway_store_failing", "gauge", "1 while a store elsewhere can't be asked."),
-    Metric("gateway_locked_conversations", "gauge", "Conversations that a call has locked or waits for."),
+    Metric(
+        "gateway_locked_conversations",
+        "gauge",
+        "Conversations that a call has locked or waits for.",
+        {"upstream": ()},
+    ),
     Metric("gateway_access_lines_lost", "gauge", "Lines of the access log that were dropped."),
-    Metric("gateway_store_bytes", "gauge", "Bytes that the readings in memory are taken to need."),
+    Metric(
+        "gateway_store_bytes",
+        "gauge",
+        "Bytes that the readings in memory are taken to need.",
+        {"upstream": ()},
+    ),
     Metric("gateway_audit_lines_total", "counter", "Lines that are on the audit log."),
     Metric(
         "gateway_audit_lines_lost_total", "counter", "Lines that are not, of those a call went on without."
@@ -282,7 +306,7 @@ class Sample(NamedTuple):
     def name(self) -> str:
         """As Prometheus writes it: `name{label="value"}`."""
         pairs = zip(self.metric.labels, self.labels, strict=True)
-        labels = ",".join(f'{label}="{value}"' for label, value in pairs)
+        labels = ",".join(f'{label}="{value}"' for label, value in pairs if value)
         return f"{self.metric.name}{{{labels}}}" if labels else self.metric.name
 
 

@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from gateway.errors import StoreUnavailable
 from gateway.state.locks import MemoryLock, MemoryLocks
+from gateway.state.redis_cluster import ClusterLocks
 from gateway.state.redis_locks import RedisLock, RedisLocks
 from gateway.state.store import Key, View
 
@@ -47,7 +48,7 @@ class LayeredLock(Struct, eq=False):
 
 
 class LayeredLocks:
-    def __init__(self, near: MemoryLocks, far: RedisLocks) -> None:
+    def __init__(self, near: MemoryLocks, far: RedisLocks | ClusterLocks) -> None:
         self._near = near
         self._far = far
         # Told of each lock for which the others could not be asked.

@@ -12,7 +12,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Container, Hashable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import Any, NoReturn, Protocol
@@ -321,14 +321,16 @@ class Lookups:
             if is_settled(found.reading, value, view.accepted):
                 break
             self._counts["gateway_lookups_total", "disagreed"] += 1
-            at_first = found.source == "cache" and not_before == swept
+            if found.source == "cache" and not_before == swept:
+                # Any GET that began later counts, so that all calls which find it so share one (S8).
+                not_before = math.nextafter(found.reading.started, math.inf)
+                continue
             # Only a GET that begins from now on counts; all calls that wait for one share it (S8).
             not_before = self.now()
-            if not at_first:
-                if not_before + delay >= give_up:
-                    return Unfilled("unsettled")
-                await asyncio.sleep(delay)
-                delay *= 2
+            if not_before + delay >= give_up:
+                return Unfilled("unsettled")
+            await asyncio.sleep(delay)
+            delay *= 2
         if isinstance(value, Unfilled):
             return value
         if not fill.allowed(value):
@@ -717,11 +719,11 @@ class Lookups:
         UnnamedWritesLimited; and StoreUnavailable only where more was missed than can be remembered.
         """
         if self._missed:
-            try:
-                await self._catch_up(conversation)
-            except StoreUnavailable:
-                if len(self._missed) >= MISSED_KEPT:
-                    raise
+            told = False
+            with suppress(StoreUnavailable):
+                told = await self._catch_up(conversation)
+            if not told and len(self._missed) >= MISSED_KEPT:
+                raise StoreUnavailable("it has missed more writes than can be remembered")
         if conversation is None:
             await self._sweeps.take(credential)
         elif exclusive:
@@ -786,34 +788,53 @@ class Lookups:
         self._missed[conversation] = _Missed(subjects if before is None else (*before.subjects, *subjects))
 
     async def make_up(self) -> None:
-        """Tells the store all that it missed, as soon as it can be told: others are to forget it too."""
-        try:
-            while self._missed:
-                await self._catch_up(next(iter(self._missed)))
-        except StoreUnavailable:
+        """
+        Tells the store all that it missed, as soon as it can be told: others are to forget it too. What is
+        about one conversation may be with a server of its own that is not there yet.
+        """
+        failed = False
+        for conversation in list(self._missed):
+            try:
+                await self._catch_up(conversation)
+            except StoreUnavailable:
+                failed = True
+        if failed:
             self._counts["gateway_store_failures_total",] += 1
 
-    async def _catch_up(self, conversation: str | None) -> None:
+    async def _catch_up(self, conversation: str | None) -> bool:
         """
         Tells the store what it missed, before anything is read or written that it matters to. Which value
         was accepted is not said so late: a newer one may be known by now, here or elsewhere.
 
         Beside what is about this conversation it tells of one other, the one that has waited longest. So no
         call adds more to what is missed than it has taken from it, and there is never more than calls were
-        in flight at once, or had to leave untold.
+        in flight at once, or had to leave untold. That the other can't be told yet is none of this one's
+        concern, and its turn comes again: gives whether it was told.
         """
-        for missing in (None, conversation, next(iter(self._missed))):
-            missed = self._missed.get(missing)
-            if missed is None:
-                continue
-            for subject, settle in missed.subjects:
-                await self._store.accept(subject, None, settle)
-            await self._store.invalidate(missing)
-            # Unless more was missed meanwhile.
-            if self._missed.get(missing) is missed:
-                del self._missed[missing]
+        for missing in (None, conversation):
+            await self._tell(missing)
+        oldest = next(iter(self._missed), None)
+        told = True
+        try:
+            await self._tell(oldest)
+        except StoreUnavailable:
+            told = False
+            if oldest in self._missed:
+                self._missed[oldest] = self._missed.pop(oldest)
         if not self._missed:
             self._accepted_unheard.clear()
+        return told
+
+    async def _tell(self, conversation: str | None) -> None:
+        missed = self._missed.get(conversation)
+        if missed is None:
+            return
+        for subject, settle in missed.subjects:
+            await self._store.accept(subject, None, settle)
+        await self._store.invalidate(conversation)
+        # Unless more was missed meanwhile.
+        if self._missed.get(conversation) is missed:
+            del self._missed[conversation]
 
 
 def judged(body: bytes) -> tuple[dict[str, Any], bool]:

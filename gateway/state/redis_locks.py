@@ -19,6 +19,7 @@ from msgspec import Struct
 
 from gateway.errors import LockBusy, LockTimeout, StoreUnavailable
 from gateway.state.redis import RedisStore
+from gateway.state.redis_connection import RedisError
 from gateway.state.redis_server import RedisServer
 from gateway.state.sealed import Sealed
 from gateway.state.store import Key, View
@@ -193,7 +194,7 @@ class RedisLocks:
         conversation = key.conversation
         place, token = self._key(conversation), self._token(lease)
         store = self._store
-        told = False
+        sent, told = self._server.clock.local(), False
         try:
             moment, reply = await self._server.step(
                 self._enter, [place, *store.keys(key, subject)], token, store.had(key)
@@ -208,7 +209,7 @@ class RedisLocks:
             return None
         self._held[conversation] += 1
         lock = RedisLock(self, conversation, False, place, token, lease, False)
-        return lock, store.seen(key, moment, reply[2])
+        return lock, store.seen(key, store.time(sent, moment), reply[2])
 
     def _key(self, conversation: str) -> str:
         return self._store.conversation(conversation) + ":lock"
@@ -230,15 +231,18 @@ class RedisLocks:
             if not table[conversation]:
                 del table[conversation]
 
-    def give_up(self, key: str, token: str) -> None:
+    def give_up(self, key: str, token: str, *, whole: bool = False) -> None:
         """What the token holds or waits for; told to the server until it is certain that it knows."""
-        reply = self._server.tell(self._release, [key], token, until=MUCH_LATER)
+        reply = self._server.tell(self._release, [key], token, until=MUCH_LATER, whole=whole)
         if reply is None:
             self._owed[token] = key
             return
 
         def told(done: asyncio.Future[object]) -> None:
-            if done.cancelled() or done.exception() is not None:
+            error = None if done.cancelled() else done.exception()
+            if isinstance(error, RedisError) and str(error).startswith("NOSCRIPT") and not whole:
+                self.give_up(key, token, whole=True)
+            elif done.cancelled() or error is not None:
                 self._owed[token] = key
 
         reply.add_done_callback(told)

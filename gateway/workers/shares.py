@@ -67,6 +67,10 @@ def share(settings: Settings, workers: int) -> Settings:
         update={
             "limits": limits.model_copy(update=fewer),
             "upstream": upstream.model_copy(update={"max_connections": part(upstream.max_connections)}),
+            "upstreams": tuple(
+                one.model_copy(update={"max_connections": part(one.max_connections)})
+                for one in settings.upstreams
+            ),
             "state_cache": cache.model_copy(
                 update={"max_entries": part(cache.max_entries), "max_bytes": part(cache.max_bytes)}
             ),

@@ -1,8 +1,9 @@
 """
 The clients that legacy integrations are written with, and the Content-Type that each sends by itself.
 
-Each is a program in senders/: BASE CLIENT VARIANT… sends the seed call once a variant, to a conversation that
-is named after both, and prints the variant with the status that its user would see.
+Each is a program in senders/: CLIENT BASE VARIANT… sends the seed call once a variant, to a conversation that
+is named after both, and prints the variant with the status that its user would see. All that one client sends
+is sent by one process: a virtual machine takes longer to start than to call.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ CLIENTS: Sequence[Client] = (
     Client("curl", SHELL, FORM, (*USUAL, "none", "json", "gzip", "http10", "chunked", "expect", "upload"),
            _program("curl")),
     Client("wget", SHELL, FORM, (*USUAL, "gzip"), _program("wget")),
-    Client("httpie", SHELL, JSON, ("default", "text", "gzip", "chunked"), _module("httpie")),
+    Client("httpie", PYTHON, JSON, ("default", "text", "gzip", "chunked"), _module("httpie")),
     Client("urllib", PYTHON, FORM, (*USUAL, "gzip", "chunked")),
     Client("http.client", PYTHON, None, (*USUAL, "gzip", "http10", "chunked")),
     Client("requests", PYTHON, None, (*USUAL, "json", "gzip", "chunked"), _module("requests")),
@@ -99,6 +100,8 @@ CLIENTS: Sequence[Client] = (
            (*USUAL, "none", "gzip", "http10", "chunked", "expect"), _jars()),
     Client("apache5", JAR_CLIENTS, "text/plain; charset=UTF-8", (*USUAL, "none", "gzip", "chunked"), _jars()),
     Client("okhttp", JAR_CLIENTS, TEXT, (*USUAL, "none", "expect"), _jars()),
+    Client("go", _sender("go", "run", "go_client.go"), None, (*USUAL, "gzip", "chunked", "expect"),
+           _program("go")),
     Client("lwp", _sender("perl", "perl_clients.pl"), None, (*USUAL, "gzip"), _program("perl")),
     Client("http-tiny", _sender("perl", "perl_clients.pl"), OCTETS, (*USUAL, "chunked"), _program("perl")),
     Client("ruby", _sender("ruby", "ruby_client.rb"), FORM, (*USUAL, "gzip", "chunked", "expect"),

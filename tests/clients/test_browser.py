@@ -6,19 +6,16 @@ with a preflight, are repaired, and it can read what the gateway says of them.
 from __future__ import annotations
 
 import asyncio
-import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-import playwright.async_api as playwright
-import pytest
-
+from tests.clients.refusing import AGAIN, ONCE, REFUSALS, refusing
+from tests.support.browsers import browser, needs_chromium
 from tests.support.gateways import gateway
 from tests.support.mocking import mock
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+pytestmark = needs_chromium
 
 CALLS = 200
 PAGE = b"<!doctype html><title>dashboard</title>"
@@ -41,6 +38,18 @@ BY_XHR = """([base]) => new Promise((resolve) => {
   request.onloadend = () => resolve([request.status, request.getResponseHeader("gateway-rewrite")]);
   request.send('{"attributes": {}}');
 })"""
+REFUSED = """async ([base, kinds]) => {
+  const told = [];
+  for (const kind of kinds) {
+    const url = `${base}/api/v2/conversations/web/instances/chromium-${kind}/participants/p1`;
+    try {
+      told.push((await fetch(url, {method: "PATCH", body: "{}"})).status);
+    } catch (error) {
+      told.push(error.name);
+    }
+  }
+  return told;
+}"""
 
 
 @asynccontextmanager
@@ -66,23 +75,22 @@ async def dashboard() -> AsyncIterator[str]:
 async def test_a_dashboard_s_calls_are_repaired_and_it_reads_what_was_done() -> None:
     async with dashboard() as origin, mock() as upstream:
         cors = {"origins": [origin], "credentials": True}
-        async with gateway(upstream.url, cors=cors) as running, playwright.async_playwright() as driver:
-            chromium = await driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-            try:
-                page = await (await chromium.new_context()).new_page()
-                trouble: list[str] = []
-                page.on("console", lambda message: trouble.append(message.text))
-                page.on("pageerror", lambda error: trouble.append(str(error)))
-                await page.goto(origin)
-                told: list[Any] = await page.evaluate(FETCHED, [running.url, CALLS, "include"])
-                status, rewrite = await page.evaluate(BY_XHR, [running.url])
-                rewrites = running.lines("rewrite")
-            finally:
-                await chromium.close()
+        async with gateway(upstream.url, cors=cors) as running, browser(origin) as watched:
+            told: list[Any] = await watched.page.evaluate(FETCHED, [running.url, CALLS, "include"])
+            status, rewrite = await watched.page.evaluate(BY_XHR, [running.url])
+            rewrites = running.lines("rewrite")
 
         assert {one[0] for one in told} == {202} == {status}
         assert all("filled=state" in one[1] and one[2] for one in [*told, (0, rewrite, "-")])
-        assert trouble == []
+        assert watched.problems == []
         assert len(rewrites) == CALLS + 1
         bodies = {call.body for call in upstream.ledger.of("PATCH")}
         assert all(body.startswith(b'{"state":"connected"') for body in bodies)
+
+
+async def test_a_browser_sends_a_patch_as_often_as_the_table_says_when_it_is_refused_or_cut_off() -> None:
+    async with dashboard() as origin, refusing() as (refuser, times), browser(origin) as watched:
+        told = await watched.page.evaluate(REFUSED, [refuser, list(REFUSALS)])
+
+        assert told == [502, 503, 504, "TypeError"]
+        assert times == ONCE | AGAIN.get("chromium", {})

@@ -1,6 +1,7 @@
 """
 Each client sends the seed call in each way that it has, through the gateway to both profiles of the API: it
-is accepted, and the upstream gets the client's own bytes with the one member put in.
+is accepted, and the upstream gets the client's own bytes with the one member put in. Refused, or cut off, it
+sends it as often as docs/clients.md says.
 """
 
 from __future__ import annotations
@@ -8,12 +9,15 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.clients.matrix import CLIENTS, Client
+from tests.clients.refusing import AGAIN, ONCE, REFUSALS, refusing
+from tests.support.browsers import CHROMIUM
 from tests.support.gateways import gateway
 from tests.support.mocking import mock
 
@@ -24,14 +28,19 @@ ESCAPED = '{"attributes": {"supervisorNote": "\\u30c6\\u30b9\\u30c8"}}'
 AS_JSON = {"axios": COMPACT, "superagent": COMPACT, "requests": ESCAPED}
 
 
-async def sent(client: Client, base: str, variants: tuple[str, ...]) -> dict[str, str]:
-    """What the client printed: the status of each variant."""
+@pytest.mark.skipif("EVERY_CLIENT" not in os.environ, reason="some may be missing here")
+def test_nothing_is_missing_where_everything_could_be_installed() -> None:
+    assert {one.name: one.missing for one in CLIENTS if one.missing is not None} == {}
+    assert CHROMIUM is not None
+
+
+async def sent(client: Client, calls: Sequence[tuple[str, Sequence[str]]]) -> list[tuple[str, str]]:
+    """What the client printed: each variant and its status, by base."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     process = await asyncio.create_subprocess_exec(
         *client.command,
-        base,
         client.name,
-        *variants,
+        *[part for base, variants in calls for part in (base, *variants)],
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         env=os.environ | {"PATH": path, "NO_PROXY": "*"},
@@ -41,9 +50,10 @@ async def sent(client: Client, base: str, variants: tuple[str, ...]) -> dict[str
     finally:
         if process.returncode is None:
             process.kill()
-    lines = [line.split(" ", 1) for line in told.decode().splitlines()]
-    assert [line[0] for line in lines] == list(variants), (told, trouble)
-    return {line[0]: line[1] for line in lines}
+    lines = [line.partition(" ") for line in told.decode().splitlines()]
+    expected = [variant for _, variants in calls for variant in variants]
+    assert [variant for variant, _, _ in lines] == expected, (told, trouble)
+    return [(variant, status) for variant, _, status in lines]
 
 
 @pytest.mark.parametrize(
@@ -56,23 +66,26 @@ async def sent(client: Client, base: str, variants: tuple[str, ...]) -> dict[str
     ],
 )
 async def test_a_legacy_client_s_calls_are_repaired_however_it_sends_them(client: Client) -> None:
+    # The other profile takes the same bytes; one way of sending is enough to see that.
+    one_way = client.variants[:1]
     async with (
+        refusing() as (refuser, times),
         mock() as strict,
         mock(profile="documented") as documented,
         gateway(strict.url) as to_strict,
         gateway(documented.url) as to_documented,
     ):
-        told = await sent(client, to_strict.url, client.variants)
-        # The other profile takes the same bytes; one way of sending is enough to see that.
-        told_too = await sent(client, to_documented.url, client.variants[:1])
+        calls = ((to_strict.url, client.variants), (to_documented.url, one_way), (refuser, tuple(REFUSALS)))
+        told = await sent(client, calls)
 
-        assert told == dict.fromkeys(client.variants, "202")
-        assert told_too == {"default": "202"}
+        repaired = [*client.variants, *one_way]
+        assert told[: len(repaired)] == [(variant, "202") for variant in repaired]
+        assert times == ONCE | AGAIN.get(client.name, {})
         for upstream, running, variants in (
             (strict, to_strict, client.variants),
-            (documented, to_documented, client.variants[:1]),
+            (documented, to_documented, one_way),
         ):
-            calls: dict[str, Any] = {
+            got: dict[str, Any] = {
                 entry.target.decode().split("/")[-3]: entry
                 for entry in upstream.ledger.entries
                 if entry.method.upper() == "PATCH"
@@ -85,7 +98,7 @@ async def test_a_legacy_client_s_calls_are_repaired_however_it_sends_them(client
                 if change["repair"] == "content_type"
             }
             for variant in variants:
-                call = calls[f"{client.name}-{variant}"]
+                call = got[f"{client.name}-{variant}"]
                 body = AS_JSON.get(client.name, BODY) if variant == "json" else BODY
                 assert call.body.decode() == body.replace("{", '{"state":"connected",', 1), variant
                 assert dict(call.headers)[b"content-type"] == b"application/json"

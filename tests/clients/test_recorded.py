@@ -1,6 +1,6 @@
 """
-Clients that this machine cannot have, as the bytes that they send: recorded from CoreCLR 3.1 and Go 1.19, or
-made after their sources and documentation (Windows PowerShell 5.1, PowerShell 7, WinHTTP).
+Clients that this machine cannot have, as the bytes that they send: recorded from CoreCLR 3.1, or made after
+their sources and documentation (Windows PowerShell 5.1, PowerShell 7, WinHTTP).
 """
 
 from __future__ import annotations
@@ -73,16 +73,6 @@ RECORDED = {
     ),
     ".NET ByteArrayContent": (
         request(TEXT.encode(), "Host: gateway:8080", "Authorization: Bearer one"),
-        TEXT,
-    ),
-    "Go net/http": (
-        request(
-            TEXT.encode(),
-            "Host: gateway:8080",
-            "User-Agent: Go-http-client/1.1",
-            "Authorization: Bearer one",
-            "Accept-Encoding: gzip",
-        ),
         TEXT,
     ),
     "MSXML2.ServerXMLHTTP": (

@@ -188,15 +188,24 @@ def checked(tmp_path: Path, described: Described, *more: str) -> Any:
     return CliRunner().invoke(cli, ["check", "-c", str(SHIPPED), "--against", str(file), *more])
 
 
-def test_check_says_where_in_the_configuration_and_exits_with_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("change", DRIFTS, ids=lambda one: one.__name__)
+def test_check_says_where_in_the_configuration_and_exits_with_one(
+    change: Callable[[Described], None], tmp_path: Path
+) -> None:
     described = openapi()
-    without_value(described)
+    change(described)
+    place, said = DRIFTS[change]
     result = checked(tmp_path, described)
 
-    assert result.exit_code == 1
-    assert result.stdout == ""
-    assert "config.yaml:" in result.stderr
-    assert ": rules[1].repairs[2].allow (rule 'media-participant-state'): PATCH" in result.stderr
+    assert (result.exit_code, result.stdout) == (1, "")
+    told = [line for line in result.stderr.splitlines() if f": {place}" in line and said in line]
+    assert told
+    for line in told:
+        number = int(line.removeprefix("config.yaml:").partition(":")[0])
+        assert place.rpartition(".")[2] in SHIPPED.read_text().splitlines()[number - 1]
+
+
+def test_check_exits_with_zero_where_nothing_has_drifted(tmp_path: Path) -> None:
     assert checked(tmp_path, openapi()).exit_code == 0
 
 

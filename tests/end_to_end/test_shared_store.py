@@ -14,10 +14,14 @@ import httpx
 import pytest
 
 from gateway.errors import StoreUnavailable
+from gateway.mock.server import Fault
 from gateway.state.redis_locks import RedisLocks
-from tests.support.gateways import BODY, CONVERSATION, FILLED, PARTICIPANT, Running, gateway
+from gateway.state.redis_primary import Named
+from gateway.state.redis_server import RedisServer
+from tests.support.gateways import BODY, CONVERSATION, FILLED, PARTICIPANT, Running, document, gateway
 from tests.support.gateways import TOKEN as BEARER
 from tests.support.judging import refused_by_the_gateway, told
+from tests.support.mocking import RunningMock, mock, one_conversation
 from tests.support.raw_upstream import Peer, RawUpstream
 from tests.support.redis_servers import RedisProcess, needs_redis
 from tests.support.waiting import until
@@ -176,6 +180,78 @@ async def test_another_caller_does_not_get_it() -> None:
         assert source(answer) == "lookup"
 
 
+# --- several upstreams
+
+
+@contextlib.asynccontextmanager
+async def two_upstreams() -> AsyncIterator[tuple[RunningMock, RunningMock, list[httpx.AsyncClient]]]:
+    """
+    Two upstreams with a conversation c1 each, and clients of three gateways that share one server: two have
+    the second as `eu`, and to the third it is the only one.
+    """
+    redis = RedisProcess()
+    fill = {"max_age": "30s", "settle": "0s", "allow": ["connected", "alerting"]}
+    try:
+        async with contextlib.AsyncExitStack() as opened:
+            first, second = [
+                await opened.enter_async_context(mock(one_conversation("web", p1=state)))
+                for state in ("connected", "alerting")
+            ]
+            (rule,) = document(first.url, "a", fill=fill)["rules"]
+            both: dict[str, Any] = {
+                "upstreams": [{"name": "eu", "url": second.url, "path_prefix": "/eu"}],
+                "rules": [rule, rule | {"name": "eu-rule", "upstream": "eu"}],
+            }
+            clients, alone = [], {"rules": [rule]}
+            for url, more in ((first.url, both), (first.url, both), (second.url, alone)):
+                store = {"url": redis.url, "timeout": "4s"}
+                running = await opened.enter_async_context(gateway(url, store=store, credentials=KEY, **more))
+                clients.append(await opened.enter_async_context(running.client()))
+            yield first, second, clients
+    finally:
+        redis.close()
+
+
+async def filled(client: httpx.AsyncClient, prefix: str = "") -> str:
+    answer = await client.patch(prefix + PARTICIPANT, content=BODY, headers=TOKEN)
+    assert answer.status_code == 202
+    return answer.headers["gateway-rewrite"].partition("source=")[2].partition(";")[0]
+
+
+def reads(upstream: RunningMock) -> int:
+    return len(upstream.ledger.of("GET"))
+
+
+async def test_of_each_upstream_all_gateways_share_what_was_read_and_of_no_other() -> None:
+    async with two_upstreams() as (first, second, (one, other, alone)):
+        assert [await filled(one), await filled(one, "/eu")] == ["lookup"] * 2
+        assert [await filled(other), await filled(other, "/eu"), await filled(alone)] == ["cache"] * 3
+        assert (reads(first), reads(second)) == (1, 1)
+        assert {call.body for call in first.ledger.of("PATCH")} == {FILLED}
+        assert {call.body for call in second.ledger.of("PATCH")} == {
+            FILLED.replace(b"connected", b"alerting")
+        }
+
+
+async def test_a_write_to_one_upstream_is_one_there_alone_through_all_gateways() -> None:
+    """S3, S4."""
+    async with two_upstreams() as (first, second, (one, other, alone)):
+        for prefix in ("", "/eu"):
+            await filled(one, prefix)
+        go = asyncio.Event()
+        second.faults.append(Fault(method="POST", hold=go, status=202))
+        write = asyncio.ensure_future(one.post(f"/eu{CONVERSATION}/x", content=b"{}", headers=TOKEN))
+        await until(lambda: len(second.ledger.of("POST")) == 1)
+        waiting = [asyncio.ensure_future(filled(*where)) for where in ((other, "/eu"), (alone, ""))]
+        assert await filled(other) == "cache"
+        done, _ = await asyncio.wait(waiting, timeout=0.2)
+        assert not done
+        go.set()
+        await write
+        assert "lookup" in [await one for one in waiting]
+        assert (reads(first), reads(second) > 1) == (1, True)
+
+
 # --- faults of the server
 
 
@@ -187,7 +263,8 @@ async def test_while_it_is_down_fills_are_refused_and_writes_go_on_and_all_forge
         # Only the first can't reach it.
         shared = stage.gateways[0].gateway.shared
         assert shared is not None
-        shared.server.address = shared.server.address._replace(path="/nowhere")
+        assert isinstance(shared.server, RedisServer)
+        shared.server._primary = Named("/nowhere")
         shared.server.distrust("the network")
         shared.server._distrusted = False
         is_refused(await stage.fill(0))
@@ -200,7 +277,7 @@ async def test_while_it_is_down_fills_are_refused_and_writes_go_on_and_all_forge
         assert readiness.json()["degraded"] is True
         assert readiness.json()["checks"]["store"] != "ok"
 
-        shared.server.address = shared.server.address._replace(path=str(stage.redis.path))
+        shared.server._primary = Named(str(stage.redis.path))
         await stage.asked_again()
         assert source(await stage.fill(1)) == "lookup"
         assert stage.sent(b"PATCH")[-1] == FILLED.replace(b"connected", b"active")
@@ -298,6 +375,7 @@ async def test_a_process_that_was_stopped_longer_than_its_lease_sends_nothing() 
         assert source(await stage.fill(0)) == "lookup"
         shared = stage.gateways[0].gateway.shared
         assert shared is not None
+        assert isinstance(shared.server, RedisServer)
         clock = shared.server.clock
         local, enter = clock.local, shared.locks.enter
 

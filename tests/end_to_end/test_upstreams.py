@@ -142,6 +142,11 @@ async def test_each_call_goes_to_the_upstream_that_it_is_for_under_its_own_rule(
         assert [running.counts("gateway_requests_total", rule, "PATCH", "2xx") for rule in told] == [1, 1, 1]
         await client.get("/gw/eu/elsewhere", headers=TOKEN)
         assert running.counts("gateway_requests_total", "none.eu", "GET", "4xx") == 1
+        async with running.admin() as admin:
+            gauges = (await admin.get("/metrics")).text.splitlines()
+        for upstream in ("", 'upstream="eu",', 'upstream="us",'):
+            assert f'gateway_upstream_connections{{{upstream}state="open"}} 1' in gauges
+            assert f'gateway_store_entries{{{upstream}table="readings"}} 1' in gauges
 
 
 async def test_a_value_that_one_upstream_told_never_fills_a_call_to_another() -> None:

@@ -15,7 +15,7 @@ import copy
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any, Literal, get_args
@@ -24,6 +24,7 @@ from gateway import app
 from gateway.app import Parts
 from gateway.config import CredentialSettings, StoreSettings
 from gateway.proxy.lifecycle import Lifecycle
+from gateway.state.redis_primary import SLOTS
 from gateway.state.shared import SharedState, shared_state
 from gateway.state.store_clock import StoreClock
 from gateway.upstream.transport import Transport
@@ -62,18 +63,25 @@ EVENTS: tuple[Event, ...] = ("pause", *get_args(Event))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Blow:
-    """`at` and `seconds`; `node` None: it befalls Redis. `behind`: seconds of writes that are lost."""
+    """
+    `at` and `seconds`; `node` None: it befalls Redis. `behind`: seconds of writes that are lost.
+    `server`: the one that it is about, or all.
+    """
 
     at: float
     event: Event
     node: int | None = None
     seconds: float = 0.0
     behind: float = 0.0
+    server: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """`schedule` as for one gateway; `homes`: which node each call comes to; `skews` of their clocks."""
+    """
+    `schedule` as for one gateway; `homes`: which node each call comes to; `skews` of their clocks.
+    `ahead`: of each Redis server, by how much its clock is; more than one are a cluster.
+    """
 
     schedule: Schedule
     nodes: int
@@ -82,6 +90,22 @@ class Plan:
     blows: tuple[Blow, ...]
     latency: float
     isolates: bool = False
+    ahead: tuple[float, ...] = (0.0,)
+
+    @property
+    def url(self) -> str:
+        return "redis://simulated" if len(self.ahead) == 1 else "redis+cluster://simulated:1"
+
+
+def on_a_cluster(plan: Plan) -> Plan:
+    """The same on three servers, one of which is struck where Redis was."""
+    rng = Random(f"{plan.schedule.seed} servers")
+    some: tuple[int | None, ...] = (0, 1, 2)
+    blows = tuple(
+        replace(blow, server=rng.choice((*some, None) if blow.event == "cut off" else some))
+        for blow in plan.blows
+    )
+    return replace(plan, blows=blows, ahead=tuple(rng.choice((0.0, -1.0, 0.3)) for _ in some))
 
 
 def drawn(seed: int, *, blows: bool = True) -> Plan:
@@ -170,8 +194,8 @@ class ClusterLoop(Loop):
         return handle
 
 
-def _nothing() -> None:
-    """In place of what waits."""
+def _nothing(*_: object) -> None:
+    """In place of what waits, or of who would hear of it."""
 
 
 class OnTheWire:
@@ -210,7 +234,7 @@ class Cluster:
         plan, schedule = self.plan, self.plan.schedule
         loop = ClusterLoop(Random(f"{schedule.seed} order") if schedule.climate.shuffled else None)
         upstream = SimulatedUpstream(schedule, OnTheWire(loop), lambda: NOON + loop.time())  # type: ignore[arg-type]
-        redis = SimulatedRedis(loop, Random(f"{schedule.seed} redis"), plan.latency, self.model)
+        redis = servers(loop, plan, self.model)
         log: list[Recorded] = []
         told: dict[str, Told] = {}
 
@@ -219,7 +243,7 @@ class Cluster:
             for blow in plan.blows:
                 outside(loop.call_later, blow.at, self._befall, blow, loop, redis, upstream)
             lost = max((blow.at for blow in plan.blows if blow.event == "redis loses"), default=0.0)
-            snapshots = outside(loop.create_task, _kept_by_a_replica(redis, lost))
+            snapshots = outside(loop.create_task, _kept_by_replicas(redis, lost))
             await asyncio.gather(
                 *(self._act(action, loop, upstream, nodes, told) for action in schedule.actions)
             )
@@ -249,23 +273,29 @@ class Cluster:
         return histories[0]
 
     async def _begun(
-        self, number: int, loop: ClusterLoop, upstream: SimulatedUpstream, redis: SimulatedRedis, log: Any
+        self,
+        number: int,
+        loop: ClusterLoop,
+        upstream: SimulatedUpstream,
+        redis: Sequence[SimulatedRedis],
+        log: Any,
     ) -> app.Gateway:
         terms, skew = self.plan.schedule.terms, self.plan.skews[number]
 
         async def begun() -> app.Gateway:
-            store = StoreSettings(
-                url="redis://simulated", on_failure="isolate" if self.plan.isolates else "reject"
-            )
+            store = StoreSettings(url=self.plan.url, on_failure="isolate" if self.plan.isolates else "reject")
             credentials = CredentialSettings.model_validate({"key": "k" * 32, "ignore": ["X-Client-Read"]})
             chosen = settings(terms).model_copy(update={"store": store, "credentials": credentials})
 
-            async def opened(where: Any, tls: Any, timeout: float, on_push: Any, on_lost: Any) -> Any:
-                return await redis.open(number, timeout, on_push, on_lost)
+            async def opened(
+                where: Any, tls: Any, timeout: float, on_push: Any = _nothing, on_lost: Any = _nothing
+            ) -> Any:
+                server = redis[where[1] - 1 if len(redis) > 1 else 0]
+                return await server.open(number, timeout, on_push, on_lost)
 
             clock = StoreClock(lambda: loop.clock() + skew)
             shared = self.makes(
-                "redis://simulated",
+                self.plan.url,
                 key=b"k" * 32,
                 deployment="simulated",
                 tls=None,
@@ -333,14 +363,15 @@ class Cluster:
                     client.told.ended = loop.clock()
 
     def _befall(
-        self, blow: Blow, loop: ClusterLoop, redis: SimulatedRedis, upstream: SimulatedUpstream
+        self, blow: Blow, loop: ClusterLoop, servers: Sequence[SimulatedRedis], upstream: SimulatedUpstream
     ) -> None:
-        node = blow.node
+        node, redis = blow.node, servers[blow.server or 0]
         match blow.event:
             case "pause":
                 loop.pause(node or 0, blow.seconds)
             case "cut off":
-                redis.cut_off(node, blow.seconds)
+                for one in servers if blow.server is None else [redis]:
+                    one.cut_off(node, blow.seconds)
             case "kill":
                 loop.kill(node or 0)
                 for sent in upstream.ledger:
@@ -360,10 +391,24 @@ class Cluster:
                 redis.offset += blow.seconds
 
 
-async def _kept_by_a_replica(redis: SimulatedRedis, until: float) -> None:
-    """Until one last takes over: later nobody asks for what it has."""
-    while redis.loop.time() < until:
-        redis.keep()
+def servers(loop: Loop, plan: Plan, model: Callable[..., Any] = RedisModel) -> list[SimulatedRedis]:
+    number = len(plan.ahead)
+    slots = None
+    if number > 1:
+        bounds = [i * SLOTS // number for i in range(number + 1)]
+        slots = [[bounds[i], bounds[i + 1] - 1, [b"simulated", i + 1]] for i in range(number)]
+    rng = Random(f"{plan.schedule.seed} redis")
+    found = [SimulatedRedis(loop, rng, plan.latency, slots, model) for _ in plan.ahead]
+    for server, ahead in zip(found, plan.ahead, strict=True):
+        server.offset = ahead
+    return found
+
+
+async def _kept_by_replicas(servers: Sequence[SimulatedRedis], until: float) -> None:
+    """Until one last takes over: later nobody asks for what they have."""
+    while servers[0].loop.time() < until:
+        for redis in servers:
+            redis.keep()
         await asyncio.sleep(0.05)
 
 

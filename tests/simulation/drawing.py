@@ -28,9 +28,9 @@ PAUSES = (0.0, 0.0, 0.001, 0.01, 0.03, 0.1, 0.3, 1.0)
 LEAVES = (0.0, 0.005, 0.02, 0.06, 0.3, 1.0)
 
 
-def draw(seed: int) -> Schedule:
+def draw(seed: int, first: int = 1) -> Schedule:
     rng = Random(seed)
-    drawing = Drawing(rng)
+    drawing = Drawing(rng, numbers=count(first))
     conversations = {
         f"c{c}": {
             f"p{p}": {"state": drawing.value("s"), "held": drawing.value("h")}
@@ -68,6 +68,7 @@ def draw(seed: int) -> Schedule:
         terms=terms,
         climate=climate,
         conversations=conversations,
+        first=first,
     )
 
 

@@ -9,14 +9,15 @@ import json
 import math
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from msgspec import structs
 
 from gateway.app import PARTS, Parts
-from gateway.errors import ReadTimeout
-from gateway.http.headers import Headers
+from gateway.config import Settings
+from gateway.errors import ConnectionTerminated, ReadTimeout
+from gateway.http.headers import Fields, Headers
 from gateway.http.slots import Values
 from gateway.rules import FillTarget
 from gateway.state.credentials import CredentialFingerprints
@@ -26,9 +27,9 @@ from gateway.state.memory import MemoryStore
 from gateway.state.store import Key, Reading, Stamp, Store, Suspension, View
 from gateway.upstream.reply import Reply
 from gateway.upstream.transport import BeforeSend, Transport, nobody
-from tests.simulation.schedule import Schedule, Terms
+from tests.simulation.schedule import PREFIX, Schedule, Terms
 from tests.simulation.upstream import SimulatedUpstream
-from tests.simulation.world import Clock, World
+from tests.simulation.world import Clock, World, settings
 
 
 class NoGenerations(MemoryStore):
@@ -246,17 +247,47 @@ class Retrying:
         await self.transport.wait_closed()
 
 
+@dataclass(frozen=True, slots=True)
+class Misread:
+    """Of PATCHes to targets that end so, an unknown outcome is taken for a refusal."""
+
+    transport: SimulatedUpstream
+    ending: bytes
+    refusal: int
+
+    async def send(self, method: bytes, target: bytes, *rest: Any, **more: Any) -> Reply:
+        about = method == b"PATCH" and target.endswith(self.ending)
+        try:
+            reply = await self.transport.send(method, target, *rest, **more)
+        except (ReadTimeout, ConnectionTerminated):
+            if not about:
+                raise
+        else:
+            if not about or reply.status < 500:
+                return reply
+            reply.close()
+        return Reply.of(self.refusal, Fields([(b"content-length", b"0")]), b"")
+
+    def close(self) -> None:
+        self.transport.close()
+
+    async def wait_closed(self) -> None:
+        await self.transport.wait_closed()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mutant:
-    """`promise` is the one that it must be seen to break."""
+    """`promise` is the one that it must be seen to break; `parts` are made anew for each world."""
 
     promise: str
-    parts: Parts = PARTS
+    parts: Parts | Callable[[], Parts] = PARTS
     store: Callable[[Terms, Clock], Store] | None = None
     transport: Callable[[SimulatedUpstream], Transport] | None = None
+    settings: Callable[[Terms, Terms | None], Settings] = settings
 
-    def world(self, schedule: Schedule) -> World:
-        return World(schedule, self.parts, self.store, self.transport)
+    def world(self, schedule: Schedule, second: Schedule | None = None) -> World:
+        parts = self.parts if isinstance(self.parts, Parts) else self.parts()
+        return World(schedule, parts, self.store, self.transport, self.settings, second)
 
 
 def _store(kind: type[MemoryStore]) -> Callable[[Terms, Clock], Store]:
@@ -285,3 +316,72 @@ MUTANTS: dict[str, Mutant] = {
 WASTEFUL = Mutant(promise="none", parts=Parts(lookups=RefusedForgets))
 # Not the gateway's store, but one that is as right, and that the two steps would be taken in.
 SOUND = Mutant(promise="none", store=_store(Trusting))
+
+
+# --- of the variants
+
+
+ATTRIBUTES = PREFIX + "/web/instances/{conversationId}/participants/{participantId}/attributes"
+
+
+def _instead(**changes: Any) -> Callable[[Terms, Terms | None], Settings]:
+    """The gateway has other settings than it was given."""
+    return lambda terms, others: settings(replace(terms, **changes), others)
+
+
+class OneUpstream(CredentialFingerprints):
+    """Whoever calls is the same at each upstream."""
+
+    def __init__(self, upstream: str, *rest: Any, **more: Any) -> None:
+        super().__init__("", *rest, **more)
+
+    def of(self, headers: Headers, query: bytes = b"", certificate: bytes = b"") -> str:
+        return super().of([pair for pair in headers if pair[0] != b"host"], query, certificate)
+
+
+def one_cache() -> Parts:
+    """What one upstream told is remembered of all."""
+    kept: list[MemoryStore] = []
+
+    def memory(*limits: Any) -> Store:
+        kept.append(MemoryStore(*limits))
+        return kept[0]
+
+    return Parts(memory=memory, credentials=OneUpstream)
+
+
+def one_table_of_locks() -> Parts:
+    kept: list[MemoryLocks] = []
+
+    def locks(timeout: float) -> MemoryLocks:
+        kept.append(MemoryLocks(timeout))
+        return kept[0]
+
+    return Parts(locks=locks)
+
+
+# By the variant of the schedules that find them out.
+VARIANT_MUTANTS: dict[str, dict[str, Mutant]] = {
+    "on_reject": {
+        "an unknown outcome is taken for a refusal": Mutant(
+            promise="C2", transport=lambda upstream: Misread(upstream, b"", 400)
+        ),
+    },
+    "retarget": {
+        "an unknown outcome is taken for no such operation": Mutant(
+            promise="C2", transport=lambda upstream: Misread(upstream, b"/attributes", 404)
+        ),
+        "what goes elsewhere is no write": Mutant(
+            promise="S4", settings=lambda terms, others: settings(terms, others, (f"except {ATTRIBUTES}",))
+        ),
+    },
+    "validate": {
+        "what does not fit is only recorded": Mutant(promise="checks", settings=_instead(checks=None)),
+        "only what the client means is checked": Mutant(promise="checks", settings=_instead(checks="before")),
+    },
+    "two upstreams": {
+        "one cache": Mutant(promise="apart", parts=one_cache),
+        "one table of locks": Mutant(promise="apart", parts=one_table_of_locks),
+    },
+}
+UNCHANGED = Mutant(promise="none")

@@ -11,18 +11,20 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import combinations, pairwise
+from itertools import combinations, pairwise, zip_longest
 from typing import NamedTuple
 
 from gateway.http import headers as h
 from tests.simulation.loop import AT_ONCE
-from tests.simulation.schedule import ALLOWED, Request, Schedule, members
+from tests.simulation.schedule import ALLOWED, Request, Schedule, fits, members
 from tests.simulation.upstream import Sent
 from tests.simulation.world import PATIENCE, History, Told, digest
 
 MOMENT = 1e-6  # seconds between the gateway's last look at its clock and the wire's first
+MOMENTS = 0.005  # of two runs, since timers that are close go off at one time
 PROMPT = 0.05  # seconds that the gateway itself may take between two steps
 CURABLE = frozenset({400, 415, 422})
+ABSENT = frozenset({404, 405})
 REFILLED = frozenset({409, 412})
 
 
@@ -64,6 +66,24 @@ class Evidence:
 
     def request(self, sent: Sent) -> Request:
         return self.history.told[sent.id].request
+
+    def changing(self, sent: Sent) -> bool:
+        """Whether it may change what is filled: what goes to another operation may, whatever it says."""
+        return sent.about.kind == "write" or self.request(sent).changing
+
+    @cached_property
+    def moved(self) -> list[Sent]:
+        """What went to another operation than the one that the client called."""
+        return [sent for sent in self.writing if sent.target != self.request(sent).target]
+
+    @cached_property
+    def writing(self) -> list[Sent]:
+        return [sent for sent in self.ledger if sent.about.kind not in {"read", "other"}]
+
+    @cached_property
+    def first(self) -> dict[str, Sent]:
+        """By the client's call, what was sent for it first."""
+        return {sent.id: sent for sent in reversed(self.writing)}
 
     @cached_property
     def ledger(self) -> list[Sent]:
@@ -116,8 +136,8 @@ class Evidence:
     def writes(self) -> dict[str | None, list[Sent]]:
         """By conversation, what may change its state; by None, what may change any."""
         found: dict[str | None, list[Sent]] = {}
-        for sent in self.ledger:
-            if sent.about.kind not in {"read", "other"} and self.request(sent).changing:
+        for sent in self.writing:
+            if self.changing(sent):
                 found.setdefault(sent.about.conversation, []).append(sent)
         return found
 
@@ -154,7 +174,7 @@ class Evidence:
     def left_all(self, sent: Sent) -> bool:
         """S5: what was read before is as good as it was: it was refused, or filled and accepted."""
         if sent.number in self.added:
-            return sent.accepted and not self.request(sent).changing
+            return sent.accepted and not self.changing(sent)
         return sent.refused
 
     def _invalidated(self, patch: Sent) -> float:
@@ -163,11 +183,10 @@ class Evidence:
         when the call was handed to the wire counts, and with a store elsewhere, when nobody can say.
         """
         latest = -math.inf
-        for sent in self.ledger:
-            about = sent.about
-            if about.kind in {"read", "other"} or about.conversation not in {patch.about.conversation, None}:
+        for sent in self.writing:
+            if sent.about.conversation not in {patch.about.conversation, None}:
                 continue
-            changing = self.request(sent).changing
+            changing = self.changing(sent)
             keeps = self.left_all(sent)
             until = _left(patch) if changing else patch.begun
             over = self.over(sent, patch)
@@ -311,7 +330,7 @@ def s4(evidence: Evidence) -> Iterator[Violation]:
 
 def fifo(evidence: Evidence) -> Iterator[Violation]:
     """S4: first in, first out within one caller: of two writes, the one that came first leaves first."""
-    first: dict[tuple[str, str], list[tuple[float, Sent]]] = {}
+    came_first: dict[tuple[str, str], list[tuple[float, Sent]]] = {}
     for conversation, writes in evidence.writes.items():
         if conversation is None:
             continue
@@ -320,11 +339,12 @@ def fifo(evidence: Evidence) -> Iterator[Violation]:
             told = evidence.history.told[write.id]
             came = told.joined  # a call waits for its lock once its body is there
             looks_up = set(write.about.wanted) - {name for name, _ in told.request.named}
-            if write.id not in seen and came is not None and not looks_up:
+            first = evidence.first[write.id] is write
+            if write.id not in seen and first and came is not None and not looks_up:
                 seen.add(write.id)
-                first.setdefault((conversation, told.request.caller), []).append((came, write))
-    for came_first in first.values():
-        for (_, earlier), (_, later) in pairwise(sorted(came_first, key=lambda one: one[0])):
+                came_first.setdefault((conversation, told.request.caller), []).append((came, write))
+    for ones in came_first.values():
+        for (_, earlier), (_, later) in pairwise(sorted(ones, key=lambda one: one[0])):
             if later.begun < earlier.begun:
                 yield Violation("S4", f"#{later.number} left before #{earlier.number}, which came first")
 
@@ -371,9 +391,11 @@ def c2(evidence: Evidence) -> Iterator[Violation]:
     """
     A client's request leads to at most one applied PATCH. A PATCH is sent again only after a refusal in
     `refill_on`, for one refill after a fresh look-up gave another value; in `on_reject`, after a refusal
-    that a repair may cure.
+    that a repair may cure; and to the operation that was called, where there is no other.
     """
-    untouched_first = evidence.history.schedule.terms.mode == "on_reject"
+    terms = evidence.history.schedule.terms
+    untouched_first = terms.mode == "on_reject"
+    moved = {sent.number for sent in evidence.moved}
     sends: dict[str, list[Sent]] = {}
     for sent in evidence.ledger:
         if sent.about.kind != "read":
@@ -387,23 +409,73 @@ def c2(evidence: Evidence) -> Iterator[Violation]:
             cured = untouched_first and before is attempts[0] and before.status in CURABLE
             refilled = before.status in REFILLED and before.number in evidence.added
             refills += refilled
-            if not (cured or refilled) or refills > 1 or before.about.kind != "patch":
+            absent = before.number in moved and before.status in ABSENT and terms.retarget == "fill"
+            if (
+                not (cured or refilled or absent)
+                or refills > 1
+                or (before.about.kind != "patch" and not absent)
+            ):
                 yield Violation("C2", f"{id} was sent again after {before.status or before.error}")
-            elif (before.body, _guard(before)) == (after.body, _guard(after)) and before.body != request.body:
+            elif _content(before) == _content(after) and before.body != request.body:
                 yield Violation("C2", f"{id} was sent again with nothing new in it")
 
 
 def l1(evidence: Evidence) -> Iterator[Violation]:
     """No rewrite leaves that is not on the audit log."""
-    for fill in evidence.fills:
+    for sent in [*evidence.moved, *[fill.sent for fill in evidence.fills]]:
         if not any(
-            line.id == fill.sent.id
+            line.id == sent.id
             and line.event == "rewrite"
-            and line.time < _left(fill.sent)
-            and line.record["body"]["after"]["sha256"] == digest(fill.sent.body)
+            and line.time < _left(sent)
+            and line.record["body"]["after"]["sha256"] == digest(sent.body)
             for line in evidence.history.log
         ):
-            yield Violation("L1", f"{fill}, of which the log knew nothing")
+            yield Violation("L1", f"#{sent.number} of {sent.id} left, of which the log knew nothing")
+
+
+def retargeted(evidence: Evidence) -> Iterator[Violation]:
+    """
+    A body with nothing but attributes, and no other, goes to the operation for these, as it came. It needs no
+    state: nothing is looked up for it, unless it comes back.
+    """
+    terms = evidence.history.schedule.terms
+    asked = {read.id for read in evidence.reads if not read.learned}
+    last = {sent.id: sent for sent in evidence.writing}
+    for sent in evidence.moved:
+        request = evidence.request(sent)
+        names = [name for name, _ in members(sent.body) or ()]
+        if terms.retarget is None or terms.mode not in {"enforce", "on_reject"}:
+            yield Violation("retarget", f"#{sent.number} went elsewhere, and nobody asked for it")
+        elif sent.target != request.target + "/attributes" or names != ["attributes"]:
+            yield Violation("retarget", f"#{sent.number} went to {sent.target} with {sent.body!r}")
+        elif sent.body != request.body:
+            yield Violation("C1", f"#{sent.number} went elsewhere with another body")
+        if last[sent.id] is sent and sent.status not in ABSENT and sent.id in asked:
+            yield Violation("retarget", f"{sent.id} was looked up, and went where no state is needed")
+
+
+def checked(evidence: Evidence) -> Iterator[Violation]:
+    """
+    What does not fit its schema is refused and not sent: as the client means it, or as it would be sent. What
+    fits is not refused, and what is refused was not applied.
+    """
+    terms = evidence.history.schedule.terms
+    sends: dict[str, list[Sent]] = {}
+    for sent in evidence.writing:
+        sends.setdefault(sent.id, []).append(sent)
+    for id, told in evidence.history.told.items():
+        request, attempts = told.request, sends.get(id, [])
+        may = terms.checks is not None and terms.mode == "enforce"
+        if told.refusal == "invalid-body":
+            fine = terms.checks == "before" and fits(request.body)
+            if not may or fine or any(sent.applied for sent in attempts):
+                yield Violation("checks", f"{id} was refused: {request.body!r}")
+        if not may or request.exempt or request.method != "PATCH" or request.about.kind != "patch":
+            continue
+        for sent in attempts:
+            as_checked = request.body if terms.checks == "before" else sent.body
+            if not fits(as_checked):
+                yield Violation("checks", f"#{sent.number} was sent: {sent.body!r}")
 
 
 def clients_that_leave(evidence: Evidence) -> Iterator[Violation]:
@@ -433,14 +505,15 @@ def traces(evidence: Evidence) -> Iterator[Violation]:
         yield Violation("traces", f"the reply to #{unread.number} was never closed")
     for failure in history.failures:
         yield Violation("traces", f"nobody caught {failure!r}")
-    first = {sent.id: sent for sent in reversed(evidence.ledger) if sent.about.kind not in {"read", "other"}}
     for id, told in history.told.items():
-        sent = first.get(id)
+        sent = evidence.first.get(id)
+        came_back = sent in evidence.moved and sent is not None and sent.status in ABSENT
         if told.left is None and not told.complete and not _broke(evidence, id):
             yield Violation("traces", f"{id} was never answered: {told.failure!r}")
         if told.ended is None or told.ended - told.arrived >= PATIENCE:
             yield Violation("traces", f"{id} had no end")
-        if told.refusal == "lock-timeout" and sent is not None and history.schedule.terms.mode == "enforce":
+        enforces = history.schedule.terms.mode == "enforce" and not came_back
+        if told.refusal == "lock-timeout" and sent is not None and enforces:
             yield Violation("traces", f"{id} was refused its lock, and sent as #{sent.number}")
 
 
@@ -457,7 +530,7 @@ def fair_weather(evidence: Evidence) -> Iterator[Violation]:
         return
     for id, told in evidence.history.told.items():
         lagged = told.refusal == "lock-timeout" and climate.lag > 0
-        if told.left is None and told.refusal is not None and not lagged:
+        if told.left is None and told.refusal not in {None, "invalid-body"} and not lagged:
             yield Violation("S8", f"{id} was refused: {told.refusal}")
 
 
@@ -466,8 +539,8 @@ def _broke(evidence: Evidence, id: str) -> bool:
     return any(sent.id == id and sent.complete is None for sent in evidence.ledger)
 
 
-def _guard(sent: Sent) -> bytes | None:
-    return h.first(sent.headers, b"if-match")
+def _content(sent: Sent) -> tuple[str, bytes, bytes | None]:
+    return sent.target, sent.body, h.first(sent.headers, b"if-match")
 
 
 def _left(sent: Sent) -> float:
@@ -478,9 +551,33 @@ def _end(sent: Sent) -> float:
     return math.inf if sent.ended is None else sent.ended
 
 
-PROMISES: tuple[Rule, ...] = (s1, sources, s4, fifo, s7, s8, c2, l1, clients_that_leave, traces, fair_weather)
+PROMISES: tuple[Rule, ...] = (
+    s1, sources, s4, fifo, s7, s8, c2, l1, retargeted, checked, clients_that_leave, traces, fair_weather,
+)  # fmt: skip
 
 
 def broken(history: History) -> list[Violation]:
     evidence = Evidence(history)
     return [violation for promise in PROMISES for violation in promise(evidence)]
+
+
+def apart(alone: History, beside: History) -> Iterator[Violation]:
+    """
+    What goes to an upstream is what would go there if there were no other: nothing that is known, waited for
+    or counted is of both.
+    """
+    for one, other in zip_longest(alone.ledger, beside.ledger):
+        if one is None or other is None or _seen(one) != _seen(other):
+            yield Violation("apart", f"{_described(one)} alone, {_described(other)} beside another upstream")
+            return
+        if abs(one.begun - other.begun) > MOMENTS:
+            yield Violation("apart", f"#{one.number} left at {one.begun:.6f}, or {other.begun:.6f}")
+            return
+
+
+def _seen(sent: Sent) -> tuple[object, ...]:
+    return sent.id, sent.method, sent.target, sent.body, sent.status
+
+
+def _described(sent: Sent | None) -> str:
+    return "nothing" if sent is None else f"#{sent.number} {_seen(sent)}"

@@ -93,7 +93,8 @@ class RedisMutant:
 
 def _same(name: str, plan: Plan) -> RedisMutant:
     one = IN_MEMORY[name]
-    return RedisMutant(promise=one.promise, plan=plan, parts=one.parts, transport=one.transport)
+    parts = one.parts if isinstance(one.parts, Parts) else one.parts()
+    return RedisMutant(promise=one.promise, plan=plan, parts=parts, transport=one.transport)
 
 
 def quiet(seed: int) -> Plan:
@@ -131,7 +132,7 @@ MUTANTS: dict[str, RedisMutant] = {
     ),
     "no last accepted value": _same("no last accepted value", quiet(4)),
     "filling from the request's own body": _same("filling from the request's own body", quiet(6)),
-    "key without credential": _same("key without credential", quiet(2)),
+    "key without credential": _same("key without credential", quiet(3)),
     "age from the end of the GET": _same("age from the end of the GET", slow()),
     "check and store in two steps": RedisMutant(
         promise="S3", plan=overtaken(), makes=trusting(TwoSteps, put=UNCHECKED)

@@ -114,13 +114,20 @@ def _bytes(word: Word) -> bytes:
 
 class SimulatedRedis:
     """
-    `latency`: the longest that a message takes, one way. `model`: what runs the scripts, and keeps the data.
+    `latency`: the longest that a message takes, one way. `slots`: of the cluster that it is in. `model`: what
+    runs the scripts, and keeps the data.
     """
 
     def __init__(
-        self, loop: Loop, rng: Random, latency: float, model: Callable[..., Any] = RedisModel
+        self,
+        loop: Loop,
+        rng: Random,
+        latency: float,
+        slots: Any = None,
+        model: Callable[..., Any] = RedisModel,
     ) -> None:
         self.loop = loop
+        self._slots = slots
         self._rng = rng
         self._latency = latency
         self.offset = 0.0  # by which its clock was set
@@ -200,8 +207,13 @@ class SimulatedRedis:
             case b"TIME":
                 micros = self._micros()
                 return [b"%d" % (micros // 1_000_000), b"%d" % (micros % 1_000_000)]
+            case b"CLUSTER":
+                return self._slots
             case b"INFO":
-                return f"role:master\r\nrun_id:{self._run}\r\nmaster_replid:{self._run}\r\n".encode()
+                clustered = "" if self._slots is None else "cluster_enabled:1\r\n"
+                return (
+                    f"role:master\r\nrun_id:{self._run}\r\nmaster_replid:{self._run}\r\n{clustered}".encode()
+                )
         return b"OK"
 
     def _evaluated(self, text: bytes, words: list[bytes]) -> Any:

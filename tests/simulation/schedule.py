@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 PREFIX = "/api/v2/conversations"
-ALLOWED = {"state": tuple(f"s{n}" for n in range(300)), "held": tuple(f"h{n}" for n in range(300))}
+ALLOWED = {"state": tuple(f"s{n}" for n in range(600)), "held": tuple(f"h{n}" for n in range(600))}
+UNFIT = frozenset("147")  # what no value may end with where bodies are checked
 READ_TIMEOUT = 4.0  # seconds that the simulated transport waits for the head of a reply
 
 Kind = Literal["patch", "write", "bulk", "read", "other"]
@@ -86,20 +87,24 @@ class Terms:
     lock_timeout: float = 5.0
     deadline: float = 15.0
     max_entries: int = 10_000
+    retarget: Literal["none", "fill"] | None = None  # its `or`
+    checks: Literal["before", "after"] | None = None  # when `validate` looks, which rejects
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Climate:
     """
     The upstream's ways. `lag` is the longest that a replica lags, `faults` how much of what it does goes
-    wrong, `strict` whether it wants a `state`. Of the gateway's own store, `store` is the longest that it
-    takes, and `store_faults` how much of what it is asked fails.
+    wrong, `strict` whether it wants a `state`, `absent` how often it has no operation for attributes. Of the
+    gateway's own store, `store` is the longest that it takes, and `store_faults` how much of what it is asked
+    fails.
     """
 
     lag: float = 0.0
     faults: float = 0.0
     slow: float = 0.0
     strict: bool = False
+    absent: float = 0.0
     etags: bool = False
     store: float = 0.0
     store_faults: float = 0.0
@@ -150,13 +155,16 @@ class Request:
         return [(name, value) for name, value in members(self.body) or () if name in self.about.wanted]
 
     @property
+    def exempt(self) -> bool:
+        return (b"cache-control", b"no-transform") in self.headers
+
+    @property
     def changing(self) -> bool:
         """Whether it may change what is filled (S4): names it, can't be read, or is another unsafe call."""
         kind = self.about.kind
         if kind != "patch":
             return kind in {"write", "bulk"}
-        exempt = (b"cache-control", b"no-transform") in self.headers
-        return exempt or members(self.body) is None or bool(self.named)
+        return self.exempt or members(self.body) is None or bool(self.named)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,9 +209,20 @@ def members(body: bytes) -> list[tuple[str, Any]] | None:
     return document if isinstance(document, list) and body.lstrip().startswith(b"{") else None
 
 
+def fits(body: bytes) -> bool:
+    """Whether a JSON object has each name once, and no value that a check refuses."""
+    given = members(body) or []
+    values = [value for name, value in given if name in ALLOWED]
+    once = len({name for name, _ in given}) == len(given)
+    return once and not any(isinstance(value, str) and value[-1] in UNFIT for value in values)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
-    """`fates`: what becomes of a request's messages upstream, by its id; the seed decides the rest."""
+    """
+    `fates`: what becomes of a request's messages upstream, by its id; the seed decides the rest. `first`: of
+    the numbers of its values, which differ from those of the other upstream's.
+    """
 
     seed: int
     actions: tuple[Action, ...]
@@ -211,6 +230,7 @@ class Schedule:
     climate: Climate = Climate()
     conversations: Mapping[str, Mapping[str, Mapping[str, str]]] = field(default_factory=dict)
     fates: Mapping[str, tuple[Fate, ...]] = field(default_factory=dict)
+    first: int = 1
 
 
 def patch(

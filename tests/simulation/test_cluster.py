@@ -19,9 +19,11 @@ from gateway.app import PARTS, Parts
 from gateway.rules import FillTarget
 from gateway.state import redis_server
 from gateway.state.lookup import Lookups
+from gateway.state.redis_cluster import ClusterStore
+from gateway.state.redis_locks import RedisLocks
 from gateway.state.shared import SharedState, shared_state
 from gateway.state.store_clock import StoreClock
-from tests.simulation.cluster import Blow, Cluster, Makes, Plan, broken, drawn, staged
+from tests.simulation.cluster import Blow, Cluster, Makes, Plan, broken, drawn, on_a_cluster, staged
 from tests.simulation.plays import bulk, legacy, other
 from tests.simulation.promises import Evidence, sources
 from tests.simulation.schedule import Fate
@@ -34,10 +36,10 @@ SOAK = int(os.environ.get("CLUSTER_SCHEDULES", "100000"))
 FOUND_WITHIN = 60  # from the seed at which the search for a mutant begins
 
 
-def examined(first: int, number: int) -> Counter[str]:
+def examined(first: int, number: int, kind: Callable[[Plan], Plan] = lambda plan: plan) -> Counter[str]:
     figures: Counter[str] = Counter()
     for seed in range(first, first + number):
-        plan = drawn(seed)
+        plan = kind(drawn(seed))
         history = Cluster(plan).run()
         found = broken(plan, history)
         assert not found, f"seed {seed}, {plan.blows}: {'; '.join(map(str, found))}"
@@ -54,9 +56,14 @@ def test_no_schedule_of_several_gateways_breaks_a_promise(block: int) -> None:
     assert len(figures) == 9, "each of the eight blows falls"
 
 
+def test_nor_does_one_of_some_that_share_a_redis_cluster() -> None:
+    assert examined(0, 12, on_a_cluster)["fills"] > 12
+
+
 @pytest.mark.soak
-def test_no_schedule_of_many_breaks_a_promise() -> None:
-    examined(0, SOAK)
+@pytest.mark.parametrize("kind", [lambda plan: plan, on_a_cluster], ids=["one server", "a cluster"])
+def test_no_schedule_of_many_breaks_a_promise(kind: Callable[[Plan], Plan]) -> None:
+    examined(0, SOAK, kind)
 
 
 @pytest.mark.parametrize("seed", [7, 25, 29])
@@ -105,12 +112,26 @@ class AcceptsLater(Later):
 def unchecked(*given: Any, **rest: Any) -> SharedState:
     made = shared_state(*given, **rest)
     far = made.locks._far
+    assert isinstance(far, RedisLocks)
     far.lasts = lambda lease: True  # type: ignore[method-assign]
     return made
 
 
 def by_the_local_clock(*given: Any, clock: StoreClock, **rest: Any) -> SharedState:
     return shared_state(*given, clock=LocalClock(clock.local), **rest)
+
+
+def telling_one_part(*given: Any, **rest: Any) -> SharedState:
+    made = shared_state(*given, **rest)
+    store = made.store
+    assert isinstance(store, ClusterStore)
+    told = store.invalidate
+
+    async def invalidate(conversation: str | None) -> None:
+        await (told(conversation) if conversation is not None else store._parts[0].store.invalidate(None))
+
+    store.invalidate = invalidate  # type: ignore[method-assign]
+    return made
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +141,7 @@ class ClusterMutant:
     promises: frozenset[str]
     parts: Parts = PARTS
     makes: Makes = shared_state
+    kind: Callable[[Plan], Plan] = lambda plan: plan
     first: int
 
 
@@ -133,6 +155,9 @@ MUTANTS = {
     "invalidation after the client's reply": ClusterMutant(
         promises=frozenset({"S3", "S5"}), parts=Parts(lookups=InvalidatesLater), first=0
     ),
+    "what is about all conversations is told to one part of a cluster": ClusterMutant(
+        promises=frozenset({"S3"}), makes=telling_one_part, kind=on_a_cluster, first=110
+    ),
 }
 
 
@@ -141,7 +166,7 @@ def test_several_gateways_with_a_guard_less_are_found_out(name: str, monkeypatch
     mutant = MUTANTS[name]
 
     for seed in range(mutant.first, mutant.first + FOUND_WITHIN):
-        plan = drawn(seed)
+        plan = mutant.kind(drawn(seed))
         found = broken(plan, Cluster(plan, mutant.parts, mutant.makes).run())
         if any(mutant.promises & set(one.promise.split("+")) for one in found):
             return

@@ -333,6 +333,14 @@ def test_a_herd_that_waits_for_the_upstream_to_settle_costs_one_look_up_a_round(
     assert len(look_ups(history)) <= 8
 
 
+def test_a_herd_that_finds_what_does_not_agree_costs_one_look_up() -> None:
+    herd = [legacy(f"r{n}", 0.4 + 0.0001 * n) for n in range(40)]
+    history = kept(explicit("w", 0.0, "s5"), read("g", 0.3), *herd, fates={"g": (Fate(lag=9.0),)}, lag=9.0)
+
+    assert all(states(history, call.id) == ["s5"] for call in herd)
+    assert len(look_ups(history)) == 1
+
+
 def test_where_an_accepted_value_was_dropped_nothing_is_taken_as_settled() -> None:
     history = kept(
         explicit("w1", 0.0, "s5"),

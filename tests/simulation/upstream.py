@@ -135,6 +135,7 @@ class SimulatedUpstream:
         self._fates = schedule.fates
         self._told: dict[str, int] = {}
         self._writes = 0
+        self._first = 199 + schedule.first
         self.ledger: list[Sent] = []
         self.replies: list[tuple[Sent, Reply]] = []
         self.truth: dict[str, dict[str, dict[str, list[tuple[float, str]]]]] = {
@@ -278,6 +279,9 @@ class SimulatedUpstream:
         return 200, [(b"content-type", b"application/json")], told
 
     def _refused(self, sent: Sent) -> int | None:
+        if self._climate.absent and sent.about.kind == "write" and sent.target.endswith("/attributes"):
+            rng = Random(f"{self._seed} {sent.number} absent")
+            return rng.choice((404, 405)) if rng.random() < self._climate.absent else None
         if sent.about.kind != "patch":
             return None
         if self._climate.strict and "state" not in sent.members:
@@ -313,9 +317,8 @@ class SimulatedUpstream:
             for person, fields in self.truth.get(one, {}).items():
                 for name in fields:
                     self._writes += 1
-                    self.set(
-                        one, person, name, f"{'x' if self._writes % 3 == 0 else name[0]}{200 + self._writes}"
-                    )
+                    letter = "x" if self._writes % 3 == 0 else name[0]
+                    self.set(one, person, name, f"{letter}{self._first + self._writes}")
 
     # --- what a GET shows
 

@@ -350,7 +350,7 @@ class _Run:
         loop = self._loop
         for number in (0, 1):
             self._nodes.append(
-                await self._cluster._begun(number, loop, self._upstream, self._redis, self._log)
+                await self._cluster._begun(number, loop, self._upstream, [self._redis], self._log)
             )
         for number in (0, 1):
             await self._begin(warm_up(number))

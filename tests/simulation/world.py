@@ -25,10 +25,10 @@ from gateway.audit.writer import AuditLog, Batch, Line
 from gateway.config import Settings
 from gateway.errors import GatewayError
 from gateway.http.headers import Fields, Header, Headers
+from gateway.proxy.dispatch import Dispatcher
 from gateway.proxy.lifecycle import Lifecycle
 from gateway.proxy.tunnel import ByteStream
 from gateway.server.write_flow import may_hold_one
-from gateway.state.memory import MemoryStore
 from gateway.state.store import Store
 from gateway.upstream.transport import Transport
 from tests.simulation.loop import Loop
@@ -36,6 +36,7 @@ from tests.simulation.schedule import (
     ALLOWED,
     BULK,
     PREFIX,
+    UNFIT,
     Change,
     Climate,
     Jump,
@@ -49,6 +50,8 @@ from tests.support.stores import FailingStore, Failure, LateStore
 
 NOON = 1_800_000_000.0  # Unix seconds
 QUIET = 30.0  # seconds that are waited for what the last call left behind
+SECOND = "second"  # the upstream beside the first
+BESIDE = "{path}/attributes"  # where a body with nothing but attributes goes
 PATIENCE = 60.0  # seconds: no call may take longer, whatever the upstream does
 
 Clock = Callable[[], float]
@@ -127,11 +130,19 @@ class Journal(AuditLog):
         self._batch = Batch([])
 
 
-@lru_cache(maxsize=4096)
-def settings(terms: Terms) -> Settings:
-    """Three rules: a state; a state and a second field; and one that fills nothing."""
+ENDS = {"type": ["string", "null"], "pattern": f"[^{''.join(sorted(UNFIT))}]$"}
+BODY = {"properties": {"state": ENDS, "held": ENDS}}
+
+
+def rules(terms: Terms, more_writes: tuple[str, ...], upstream: str | None = None) -> list[dict[str, Any]]:
+    """Three: a state; a state and a second field; and one that fills nothing."""
 
     def rule(name: str, path: str, *fields: str) -> dict[str, Any]:
+        more: list[dict[str, Any]] = []
+        if terms.checks and fields:
+            more += [{"type": "validate", "schema": BODY, "when": terms.checks, "on_violation": "reject"}]
+        if terms.retarget and fields:
+            more += [{"type": "retarget", "to": BESIDE, "or": terms.retarget, "absent_for": "1s"}]
         fills = [
             {
                 "type": "fill",
@@ -147,7 +158,8 @@ def settings(terms: Terms) -> Settings:
             for one in fields
         ]
         return {
-            "name": name,
+            "name": name if upstream is None else f"{upstream}-{name}",
+            "upstream": upstream,
             "match": {"path": path + "/participants/{participantId}" + ("" if fields else "/attributes")},
             "mode": terms.mode,
             "on_lookup_failure": "forward" if terms.forwards else "reject",
@@ -156,13 +168,26 @@ def settings(terms: Terms) -> Settings:
                 PREFIX + "/calls/{conversationId}/**",
                 PREFIX + "/{conversationId}/**",
                 f"POST {BULK}",
+                *more_writes,
             ],
-            "repairs": [{"type": "encoding"}, {"type": "content_type"}, *fills],
+            "repairs": [{"type": "encoding"}, {"type": "content_type"}, *more, *fills],
         }
 
+    return [
+        rule("attributes", PREFIX + "/calls/{conversationId}"),
+        rule("web", PREFIX + "/web/instances/{conversationId}", "state"),
+        rule("calls", PREFIX + "/calls/{conversationId}", "state", "held"),
+    ]
+
+
+@lru_cache(maxsize=4096)
+def settings(terms: Terms, others: Terms | None = None, more_writes: tuple[str, ...] = ()) -> Settings:
+    """`others`: of the rules for a second upstream, which is reached below a path of its own."""
+    second = {"name": SECOND, "url": f"http://{SECOND}.test", "path_prefix": f"/{SECOND}"}
     return Settings.model_validate(
         {
             "upstream": {"url": "http://upstream.test"},
+            "upstreams": [] if others is None else [second],
             "audit": {"path": "/dev/null"},
             "limits": {
                 "max_body": LARGE,
@@ -173,38 +198,56 @@ def settings(terms: Terms) -> Settings:
             # By which the simulated upstream tells a client's own GET from a look-up.
             "credentials": {"ignore": ["X-Client-Read"]},
             "rules": [
-                rule("attributes", PREFIX + "/calls/{conversationId}"),
-                rule("web", PREFIX + "/web/instances/{conversationId}", "state"),
-                rule("calls", PREFIX + "/calls/{conversationId}", "state", "held"),
+                *rules(terms, more_writes),
+                *(rules(others, more_writes, SECOND) if others is not None else ()),
             ],
         }
     )
 
 
-def memory_store(terms: Terms, clock: Clock) -> Store:
-    return MemoryStore(terms.max_entries, 2**20, clock)
+@dataclass(slots=True)
+class Side:
+    """An upstream, what goes there, and what its clients lived through."""
+
+    schedule: Schedule
+    upstream: SimulatedUpstream
+    told: dict[str, Told] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
 class World:
-    """`parts`, `store` and `transport` replace the gateway's own, which is how a mutant is made."""
+    """
+    `parts`, `store`, `transport` and `settings` replace the gateway's own, which is how a mutant is made.
+    `second`: what goes to another upstream of the same gateway, under its own rules, at the same time.
+    """
 
     schedule: Schedule
     parts: Parts = field(default_factory=Parts)
     store: Callable[[Terms, Clock], Store] | None = None
     transport: Callable[[SimulatedUpstream], Transport] | None = None
+    settings: Callable[[Terms, Terms | None], Settings] = settings
+    second: Schedule | None = None
     offset: float = 0.0
 
     def run(self) -> History:
-        schedule = self.schedule
-        loop = Loop(Random(f"{schedule.seed} order") if schedule.climate.shuffled else None)
-        upstream = SimulatedUpstream(schedule, loop, lambda: NOON + loop.time() + self.offset)
+        return self.histories()[0]
+
+    def histories(self) -> list[History]:
+        """Of each upstream, as if there were no other."""
+        first, second = self.schedule, self.second
+        loop = Loop(Random(f"{first.seed} order") if first.climate.shuffled else None)
+        sides = [
+            Side(schedule, SimulatedUpstream(schedule, loop, lambda: NOON + loop.time() + self.offset))
+            for schedule in (first, second)
+            if schedule is not None
+        ]
+        carriers = [self.transport(one.upstream) if self.transport else one.upstream for one in sides]
         log: list[Recorded] = []
-        told: dict[str, Told] = {}
         gateway = app.build(
-            settings(schedule.terms),
-            transport=self.transport(upstream) if self.transport else upstream,
-            store=self._store(schedule.terms, schedule.climate, loop.clock),
+            self.settings(first.terms, None if second is None else second.terms),
+            transport=carriers[0],
+            transports=dict(zip([SECOND], carriers[1:], strict=False)),
+            store=self._store(first.terms, first.climate, loop.clock),
             clock=loop.clock,
             wall=lambda: NOON + loop.time() + self.offset,
             parts=replace(
@@ -212,31 +255,40 @@ class World:
             ),
         )
 
-        lifecycle = gateway.app
-        assert isinstance(lifecycle, Lifecycle)
+        served = gateway.app
+        assert isinstance(served, Lifecycle | Dispatcher)
 
         async def everything() -> None:
             async with asyncio.TaskGroup() as group:
-                for action in schedule.actions:
-                    group.create_task(self._act(action, loop, upstream, lifecycle, told))
+                for side in sides:
+                    below = "" if side is sides[0] else f"/{SECOND}"
+                    for action in side.schedule.actions:
+                        group.create_task(self._act(action, loop, side, served, below))
             await asyncio.sleep(QUIET)
             await gateway.close()
 
         loop.run(everything())
-        return History(
-            schedule,
-            upstream.ledger,
-            told,
-            log,
-            Counter({" ".join(key): count for key, count in gateway.counts.items()}),
-            [sent for sent, reply in upstream.replies if not reply.over],
-            len(gateway.locks),
-            loop.failures,
-        )
+        locks = [gateway.locks, *(one.locks for one in gateway.beside)]
+        return [
+            History(
+                side.schedule,
+                side.upstream.ledger,
+                side.told,
+                [line for line in log if line.id in side.told],
+                Counter({" ".join(key): count for key, count in gateway.counts.items()}),
+                [sent for sent, reply in side.upstream.replies if not reply.over],
+                len(held),
+                loop.failures,
+            )
+            for side, held in zip(sides, locks, strict=True)
+        ]
 
     def _store(self, terms: Terms, climate: Climate, clock: Clock) -> Store:
-        make = self.store or memory_store
-        store: Store = make(terms, clock)
+        store = (
+            self.parts.memory(terms.max_entries, 2**20, clock)
+            if self.store is None
+            else self.store(terms, clock)
+        )
         if climate.store_faults:
             rng = Random(f"{self.schedule.seed} store's faults")
 
@@ -252,30 +304,30 @@ class World:
         self,
         action: Request | Change | Jump,
         loop: Loop,
-        upstream: SimulatedUpstream,
-        gateway: Lifecycle,
-        told: dict[str, Told],
+        side: Side,
+        gateway: Lifecycle | Dispatcher,
+        below: str,
     ) -> None:
         await asyncio.sleep(action.at)
         match action:
             case Change():
-                upstream.set(action.conversation, action.participant, action.field, action.value)
+                side.upstream.set(action.conversation, action.participant, action.field, action.value)
             case Jump():
                 self.offset += action.seconds
             case Request():
-                client = Client(action, loop)
-                told[action.id] = client.told
+                client = Client(action, loop, below)
+                side.told[action.id] = client.told
                 await client.call(gateway)
 
 
 class Client:
     """One call: a gateway.proxy.client.ClientRequest, and what the client lived through."""
 
-    def __init__(self, request: Request, loop: Loop) -> None:
+    def __init__(self, request: Request, loop: Loop, below: str = "") -> None:
         self._loop = loop
         self.told = Told(request, loop.clock())
         self.method = request.method
-        self.target = request.target.encode()
+        self.target = (below + request.target).encode()
         self.version = "1.1"
         self.headers = Fields(self._fields())
         self.values: tuple[bytes, ...] = ()
@@ -291,7 +343,7 @@ class Client:
         if request.leaves is not None:
             loop.call_later(request.leaves, self._leave)
 
-    async def call(self, gateway: Lifecycle) -> None:
+    async def call(self, gateway: Lifecycle | Dispatcher) -> None:
         told = self.told
         try:
             async with asyncio.timeout(PATIENCE):

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Iterator
 from itertools import count
 
 import pytest
+from msgspec import structs
 
 from gateway.errors import StoreUnavailable
 from gateway.state.address import Address
@@ -116,6 +117,21 @@ async def test_what_another_server_wrote_is_forgotten_since_its_last_writes_may_
             assert view.generation > before.generation
             assert view.accepted is not None
             assert forgotten == [None]
+    finally:
+        process.close()
+
+
+async def test_what_was_asked_for_at_a_server_that_lost_its_writes_is_not_put_at_another() -> None:
+    """Its generation may have been drawn by a clock that was ahead, and seem to be newer than any there."""
+    process = RedisProcess()
+    try:
+        async with store_on(process) as store:
+            before = await reading(store, KEY)
+            process.stop()
+            process.start()
+            await back(store)
+            assert not await store.put(KEY, structs.replace(before, generation=before.generation + 10**9))
+            assert await store.put(KEY, await reading(store, KEY))
     finally:
         process.close()
 

@@ -253,6 +253,14 @@ async def test_who_waits_at_a_server_that_was_flushed_asks_again(redis: RedisPro
         own.close()
 
 
+async def test_a_lock_is_released_though_the_server_has_dropped_its_scripts(redis: RedisProcess) -> None:
+    async with two(redis, timeout=20.0) as (one, other):
+        lock = await one.locks.acquire("c1", exclusive=True, caller="A")
+        redis.command("SCRIPT", "FLUSH")
+        lock.release()
+        (await other.locks.acquire("c1", exclusive=True, caller="B")).release()
+
+
 async def test_entering_is_a_shared_lock_and_the_view_in_one_step(redis: RedisProcess) -> None:
     async with two(redis) as (one, other):
         await one.store.put(KEY, await reading(one.store, KEY))

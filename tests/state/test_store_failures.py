@@ -142,6 +142,32 @@ async def test_what_was_missed_is_told_as_soon_as_it_can_be() -> None:
     assert (await bench.store.stamp("c3")).generation > before
 
 
+class ServersOfTheirOwn(FailingStore):
+    """What is about c1 is with a server that can't be asked, and all else with another."""
+
+    async def invalidate(self, conversation: str | None) -> None:
+        if conversation == "c1":
+            raise StoreUnavailable("c1's")
+        await super().invalidate(conversation)
+
+
+async def test_what_one_server_missed_holds_up_nothing_that_is_with_another() -> None:
+    bench = Failing()
+    bench.lookups._store = ServersOfTheirOwn(bench.store, bench.failing.get)
+    bench.fail("suspend", "invalidate")
+    for conversation in ("c1", "c2", "c3"):
+        await bench.lookups.begin_write(conversation, "A", exclusive=True)
+    bench.failing.clear()
+    await bench.lookups._catch_up("c4")
+    assert [*bench.lookups._missed] == ["c1", "c3"], "the one that has waited longest was told"
+    await bench.lookups._catch_up("c4")
+    assert [*bench.lookups._missed] == ["c3", "c1"], "one that can't be told waits behind all others"
+    await bench.lookups.make_up()
+    assert [*bench.lookups._missed] == ["c1"]
+    with pytest.raises(StoreUnavailable):
+        await bench.lookups._catch_up("c1")
+
+
 @pytest.mark.parametrize("conversation", ["c1", None])
 @pytest.mark.parametrize("how", ["done", "not done"])
 async def test_an_invalidation_that_was_missed_is_made_up_for_before_anything_is_read(

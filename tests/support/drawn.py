@@ -16,16 +16,27 @@ ROOT = Path(__file__).parent.parent.parent
 END = "<!-- end -->"
 
 
+# Labels whose values the table of metrics does not have.
+OPEN = {
+    "rule": "its name",
+    "repair": "its type",
+    "reason": "[which](#reasons)",
+    "upstream": "the name of one of `upstreams`, else left out",
+}
+
+
 def metrics() -> Iterator[str]:
     yield "| name | kind | labels | is |"
     yield "|---|---|---|---|"
     for one in METRICS:
-        labels = "; ".join(f"`{label}`: {_values(values)}" for label, values in one.labels.items()) or "-"
+        labels = (
+            "; ".join(f"`{label}`: {_values(label, values)}" for label, values in one.labels.items()) or "-"
+        )
         yield f"| `{one.name}` | {one.kind} | {labels} | {one.help} |"
 
 
-def _values(values: tuple[str, ...]) -> str:
-    return ", ".join(values) or "the names of errors"
+def _values(label: str, values: tuple[str, ...]) -> str:
+    return ", ".join(values) or OPEN.get(label, "what it is")
 
 
 # By page: the mark that a part stands behind, and what makes it.

@@ -50,7 +50,8 @@ def test_the_commands_say_so(command: str, tmp_path: Path) -> None:
 
 
 def test_what_protects_the_machine_or_the_upstream_is_divided() -> None:
-    whole = settings(UPSTREAM, "-", upstream={"url": UPSTREAM, "max_connections": 3})
+    other = {"name": "eu", "url": "http://eu", "path_prefix": "/eu", "max_connections": 40}
+    whole = settings(UPSTREAM, "-", upstream={"url": UPSTREAM, "max_connections": 3}, upstreams=[other])
     one = share(whole, 4)
 
     assert one.limits.max_connections == whole.limits.max_connections // 4
@@ -58,6 +59,7 @@ def test_what_protects_the_machine_or_the_upstream_is_divided() -> None:
     assert one.limits.max_buffered >= whole.limits.max_write
     assert one.state_cache.max_bytes == whole.state_cache.max_bytes // 4
     assert one.upstream.max_connections == 1
+    assert [to.max_connections for to in one.upstreams] == [10]
     assert one.limits.max_body == whole.limits.max_body
     assert one.rules == whole.rules
     assert share(whole, 1) == whole

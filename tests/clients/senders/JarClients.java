@@ -1,5 +1,5 @@
-// Apache HttpClient 4 and 5, and OkHttp: BASE CLIENT VARIANT… sends the seed call once a variant, and prints each with
-// the status that came back.
+// Apache HttpClient 4 and 5, and OkHttp: CLIENT BASE VARIANT… sends the seed call once a variant, and prints each with
+// the status that came back; further bases with variants may follow.
 import java.io.ByteArrayInputStream;
 import java.io.InputStream;
 import java.nio.charset.StandardCharsets;
@@ -64,13 +64,18 @@ public class JarClients {
     }
 
     public static void main(String[] args) throws Exception {
-        for (int at = 2; at < args.length; at++) {
+        String base = "";
+        for (int at = 1; at < args.length; at++) {
             String variant = args[at];
-            String url = args[0] + "/api/v2/conversations/web/instances/" + args[1] + "-" + variant
+            if (variant.contains("://")) {
+                base = variant;
+                continue;
+            }
+            String url = base + "/api/v2/conversations/web/instances/" + args[0] + "-" + variant
                 + "/participants/p1";
             String status;
             try {
-                status = "" + switch (args[1]) {
+                status = "" + switch (args[0]) {
                     case "apache4" -> apache4(url, variant);
                     case "apache5" -> apache5(url, variant);
                     default -> okhttp(url, variant);

@@ -1,4 +1,5 @@
-// The JDK's own client: BASE CLIENT VARIANT… sends the seed call once a variant, and prints each with the status.
+// The JDK's own client: CLIENT BASE VARIANT… sends the seed call once a variant, and prints each
+// with the status; further bases with variants may follow.
 import java.io.ByteArrayInputStream;
 import java.net.URI;
 import java.net.http.HttpClient;
@@ -18,9 +19,14 @@ public class JdkClient {
 
     public static void main(String[] args) throws Exception {
         HttpClient client = HttpClient.newHttpClient();
-        for (int at = 2; at < args.length; at++) {
+        String base = "";
+        for (int at = 1; at < args.length; at++) {
             String variant = args[at];
-            String url = args[0] + "/api/v2/conversations/web/instances/" + args[1] + "-" + variant
+            if (variant.contains("://")) {
+                base = variant;
+                continue;
+            }
+            String url = base + "/api/v2/conversations/web/instances/" + args[0] + "-" + variant
                 + "/participants/p1";
             byte[] body = BODY.getBytes(StandardCharsets.UTF_8);
             HttpRequest.BodyPublisher publisher = variant.equals("chunked")

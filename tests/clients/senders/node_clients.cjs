@@ -1,5 +1,5 @@
-// Node's own clients and the usual packages: BASE CLIENT VARIANT… sends the seed call once a variant, and prints each
-// with the status that came back.
+// Node's own clients and the usual packages: CLIENT BASE VARIANT… sends the seed call once a variant, and prints each
+// with the status that came back; further bases with variants may follow.
 "use strict";
 const http = require("node:http");
 const { createGzip, gzipSync } = require("node:zlib");
@@ -63,8 +63,13 @@ const CLIENTS = {
   },
 };
 
-async function main([base, client, ...variants]) {
-  for (const variant of variants) {
+async function main([client, ...given]) {
+  let base;
+  for (const variant of given) {
+    if (variant.includes("://")) {
+      base = variant;
+      continue;
+    }
     const url = `${base}/api/v2/conversations/web/instances/${client}-${variant}/participants/p1`;
     let status;
     try {

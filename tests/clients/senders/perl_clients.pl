@@ -1,9 +1,11 @@
-# LWP and HTTP::Tiny: BASE CLIENT VARIANT... sends the seed call once a variant, and prints each with the status.
+# LWP and HTTP::Tiny: CLIENT BASE VARIANT... sends the seed call once a variant, and prints each with the status; further
+# bases with variants may follow.
 use strict;
 use warnings;
 use utf8;
 
-my ($base, $client, @variants) = @ARGV;
+my ($client, @given) = @ARGV;
+my $base;
 my $body = '{"attributes": {"supervisorNote": "テスト"}}';
 utf8::encode($body);
 my %types = (
@@ -35,7 +37,8 @@ sub tiny {
     return $reply->{status};
 }
 
-for my $variant (@variants) {
+for my $variant (@given) {
+    if ($variant =~ m{://}) { $base = $variant; next }
     my $url = "$base/api/v2/conversations/web/instances/$client-$variant/participants/p1";
     my $status = $client eq 'lwp' ? lwp($url, $variant) : tiny($url, $variant);
     print "$variant $status\n";

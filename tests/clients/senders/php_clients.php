@@ -1,5 +1,6 @@
 <?php
-// curl and streams: BASE CLIENT VARIANT... sends the seed call once a variant, and prints each with the status.
+// curl and streams: CLIENT BASE VARIANT... sends the seed call once a variant, and prints each with the status; further
+// bases with variants may follow.
 const BODY = '{"attributes": {"supervisorNote": "テスト"}}';
 const TYPES = [
     'text' => 'text/plain',
@@ -39,8 +40,13 @@ function by_streams(string $url, string $variant): string
     return $done === false ? 'error' : explode(' ', $http_response_header[0])[1];
 }
 
-[, $base, $client] = $argv;
-foreach (array_slice($argv, 3) as $variant) {
+[, $client] = $argv;
+$base = '';
+foreach (array_slice($argv, 2) as $variant) {
+    if (str_contains($variant, '://')) {
+        $base = $variant;
+        continue;
+    }
     $url = "$base/api/v2/conversations/web/instances/$client-$variant/participants/p1";
     echo $variant, ' ', $client === 'php-curl' ? by_curl($url, $variant) : by_streams($url, $variant), "\n";
 }

@@ -1,4 +1,5 @@
-# Net::HTTP: BASE CLIENT VARIANT... sends the seed call once a variant, and prints each with the status.
+# Net::HTTP: CLIENT BASE VARIANT... sends the seed call once a variant, and prints each with the status; further bases with
+# variants may follow.
 require "net/http"
 require "stringio"
 require "zlib"
@@ -10,8 +11,10 @@ TYPES = {
   "charset" => "application/json; charset=utf-8",
   "json" => "application/json",
 }
-base, client, *variants = ARGV
-variants.each do |variant|
+client, *given = ARGV
+base = nil
+given.each do |variant|
+  next base = variant if variant.include?("://")
   uri = URI("#{base}/api/v2/conversations/web/instances/#{client}-#{variant}/participants/p1")
   request = Net::HTTP::Patch.new(uri, "Authorization" => "Bearer one")
   request["Content-Type"] = TYPES[variant] if TYPES[variant]
