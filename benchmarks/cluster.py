@@ -99,7 +99,7 @@ def unreachable(one: Node, until: float) -> list[Fault]:
         for line in (one.folder / f"gateway-{number}.log").read_text().splitlines():
             if "can't be asked" in line and (not found or found[-1].ended < until):
                 found.append(Fault("unreachable", at(line), until))
-            elif "is asked again" in line and found:
+            elif line.endswith(" again") and "is asked" in line and found:
                 found[-1].ended = at(line)
     return found
 

@@ -145,14 +145,17 @@ def test_only_the_wiring_sees_the_settings() -> None:
     of_workers = {f"workers/{name}" for name in ("listeners", "shares", "start", "supervisor", "worker")}
     in_process = {"asgi", "in_process/running", "in_process/httpx_transport"}
     compared = {"promotion/effect", "promotion/difference"}
-    assert importers("config") == {"app", "cli", "lifetime", "reloads"} | of_workers | in_process | compared
+    assert (
+        importers("config")
+        == {"app", "backend", "cli", "lifetime", "reloads"} | of_workers | in_process | compared
+    )
 
 
 def test_only_the_wiring_knows_where_the_shared_state_is_kept() -> None:
     """All others know the contract: another store needs no change of theirs."""
     kept = {"state/memory", "state/locks", "state/shared", "state/layered_locks"}
     kept |= {name for name in MODULES if name.startswith("state/redis")}
-    assert importers(*kept) - kept == {"app"}
+    assert importers(*kept) - kept == {"app", "backend"}
 
 
 @pytest.mark.parametrize("name", sorted(MODULES))

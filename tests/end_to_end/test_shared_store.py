@@ -78,7 +78,7 @@ class Stage:
     async def asked_again(self) -> None:
         """Until each gateway has its server again, and has told it what it missed."""
         for running in self.gateways:
-            shared, lookups = running.gateway.shared, running.gateway.lookups
+            shared, lookups = running.gateway.main.shared, running.gateway.main.lookups
             assert shared is not None
             await until(lambda: shared.server.problem is None and not lookups._missed)  # noqa: B023
 
@@ -128,7 +128,7 @@ async def test_what_one_has_read_the_other_fills_without_a_look_up() -> None:
         assert source(await stage.fill(1)) == "cache"
         assert len(stage.sent(b"GET")) == 1
         assert stage.sent(b"PATCH") == [FILLED] * 3
-        assert all(len(running.gateway.locks) == 0 for running in stage.gateways)
+        assert all(len(running.gateway.main.locks) == 0 for running in stage.gateways)
 
 
 async def test_after_a_write_through_one_the_other_does_not_fill_what_was_read_before() -> None:
@@ -162,7 +162,7 @@ async def test_a_write_that_names_no_conversation_makes_the_other_forget_all() -
     async with staged() as stage:
         assert source(await stage.fill(0)) == "lookup"
         assert source(await stage.fill(1)) == "cache"
-        lookups = stage.gateways[1].gateway.lookups
+        lookups = stage.gateways[1].gateway.main.lookups
         before = lookups._all_invalidated_at
         bulk = "/api/v2/conversations/callbacks/bulk/disconnect"
         assert (await stage.clients[0].post(bulk, content=b"{}", headers=JSON)).status_code == 202
@@ -261,7 +261,7 @@ async def test_while_it_is_down_fills_are_refused_and_writes_go_on_and_all_forge
     async with staged(*options) as stage:
         assert source(await stage.fill(1)) == "lookup"
         # Only the first can't reach it.
-        shared = stage.gateways[0].gateway.shared
+        shared = stage.gateways[0].gateway.main.shared
         assert shared is not None
         assert isinstance(shared.server, RedisServer)
         shared.server._primary = Named("/nowhere")
@@ -373,7 +373,7 @@ async def test_a_process_that_was_stopped_longer_than_its_lease_sends_nothing() 
     """What it holds may be another's by now."""
     async with staged(number=1) as stage:
         assert source(await stage.fill(0)) == "lookup"
-        shared = stage.gateways[0].gateway.shared
+        shared = stage.gateways[0].gateway.main.shared
         assert shared is not None
         assert isinstance(shared.server, RedisServer)
         clock = shared.server.clock

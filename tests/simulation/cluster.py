@@ -21,7 +21,7 @@ from random import Random
 from typing import Any, Literal, get_args
 
 from gateway import app
-from gateway.app import Parts
+from gateway.backend import Parts
 from gateway.config import CredentialSettings, StoreSettings
 from gateway.proxy.lifecycle import Lifecycle
 from gateway.state.redis_primary import SLOTS

@@ -14,7 +14,7 @@ from typing import Any
 
 from msgspec import structs
 
-from gateway.app import PARTS, Parts
+from gateway.backend import PARTS, Parts
 from gateway.config import Settings
 from gateway.errors import ConnectionTerminated, ReadTimeout
 from gateway.http.headers import Fields, Headers

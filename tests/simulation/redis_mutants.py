@@ -12,7 +12,7 @@ from typing import Any
 
 from msgspec import structs
 
-from gateway.app import PARTS, Parts
+from gateway.backend import PARTS, Parts
 from gateway.state import redis_server
 from gateway.state.redis import RedisStore
 from gateway.state.shared import SharedState, shared_state

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from gateway.app import PARTS, Parts
+from gateway.backend import PARTS, Parts
 from gateway.rules import FillTarget
 from gateway.state import redis_server
 from gateway.state.lookup import Lookups

@@ -22,7 +22,7 @@ from random import Random
 from typing import Any, Literal
 
 from gateway import app
-from gateway.app import Parts
+from gateway.backend import Parts
 from gateway.proxy.lifecycle import Lifecycle
 from gateway.state.shared import shared_state
 from tests.simulation.cluster import NODE, Cluster, ClusterLoop, Killed, Makes, Plan, broken, lenient
