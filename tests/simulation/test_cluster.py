@@ -216,6 +216,16 @@ def killed_amid_a_write_of_all() -> Plan:
     )
 
 
+@pytest.mark.parametrize("seed", [1_027_522, 1_030_409])
+def test_when_redis_s_clock_is_set_forward_what_others_read_since_counts_as_younger(seed: int) -> None:
+    """docs/promises.md names it."""
+    plan = drawn(seed)
+    history = Cluster(plan).run()
+
+    assert not broken(plan, history)
+    assert {one.promise for one in broken(plan, history, frozenset())} == {"S2"}
+
+
 def test_a_fill_whose_lock_was_lost_leaves_with_what_it_had() -> None:
     """docs/promises.md names it."""
     plan = flushed_before_it_leaves()
