@@ -109,6 +109,8 @@ LOST = frozenset({"S3", "S4"})
 FAULTS: list[tuple[Fault, int, frozenset[str]]] = [
     ("kill", 0, frozenset()),
     ("kill", 1, frozenset()),
+    ("pause", 0, frozenset()),
+    ("pause", 1, frozenset()),
     ("lose a reply", 0, frozenset()),
     ("flush", 0, LOST),
 ]
