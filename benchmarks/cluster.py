@@ -54,6 +54,7 @@ RENEWED = 1.5  # seconds until a process notices that its lease is gone
 EVERY = {"none": 0.0, "kill": 5.0, "restart": 10.0, "stop": 10.0, "flush": 5.0, "failover": 20.0}
 FAULTS = {"one": "none,kill,restart,stop,flush", "sentinel": "none,failover", "cluster": "none,failover"}
 STOPPED = 3.0
+ASKED = 1.0  # seconds that a question takes at most: store.timeout, twice
 
 
 Shared: TypeAlias = RedisProcess | Watched | RedisCluster
@@ -88,6 +89,7 @@ class Node:
 
     folder: Path
     port: int
+    admin: int
     running: rig.Process | None = None
     starts: int = 0
 
@@ -118,9 +120,26 @@ def unreachable(one: Node, until: float) -> list[Fault]:
         for line in (one.folder / f"gateway-{number}.log").read_text().splitlines():
             if "can't be asked" in line and (not found or found[-1].ended < until):
                 found.append(Fault("unreachable", at(line), until))
-            elif "is asked again" in line and found:
+            elif line.endswith(" again") and "is asked" in line and found:
                 found[-1].ended = at(line)
     return found
+
+
+async def unasked(one: Node, found: list[Fault]) -> None:
+    """When its count of failures grew: single questions fail where a process had no processor for a while."""
+    count, before = 0, time.time()
+    while True:
+        with contextlib.suppress(OSError, Broken, TimeoutError):
+            connection = await opened(one.admin)
+            try:
+                reply = await connection.call("GET", "/counts")
+            finally:
+                await connection.close()
+            known, count = count, json.loads(reply.body)["gateway_store_failures_total"]
+            if count > known:
+                found.append(Fault("unasked", before - ASKED, time.time()))
+        before = time.time()
+        await asyncio.sleep(0.25)
 
 
 def at(line: str) -> float:
@@ -130,13 +149,13 @@ def at(line: str) -> float:
 def node(folder: Path, upstream: int, redis: Shared, fill: dict[str, object]) -> Node:
     folder.mkdir()
     port, admin = rig.free_ports(2)
-    one = Node(folder, port)
+    one = Node(folder, port, admin)
     chosen = rig.settings(
         f"http://127.0.0.1:{upstream}",
         str(one.audit),
         fill=fill,
         listen={"port": port},
-        admin={"port": admin},
+        admin={"port": admin, "hosts": ["gateway.test"]},
         limits={"deadline": f"{DEADLINE:g}s"},
         credentials={"key": KEY},
         store={"url": redis.url},
@@ -348,11 +367,15 @@ async def run(profile: str, kind: str, a: argparse.Namespace, work: Path) -> int
                     Half(profile, one.port, api, rng, first=first)
                     for one, first in zip(nodes, firsts, strict=True)
                 ]
-                faults = Faults(kind, nodes, redis)
+                faults, single = Faults(kind, nodes, redis), list[Fault]()
                 async with asyncio.TaskGroup() as group:
-                    group.create_task(faults.run(a.seconds))
-                    for half in halves:
-                        group.create_task(half.run(a.clients // 2, a.seconds))
+                    watches = [group.create_task(unasked(one, single)) for one in nodes]
+                    async with asyncio.TaskGroup() as load:
+                        load.create_task(faults.run(a.seconds))
+                        for half in halves:
+                            load.create_task(half.run(a.clients // 2, a.seconds))
+                    for watch in watches:
+                        watch.cancel()
                 api.mock.faults.clear()
                 taken = await answers(nodes)
                 missed = [fault for one in nodes for fault in unreachable(one, time.time())]
@@ -378,7 +401,7 @@ async def run(profile: str, kind: str, a: argparse.Namespace, work: Path) -> int
             if owner(one.id, firsts) == which and one.conversation in undisturbed and one.begun > settled
         ]
         parts.append(Run(terms, half.asked, own, log, digest))
-    verdict = judged(whole, parts, [*faults.happened, *missed])
+    verdict = judged(whole, parts, [*faults.happened, *missed, *single])
     back = recoveries(whole, faults.happened, firsts, len(nodes))
     statuses = Counter(one.status for one in asked)
     failures = sum((half.failures for half in halves), Counter[str]())
@@ -393,7 +416,8 @@ async def run(profile: str, kind: str, a: argparse.Namespace, work: Path) -> int
             ["from the fault's end to the next fill, each gateway: median, longest",
              f"{rig.quantile(back, 0.5):.2f} s, {max(back, default=float('nan')):.2f} s"],
             ["longest without any fill", f"{longest_gap(whole):.2f} s"],
-            ["times that a gateway could not ask the server", len(missed)],
+            ["times that a gateway could not ask the server; that questions failed",
+             f"{len(missed)}; {len(single)}"],
             ["afterwards: all conversations written and filled through both, after",
              f"{max(taken.values()):.2f} s"],
             ["weakened, as the table of faults says", told(Counter(one.promise for one in verdict.named))],
@@ -404,7 +428,7 @@ async def run(profile: str, kind: str, a: argparse.Namespace, work: Path) -> int
     print("refusals on the logs:", told(refusals))
     for violation in verdict.broken[:20]:
         print(f"{violation.promise}: {violation.what}")
-    for fault in [*faults.happened, *missed] if verdict.broken else ():
+    for fault in [*faults.happened, *missed, *single] if verdict.broken else ():
         print(f"{fault.kind} from {fault.begun:.3f} to {fault.ended:.3f}")
     print(flush=True)
     return len(verdict.broken) + (not within)

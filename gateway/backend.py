@@ -141,7 +141,7 @@ class Backend:
                 found["gateway_store_entries", name, table] = partial(_size, store, number)
         return found
 
-    def tell_of_store(self) -> None:
+    def tell_of_store(self, counts: Counts) -> None:
         """When the store can't be asked, and when it can again: then it is told what it missed."""
         if self.shared is None:
             return
@@ -158,7 +158,11 @@ class Backend:
             making_up.add(task)
             task.add_done_callback(making_up.discard)
 
+        def alone() -> None:
+            counts["gateway_store_failures_total",] += 1
+
         server.on_turn = turned
+        self.shared.locks.on_alone = alone
         server.on_swept.append(self.lookups.swept)
         server.on_connected.append(connected)
 

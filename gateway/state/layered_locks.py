@@ -7,6 +7,7 @@ the call is `alone` with the near one: it may go on if it needs no more than ord
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import TracebackType
 
 from msgspec import Struct
@@ -50,6 +51,8 @@ class LayeredLocks:
     def __init__(self, near: MemoryLocks, far: RedisLocks | ClusterLocks) -> None:
         self._near = near
         self._far = far
+        # Told of each lock for which the others could not be asked.
+        self.on_alone: Callable[[], None] = lambda: None
 
     def __len__(self) -> int:
         return len(self._near)
@@ -73,6 +76,7 @@ class LayeredLocks:
                 near, await self._far.acquire(conversation, exclusive=exclusive, caller=caller), False
             )
         except StoreUnavailable:
+            self.on_alone()
             lock = LayeredLock(near, None, True)
         finally:
             if lock is None:

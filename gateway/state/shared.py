@@ -4,7 +4,9 @@ The state that several processes share, as the parts that one of them needs: a s
 
 from __future__ import annotations
 
+import random
 import ssl
+from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
 from gateway.state.address import Address
@@ -42,6 +44,7 @@ def shared_state(
     in_flight: float,
     clock: StoreClock | None = None,
     opened: Opened = RedisConnection.open,
+    chance: Callable[[], float] = random.random,
 ) -> SharedState:
     """
     Processes with one `key` and `deployment` share one state, whatever else is on the server. `settle`: the
@@ -54,7 +57,16 @@ def shared_state(
     share = PARTS if cluster else 1
 
     def part(root: str, clock: StoreClock) -> Part:
-        server = RedisServer(url, root, timeout=timeout, clock=clock, settle=settle, tls=tls, opened=opened)
+        server = RedisServer(
+            url,
+            root,
+            timeout=timeout,
+            clock=clock,
+            settle=settle,
+            tls=tls,
+            opened=opened,
+            chance=chance,
+        )
         bounds = {"max_entries": -(-max_entries // share), "max_remembered": max_remembered // share}
         store = RedisStore(server, sealed, local=cluster, **bounds)
         return Part(

@@ -11,8 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
+import pytest
 
+from gateway.errors import StoreUnavailable
 from gateway.mock.server import Fault
+from gateway.state.redis_locks import RedisLocks
 from gateway.state.redis_primary import Named
 from gateway.state.redis_server import RedisServer
 from tests.support.gateways import BODY, CONVERSATION, FILLED, PARTICIPANT, Running, document, gateway
@@ -280,6 +283,18 @@ async def test_while_it_is_down_fills_are_refused_and_writes_go_on_and_all_forge
         assert stage.sent(b"PATCH")[-1] == FILLED.replace(b"connected", b"active")
         async with stage.gateways[0].admin() as admin:
             assert "degraded" not in (await admin.get("/readyz")).json()
+
+
+async def test_a_write_that_goes_on_without_the_lock_of_all_is_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def unreachable(*_: object, **__: object) -> None:
+        raise StoreUnavailable("it came to it too late")
+
+    async with staged(number=1) as stage:
+        monkeypatch.setattr(RedisLocks, "acquire", unreachable)
+        assert (await stage.explicit(0)).status_code == 202
+        assert stage.gateways[0].counts("gateway_store_failures_total") == 1
 
 
 async def test_while_it_hangs_nothing_hangs_and_afterwards_nothing_stays_locked() -> None:

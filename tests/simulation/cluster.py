@@ -13,6 +13,7 @@ import asyncio
 import contextvars
 import copy
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,8 +27,10 @@ from gateway.proxy.lifecycle import Lifecycle
 from gateway.state.redis_primary import SLOTS
 from gateway.state.shared import SharedState, shared_state
 from gateway.state.store_clock import StoreClock
+from gateway.upstream.transport import Transport
 from tests.simulation.drawing import draw
 from tests.simulation.loop import Loop
+from tests.simulation.plays import PEOPLE
 from tests.simulation.promises import (
     Evidence,
     Violation,
@@ -41,8 +44,9 @@ from tests.simulation.promises import (
     s7,
     sources,
 )
+from tests.simulation.redis_model import RedisModel
 from tests.simulation.redis_network import NOON, SimulatedRedis, outside
-from tests.simulation.schedule import Change, Jump, Request, Schedule, Terms
+from tests.simulation.schedule import Change, Climate, Fate, Jump, Request, Schedule, Terms
 from tests.simulation.upstream import Sent, SimulatedUpstream
 from tests.simulation.world import PATIENCE, QUIET, Client, History, Journal, Recorded, Told, settings
 
@@ -136,6 +140,21 @@ def _blows(rng: Random, nodes: int, last: float) -> Iterator[Blow]:
         yield Blow(at=at, event=event, node=node, seconds=seconds, behind=rng.choice((0.05, 0.5, 2.0)))
 
 
+def staged(
+    actions: tuple[Request, ...], homes: dict[str, int], fates: dict[str, tuple[Fate, ...]], *blows: Blow
+) -> Plan:
+    """A plan by hand, of two gateways."""
+    schedule = Schedule(
+        seed=0,
+        actions=actions,
+        terms=Terms(max_age=3.0, settle=0.0),
+        climate=Climate(shuffled=False, store=0.02),
+        conversations=PEOPLE,
+        fates={id: (*some, *[Fate()] * 9) for id, some in fates.items()},
+    )
+    return Plan(schedule=schedule, nodes=2, homes=homes, skews=(0.0, 0.0), blows=blows, latency=0.0005)
+
+
 class ClusterLoop(Loop):
     """What a node has to do waits while it is paused, and is never done once it is killed."""
 
@@ -146,22 +165,25 @@ class ClusterLoop(Loop):
 
     def pause(self, node: int, seconds: float) -> None:
         if node not in self._paused:
-            self._paused[node] = []
-            outside(self.call_later, seconds, self._resume, node)
+            self.stop_node(node)
+            outside(self.call_later, seconds, self.resume, node)
 
-    def _resume(self, node: int) -> None:
+    def stop_node(self, node: int) -> None:
+        self._paused.setdefault(node, [])
+
+    def resume(self, node: int) -> None:
         if node not in self.dead:
             self._ready.extend(self._paused.pop(node))
 
     def kill(self, node: int) -> None:
         self.dead.add(node)
-        self._paused.setdefault(node, [])
+        self.stop_node(node)
 
     def bury(self) -> None:
         """What the dead had to do is done after all, once nobody looks: so that it has an end."""
         dead, self.dead = self.dead, set()
         for node in dead:
-            self._resume(node)
+            self.resume(node)
 
     def _chosen(self) -> asyncio.Handle:
         handle = super()._chosen()
@@ -187,23 +209,32 @@ class OnTheWire:
         return outside(self._loop.call_later, seconds, call, *arguments)
 
 
+class Killed(ConnectionResetError):
+    """What a client sees of its gateway's end."""
+
+
 Makes = Callable[..., SharedState]
 
 
 @dataclass(slots=True)
 class Cluster:
-    """`parts` and `makes` replace the gateways' own, which is how a mutant is made."""
+    """
+    `parts`, `makes` and `transport` replace the gateways' own, which is how a mutant is made; `model`: what
+    keeps Redis's data.
+    """
 
     plan: Plan
     parts: Parts = field(default_factory=Parts)
     makes: Makes = shared_state
+    transport: Callable[[SimulatedUpstream], Transport] | None = None
+    model: Callable[..., Any] = RedisModel
     _abandoned: list[asyncio.Task[None]] = field(default_factory=list)
 
     def run(self) -> History:
         plan, schedule = self.plan, self.plan.schedule
         loop = ClusterLoop(Random(f"{schedule.seed} order") if schedule.climate.shuffled else None)
         upstream = SimulatedUpstream(schedule, OnTheWire(loop), lambda: NOON + loop.time())  # type: ignore[arg-type]
-        redis = servers(loop, plan)
+        redis = servers(loop, plan, self.model)
         log: list[Recorded] = []
         told: dict[str, Told] = {}
 
@@ -211,7 +242,8 @@ class Cluster:
             nodes = [await self._begun(number, loop, upstream, redis, log) for number in range(plan.nodes)]
             for blow in plan.blows:
                 outside(loop.call_later, blow.at, self._befall, blow, loop, redis, upstream)
-            snapshots = outside(loop.create_task, _kept_by_replicas(redis))
+            lost = max((blow.at for blow in plan.blows if blow.event == "redis loses"), default=0.0)
+            snapshots = outside(loop.create_task, _kept_by_replicas(redis, lost))
             await asyncio.gather(
                 *(self._act(action, loop, upstream, nodes, told) for action in schedule.actions)
             )
@@ -219,7 +251,7 @@ class Cluster:
             snapshots.cancel()
             await asyncio.gather(snapshots, return_exceptions=True)
             seen = History(
-                replace(schedule, terms=_lenient(schedule.terms)),
+                replace(schedule, terms=lenient(schedule.terms, plan.blows)),
                 [copy.copy(sent) for sent in upstream.ledger],
                 {id: copy.copy(one) for id, one in told.items()},
                 list(log),
@@ -275,10 +307,11 @@ class Cluster:
                 in_flight=terms.deadline + READ_TIMEOUT,
                 clock=clock,
                 opened=opened,
+                chance=Random(f"{self.plan.schedule.seed} {number}").random,
             )
             return app.build(
                 chosen,
-                transport=upstream,
+                transport=self.transport(upstream) if self.transport else upstream,
                 clock=loop.clock,
                 wall=lambda: NOON + loop.time(),
                 parts=replace(
@@ -326,7 +359,7 @@ class Cluster:
                     await asyncio.wait([task], timeout=0.25)
                 if not task.done():
                     self._abandoned.append(task)
-                    client.told.failure = ConnectionResetError("its process was killed")
+                    client.told.failure = Killed("its process was killed")
                     client.told.ended = loop.clock()
 
     def _befall(
@@ -358,33 +391,36 @@ class Cluster:
                 redis.offset += blow.seconds
 
 
-def servers(loop: Loop, plan: Plan) -> list[SimulatedRedis]:
+def servers(loop: Loop, plan: Plan, model: Callable[..., Any] = RedisModel) -> list[SimulatedRedis]:
     number = len(plan.ahead)
     slots = None
     if number > 1:
         bounds = [i * SLOTS // number for i in range(number + 1)]
         slots = [[bounds[i], bounds[i + 1] - 1, [b"simulated", i + 1]] for i in range(number)]
     rng = Random(f"{plan.schedule.seed} redis")
-    found = [SimulatedRedis(loop, rng, plan.latency, slots) for _ in plan.ahead]
+    found = [SimulatedRedis(loop, rng, plan.latency, slots, model) for _ in plan.ahead]
     for server, ahead in zip(found, plan.ahead, strict=True):
         server.offset = ahead
     return found
 
 
-async def _kept_by_replicas(servers: Sequence[SimulatedRedis]) -> None:
-    while True:
+async def _kept_by_replicas(servers: Sequence[SimulatedRedis], until: float) -> None:
+    """Until one last takes over: later nobody asks for what they have."""
+    while servers[0].loop.time() < until:
         for redis in servers:
             redis.keep()
         await asyncio.sleep(0.05)
 
 
-def _lenient(terms: Terms) -> Terms:
-    return replace(terms, max_age=terms.max_age + BETWEEN) if terms.max_age else terms
+def lenient(terms: Terms, blows: tuple[Blow, ...] = ()) -> Terms:
+    """By what docs/promises.md says of clocks: S2 weakens by as much as Redis's was set."""
+    by = sum(abs(blow.seconds) for blow in blows if blow.event == "clock")
+    return replace(terms, max_age=terms.max_age + BETWEEN + by) if terms.max_age else terms
 
 
 PROMISES = (s1, sources, s4, s7, c2, l1, clients_that_leave)
-# docs/promises.md, Several processes: what may weaken between processes when Redis fails. S2 never does, nor
-# does anything when a process is killed, or paused for less than `store.timeout`.
+# docs/promises.md, Several processes: what may weaken between processes when Redis fails. S2 does only when
+# its clock is set, and nothing when a process is killed, or paused for less than `store.timeout`.
 OF_REDIS = frozenset({"cut off", "redis stops", "redis restarts", "redis loses", "flush", "clock"})
 # While it is down a write goes on that others can't be told of.
 UNTOLD = frozenset({"cut off", "redis stops", "redis restarts", "redis loses"})
@@ -392,6 +428,9 @@ UNTOLD = frozenset({"cut off", "redis stops", "redis restarts", "redis loses"})
 
 def residuals(plan: Plan) -> frozenset[str]:
     events = {blow.event for blow in plan.blows} & OF_REDIS
+    # Else `lenient` says by how much.
+    if "clock" in events and not plan.schedule.terms.max_age:
+        return frozenset({"S2", "S3", "S4", "S5"})
     # Who is stopped takes a Redis that answered meanwhile for one that does not.
     if any(blow.event == "pause" and blow.seconds >= TIMEOUT for blow in plan.blows):
         return frozenset({"S3", "S4", "S5"})
@@ -407,12 +446,16 @@ class ClusterEvidence(Evidence):
     plan: Plan
 
     def over(self, write: Sent, patch: Sent) -> float:
-        """What names no conversation takes no lock: elsewhere it is known once its client hears of it."""
+        """
+        What names no conversation takes no lock: elsewhere it is known once its client hears of it, and never
+        where its process was killed.
+        """
         homes = self.plan.homes
         if write.about.conversation is not None or homes[write.id] == homes[patch.id]:
             return super().over(write, patch)
-        ended = self.history.told[write.id].ended
-        return math.inf if ended is None or ended >= _left(patch) else _end(write)
+        told = self.history.told[write.id]
+        unheard = told.ended is None or told.ended >= _left(patch) or isinstance(told.failure, Killed)
+        return math.inf if unheard else _end(write)
 
 
 def broken(plan: Plan, history: History, named: frozenset[str] | None = None) -> list[Violation]:
@@ -425,5 +468,15 @@ def broken(plan: Plan, history: History, named: frozenset[str] | None = None) ->
         for id, told in history.told.items()
         if told.ended is None or told.ended - told.arrived >= PATIENCE + 31
     ]
-    named = residuals(plan) if named is None else named
-    return [one for one in found if not set(one.promise.split("+")) & named]
+    return [one for one in found if not is_named(one, plan, history, named)]
+
+
+def is_named(violation: Violation, plan: Plan, history: History, named: frozenset[str] | None = None) -> bool:
+    promises = set(violation.promise.split("+"))
+    if named is not None or promises & residuals(plan):
+        return bool(promises & (residuals(plan) if named is None else named))
+    # A fill that had its lock and its value when all locks were lost leaves with it.
+    flushed = max((blow.at for blow in plan.blows if blow.event == "flush"), default=-math.inf)
+    reads = (history.ledger[int(number)] for number in re.findall(r"#(\d+) begun", violation.what))
+    had = any(read.complete is not None and read.complete < flushed for read in reads)
+    return promises <= {"S3", "S5"} and had and history.told[violation.what.split()[0]].arrived < flushed

@@ -156,6 +156,27 @@ async def test_a_server_that_hangs_is_an_error_in_time_and_does_nothing_of_it_la
         assert accepted.value == "connected"
 
 
+async def test_what_came_too_late_is_asked_once_more_and_no_more_often(
+    own: RedisProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted, long_ago = RedisServer._until, list[int]()
+
+    def until(server: RedisServer, now: float) -> int:
+        return long_ago.pop() if long_ago else wanted(server, now)
+
+    monkeypatch.setattr(RedisServer, "_until", until)
+    async with store_on(own) as store:
+        await back(store)
+        long_ago.append(0)
+        await store.accept(WHOSE, "connected", 2.0)
+        long_ago.extend([0, 0])
+        with pytest.raises(StoreUnavailable, match="too late"):
+            await store.accept(WHOSE, "alerting", 2.0)
+        accepted = (await store.view(KEY, WHOSE)).accepted
+        assert accepted is not None
+        assert accepted.value == "connected"
+
+
 async def test_scripts_that_the_server_has_dropped_are_sent_again(own: RedisProcess) -> None:
     async with store_on(own) as store:
         await store.stamp("c1")

@@ -233,16 +233,22 @@ async def test_a_lock_whose_granting_was_never_heard_of_is_given_up(redis: Redis
         lock.release()
 
 
-async def test_who_waits_at_a_server_that_was_flushed_is_told(redis: RedisProcess) -> None:
+async def test_who_waits_at_a_server_that_was_flushed_asks_again(redis: RedisProcess) -> None:
+    """A write goes on where it can't be asked for the lock: it is to wait for it, as long as it can be."""
     own = RedisProcess()
     try:
-        async with two(own, timeout=20.0) as (one, _):
-            await one.locks.acquire("c1", exclusive=True, caller="A")
+        async with two(own, timeout=20.0) as (one, other):
+            held = await one.locks.acquire("c1", exclusive=True, caller="A")
             waiting = asyncio.ensure_future(one.locks.acquire("c1", exclusive=True, caller="A"))
             await one.settled()
             own.command("FLUSHALL")
-            with pytest.raises(StoreUnavailable):
-                await waiting
+            lock = await waiting
+            assert lock.holds()
+            assert not held.holds()
+            assert await other.locks.enter(KEY, WHOSE) is None, "the server knows of it"
+            lock.release()
+            await one.settled()
+            assert await other.locks.enter(KEY, WHOSE) is not None
     finally:
         own.close()
 
