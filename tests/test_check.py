@@ -365,6 +365,7 @@ def test_what_would_fill_the_memory_is_refused_at_once(tmp_path: Path, text: str
     assert time.process_time() - begun < 1
 
 
+@pytest.mark.no_cover
 def test_three_thousand_rules_are_checked_in_two_seconds(tmp_path: Path) -> None:
     rules = "".join(
         f"""
