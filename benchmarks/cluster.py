@@ -2,10 +2,12 @@
 The promises between gateways over real sockets, while what they share is killed, stopped and emptied.
 
     .venv/bin/python -m benchmarks.cluster --seconds 20
+    .venv/bin/python -m benchmarks.cluster --store cluster
 
-Two gateway processes on one Redis server serve the calls of `freshness.py`; `judge.py` says which promises
-were broken. What docs/promises.md ("Several processes") lets weaken by a fault is told apart, by the times of
-the faults. Afterwards each conversation is written and filled through each gateway: nothing stays locked.
+Two gateway processes on one Redis server, or under Sentinels or in a cluster of three primaries, each with a
+replica, serve the calls of `freshness.py`; `judge.py` says which promises were broken. What docs/promises.md
+("Several processes") lets weaken by a fault is told apart, by the times of the faults. Afterwards each
+conversation is written and filled through each gateway: nothing stays locked.
 """
 
 from __future__ import annotations
@@ -19,11 +21,12 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
+from typing import TypeAlias
 
 import uvloop
 
@@ -42,13 +45,32 @@ from benchmarks.judge import (
     recorded,
     sources,
 )
+from tests.support.redis_kinds import RedisCluster, Watched
 from tests.support.redis_servers import RedisProcess
 
 DEADLINE = 5.0  # limits.deadline: what a killed process held ends with its lease, 6 s later
 LEASE = DEADLINE + 6.0
 RENEWED = 1.5  # seconds until a process notices that its lease is gone
-EVERY = {"none": 0.0, "kill": 5.0, "restart": 10.0, "stop": 10.0, "flush": 5.0}
+EVERY = {"none": 0.0, "kill": 5.0, "restart": 10.0, "stop": 10.0, "flush": 5.0, "failover": 20.0}
+FAULTS = {"one": "none,kill,restart,stop,flush", "sentinel": "none,failover", "cluster": "none,failover"}
 STOPPED = 3.0
+ASKED = 1.0  # seconds that a question takes at most: store.timeout, twice
+
+
+Shared: TypeAlias = RedisProcess | Watched | RedisCluster
+
+
+def clustered() -> RedisCluster:
+    cluster = RedisCluster(1, node_timeout=3000)
+    cluster.ready()
+    return cluster
+
+
+STORES: dict[str, Callable[[], Shared]] = {
+    "one": RedisProcess,
+    "sentinel": lambda: Watched(3, down_after=3000),
+    "cluster": clustered,
+}
 
 
 @dataclass(slots=True)
@@ -67,6 +89,7 @@ class Node:
 
     folder: Path
     port: int
+    admin: int
     running: rig.Process | None = None
     starts: int = 0
 
@@ -97,25 +120,42 @@ def unreachable(one: Node, until: float) -> list[Fault]:
         for line in (one.folder / f"gateway-{number}.log").read_text().splitlines():
             if "can't be asked" in line and (not found or found[-1].ended < until):
                 found.append(Fault("unreachable", at(line), until))
-            elif "is asked again" in line and found:
+            elif line.endswith(" again") and "is asked" in line and found:
                 found[-1].ended = at(line)
     return found
+
+
+async def unasked(one: Node, found: list[Fault]) -> None:
+    """When its count of failures grew: single questions fail where a process had no processor for a while."""
+    count, before = 0, time.time()
+    while True:
+        with contextlib.suppress(OSError, Broken, TimeoutError):
+            connection = await opened(one.admin)
+            try:
+                reply = await connection.call("GET", "/counts")
+            finally:
+                await connection.close()
+            known, count = count, json.loads(reply.body)["gateway_store_failures_total"]
+            if count > known:
+                found.append(Fault("unasked", before - ASKED, time.time()))
+        before = time.time()
+        await asyncio.sleep(0.25)
 
 
 def at(line: str) -> float:
     return datetime.fromisoformat(line.split(" ", 1)[0]).timestamp()
 
 
-def node(folder: Path, upstream: int, redis: RedisProcess, fill: dict[str, object]) -> Node:
+def node(folder: Path, upstream: int, redis: Shared, fill: dict[str, object]) -> Node:
     folder.mkdir()
     port, admin = rig.free_ports(2)
-    one = Node(folder, port)
+    one = Node(folder, port, admin)
     chosen = rig.settings(
         f"http://127.0.0.1:{upstream}",
         str(one.audit),
         fill=fill,
         listen={"port": port},
-        admin={"port": admin},
+        admin={"port": admin, "hosts": ["gateway.test"]},
         limits={"deadline": f"{DEADLINE:g}s"},
         credentials={"key": KEY},
         store={"url": redis.url},
@@ -146,7 +186,7 @@ class Faults:
 
     kind: str
     nodes: Sequence[Node]
-    redis: RedisProcess
+    redis: Shared
     happened: list[Fault] = field(default_factory=list)
 
     async def run(self, seconds: float) -> None:
@@ -169,6 +209,13 @@ class Faults:
                 fault.node = len(self.happened) % len(self.nodes)
                 await asyncio.to_thread(self.nodes[fault.node].kill)
                 await asyncio.to_thread(self.nodes[fault.node].start)
+                return
+            case "failover":
+                assert not isinstance(self.redis, RedisProcess)
+                await asyncio.to_thread(self.redis.fail_over)
+                return
+        assert isinstance(self.redis, RedisProcess)
+        match fault.kind:
             case "restart":
                 await asyncio.to_thread(self.redis.stop)
                 await asyncio.to_thread(self.redis.start)
@@ -292,9 +339,7 @@ async def answers(nodes: Sequence[Node]) -> dict[str, float]:
 
 
 @contextlib.asynccontextmanager
-async def pair(
-    work: Path, port: int, redis: RedisProcess, fill: dict[str, object]
-) -> AsyncIterator[list[Node]]:
+async def pair(work: Path, port: int, redis: Shared, fill: dict[str, object]) -> AsyncIterator[list[Node]]:
     nodes = [node(work / name, port, redis, fill) for name in ("a", "b")]
     try:
         for one in nodes:
@@ -308,7 +353,7 @@ async def pair(
 async def run(profile: str, kind: str, a: argparse.Namespace, work: Path) -> int:
     rng = random.Random(f"{a.seed} {profile} {kind}")
     skew = time.time() - time.monotonic()
-    redis = await asyncio.to_thread(RedisProcess)
+    redis = await asyncio.to_thread(STORES[a.store])
     try:
         async with watched(profile, rng) as (port, api):
             fill: dict[str, object] = {
@@ -322,11 +367,15 @@ async def run(profile: str, kind: str, a: argparse.Namespace, work: Path) -> int
                     Half(profile, one.port, api, rng, first=first)
                     for one, first in zip(nodes, firsts, strict=True)
                 ]
-                faults = Faults(kind, nodes, redis)
+                faults, single = Faults(kind, nodes, redis), list[Fault]()
                 async with asyncio.TaskGroup() as group:
-                    group.create_task(faults.run(a.seconds))
-                    for half in halves:
-                        group.create_task(half.run(a.clients // 2, a.seconds))
+                    watches = [group.create_task(unasked(one, single)) for one in nodes]
+                    async with asyncio.TaskGroup() as load:
+                        load.create_task(faults.run(a.seconds))
+                        for half in halves:
+                            load.create_task(half.run(a.clients // 2, a.seconds))
+                    for watch in watches:
+                        watch.cancel()
                 api.mock.faults.clear()
                 taken = await answers(nodes)
                 missed = [fault for one in nodes for fault in unreachable(one, time.time())]
@@ -352,13 +401,13 @@ async def run(profile: str, kind: str, a: argparse.Namespace, work: Path) -> int
             if owner(one.id, firsts) == which and one.conversation in undisturbed and one.begun > settled
         ]
         parts.append(Run(terms, half.asked, own, log, digest))
-    verdict = judged(whole, parts, [*faults.happened, *missed])
+    verdict = judged(whole, parts, [*faults.happened, *missed, *single])
     back = recoveries(whole, faults.happened, firsts, len(nodes))
     statuses = Counter(one.status for one in asked)
     failures = sum((half.failures for half in halves), Counter[str]())
     within = all(one <= LEASE + 1 for one in taken.values())
     rig.table(
-        [f"{profile}, {kind}", "figure"],
+        [f"{profile}, {a.store}, {kind}", "figure"],
         [
             ["calls, filled, faults", f"{len(asked)}, {len(whole.fills)}, {len(faults.happened)}"],
             ["replies", told(statuses)],
@@ -367,7 +416,8 @@ async def run(profile: str, kind: str, a: argparse.Namespace, work: Path) -> int
             ["from the fault's end to the next fill, each gateway: median, longest",
              f"{rig.quantile(back, 0.5):.2f} s, {max(back, default=float('nan')):.2f} s"],
             ["longest without any fill", f"{longest_gap(whole):.2f} s"],
-            ["times that a gateway could not ask the server", len(missed)],
+            ["times that a gateway could not ask the server; that questions failed",
+             f"{len(missed)}; {len(single)}"],
             ["afterwards: all conversations written and filled through both, after",
              f"{max(taken.values()):.2f} s"],
             ["weakened, as the table of faults says", told(Counter(one.promise for one in verdict.named))],
@@ -378,7 +428,7 @@ async def run(profile: str, kind: str, a: argparse.Namespace, work: Path) -> int
     print("refusals on the logs:", told(refusals))
     for violation in verdict.broken[:20]:
         print(f"{violation.promise}: {violation.what}")
-    for fault in [*faults.happened, *missed] if verdict.broken else ():
+    for fault in [*faults.happened, *missed, *single] if verdict.broken else ():
         print(f"{fault.kind} from {fault.begun:.3f} to {fault.ended:.3f}")
     print(flush=True)
     return len(verdict.broken) + (not within)
@@ -389,7 +439,8 @@ def main() -> None:
     ap.add_argument("--clients", type=int, default=100)
     ap.add_argument("--seconds", type=float, default=60)
     ap.add_argument("--profiles", default="strict,documented")
-    ap.add_argument("--faults", default=",".join(EVERY))
+    ap.add_argument("--store", default="one", choices=STORES)
+    ap.add_argument("--faults", help="of " + ", ".join(EVERY))
     ap.add_argument("--max-age", type=float, default=1.0)
     ap.add_argument("--settle", type=float, default=2.0)
     ap.add_argument("--seed", default="1")
@@ -397,7 +448,7 @@ def main() -> None:
     rig.pinned_off_the_gateway()
     broken = 0
     for profile in a.profiles.split(","):
-        for kind in a.faults.split(","):
+        for kind in (a.faults or FAULTS[a.store]).split(","):
             with rig.folder() as work:
                 broken += uvloop.run(run(profile, kind, a, work))
     raise SystemExit(1 if broken else 0)

@@ -152,7 +152,7 @@ class Flood:
         call = Call(target, headers, body)
         await self.lifecycle.serve(call)
         self.statuses[call.status] = self.statuses.get(call.status, 0) + 1
-        self.locks = max(self.locks, len(self.gateway.locks))
+        self.locks = max(self.locks, len(self.gateway.main.locks))
 
     async def run(self, name: str, calls: int, at_once: int, body: bytes) -> None:
         numbers: Iterator[int] = iter(range(calls))
@@ -168,12 +168,12 @@ class Flood:
                 group.create_task(some())
 
     def kept(self) -> Kept:
-        lookups = self.gateway.lookups
+        lookups = self.gateway.main.lookups
         return Kept(
             self.store.sizes(),
             len(lookups._chosen_from),
             len(lookups._in_flight),
-            len(self.gateway.locks),
+            len(self.gateway.main.locks),
         )
 
 

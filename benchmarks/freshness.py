@@ -31,7 +31,7 @@ from starlette.types import Message, Receive, Scope, Send
 from benchmarks import rig
 from benchmarks.client import Broken, Connection, opened
 from benchmarks.judge import Asked, Run, Seen, Terms
-from gateway.app import derived
+from gateway.backend import derived
 from gateway.http import headers as h
 from gateway.mock.server import Conversations, Fault, Mock, MockSettings, server
 

@@ -6,7 +6,8 @@ It reports only what is certain. A message reaches the upstream after it left th
 leaves the upstream before it reaches the gateway: seen from here flights look shorter and GETs younger
 than they were. So it can't see an overlap or an age that is shorter than the way between the two; nor the
 order of arrival within S4; nor how long a call waited after a look-up of its own (S2); nor whether an
-unanswered message (`ended` None) was still in flight; nor S8 where calls change something; nor S6 but by the
+unanswered message (`ended` None) was still in flight, which is one that the gateway gave up (its deadline)
+a moment before the answer left the upstream, too; nor S8 where calls change something; nor S6 but by the
 Authorization field. tests/simulation sees all of these.
 """
 
@@ -15,7 +16,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -116,12 +117,18 @@ class Run:
         self.terms = terms
         self.digest = digest
         self.asked = {one.id: one for one in asked}
+        self.outcomes = {
+            line.get("request_id"): line["status"] for _, line in log if line["event"] == "outcome"
+        }
         self.patches: defaultdict[str, list[Seen]] = defaultdict(list)
         self.reads: defaultdict[str, list[Seen]] = defaultdict(list)
         self.writes: defaultdict[str, list[Seen]] = defaultdict(list)
         self.look_ups: list[Seen] = []
+        last = {one.id: one for one in sorted(seen, key=lambda one: one.begun) if one.method != "GET"}
         for one in sorted(seen, key=lambda one: one.begun):
             kind = self.asked[one.id].kind
+            if last.get(one.id) is one and self._told(one.id) not in {None, one.status}:
+                one = replace(one, status=None, ended=None)
             if one.method == "GET":
                 self.reads[one.conversation].append(one)
                 if kind != "read":
@@ -136,6 +143,14 @@ class Run:
             if line["event"] == "rewrite"
         }
         self.fills = list(self._fills())
+
+    def _told(self, id: str) -> int | None:
+        """What the gateway told its client of a call; None where nobody knows."""
+        return self.outcomes.get(id, self.asked[id].status)
+
+    def heard(self, one: Seen) -> bool:
+        """Whether it is known that the gateway got the answer: it may have been killed before."""
+        return self._told(one.id) is not None
 
     def _fills(self) -> Iterator[Fill]:
         for id, sent in self.patches.items():
@@ -185,7 +200,8 @@ def recorded(run: Run) -> Iterator[Violation]:
 def sources(run: Run) -> Iterator[Violation]:
     """S2, S3, S5, S6, S7: there is one GET that justifies the fill in every respect."""
     for fill in run.fills:
-        writes = [one for one in run.writes[fill.seen.conversation] if one.begun < fill.seen.begun]
+        # One that was given up may arrive after a write that it left before.
+        writes = [one for one in run.writes[fill.seen.conversation] if one.begun < fill.left_at]
         accepted = _last_accepted(run, fill, writes)
         if accepted is not None and fill.value != accepted.value and fill.left_at + 0.001 < accepted.until:
             yield Violation("S5", f"{fill}, after {accepted.value} was accepted")
@@ -219,7 +235,7 @@ def _last_accepted(run: Run, fill: Fill, writes: Sequence[Seen]) -> Accepted | N
     for one in reversed(writes):
         asked = run.asked[one.id]
         same = asked.kind == "explicit" and asked.participant == fill.asked.participant
-        if same and one.accepted and one.ended is not None:
+        if same and one.accepted and one.ended is not None and run.heard(one):
             return Accepted(str(json.loads(asked.body)["state"]), one.ended + run.terms.settle)
     return None
 

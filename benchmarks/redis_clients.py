@@ -3,13 +3,15 @@ What one step on a Redis server costs in this process, by client: a fill's view,
 
     python -m benchmarks.redis_clients [seconds]
 
-A client that is not installed is left out. `own` is gateway/state/redis_connection.py.
+A client that is not installed is left out. `own` is gateway/state/redis_connection.py. Then whole views of
+1,000 conversations over TCP, on one server and on a cluster of three on the same processors.
 """
 
 from __future__ import annotations
 
 import asyncio
 import importlib
+import itertools
 import sys
 import time
 from collections.abc import Awaitable, Callable
@@ -19,6 +21,9 @@ import uvloop
 
 from gateway.state.redis_connection import RedisConnection
 from gateway.state.redis_server import Script
+from gateway.state.shared import shared_state
+from gateway.state.store import Key, Reading
+from tests.support.redis_kinds import RedisCluster
 from tests.support.redis_servers import RedisProcess
 
 AT_ONCE = 50
@@ -56,6 +61,32 @@ async def glide(port: str) -> Step:
     return lambda: client.custom_command(words)
 
 
+async def views(url: str, seconds: float) -> tuple[float, float]:
+    state = shared_state(
+        url,
+        key=b"k" * 32,
+        deployment="views",
+        tls=None,
+        timeout=5.0,
+        settle=0.0,
+        max_entries=10_000,
+        max_remembered=2**24,
+        lock_timeout=5.0,
+        in_flight=5.0,
+    )
+    keys = [Key(f"c{number}", b"/conversations/c%d" % number, "A") for number in range(1000)]
+    for key in keys:
+        stamp = await state.store.stamp(key.conversation)
+        await state.store.put(key, Reading(b"{}", stamp.time, stamp.generation))
+    asked = itertools.cycle([(key, ("state", key.conversation, "p1")) for key in keys])
+    try:
+        await measured(lambda: state.store.view(*next(asked)), seconds / 5)
+        return await measured(lambda: state.store.view(*next(asked)), seconds)
+    finally:
+        await state.locks.close()
+        await state.store.close()
+
+
 CLIENTS = {"own": own, "redis-py": redis_py, "coredis": coredis, "valkey-glide": glide}
 
 
@@ -90,6 +121,16 @@ async def main(seconds: float) -> None:
             await measured(step, seconds / 5)
             rate, cost = await measured(step, seconds)
             print(f"| {name} | {rate:,.0f} | {cost:.1f} |", flush=True)
+        print("\n| whole views | a second | µs of our processor for each |\n|---|---:|---:|")
+        cluster = RedisCluster()
+        cluster.ready()
+        try:
+            kinds = {"one server": f"redis://127.0.0.1:{port}", "a cluster of three": cluster.url}
+            for name, url in [*kinds.items()] * 2:
+                rate, cost = await views(url, seconds)
+                print(f"| {name} | {rate:,.0f} | {cost:.1f} |", flush=True)
+        finally:
+            cluster.close()
     finally:
         process.close()
 

@@ -21,13 +21,14 @@ import typer
 import uvloop
 from pydantic import SecretStr
 
-from gateway import __version__, app, config, lifetime, replay
+from gateway import __version__, app, config, lifetime
 from gateway.admin import client
 from gateway.audit import callers_file, logged_callers
 from gateway.audit import commands as audit_log
 from gateway.audit import report as reports
 from gateway.audit.reader import Reader, Wanted
 from gateway.audit.selection import LOG_GIVEN, Selected, Selection
+from gateway.cases import replay
 from gateway.cases import run as cases
 from gateway.checks import preflight, told
 from gateway.description import document as description

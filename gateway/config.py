@@ -266,9 +266,9 @@ class StoreSettings(Section):
     url: Annotated[str, Field(repr=False), checked(_store_url)]
     """
     A Redis or Valkey server for the state that several gateways share:
-    `redis://[user:password@]host[:port][/database]`, `rediss://` with TLS, `unix:///path`, or
-    `redis+sentinel://host:port,host:port/name`. Not a cluster; `maxmemory-policy` has to be `noeviction`.
-    Needs `credentials.key`.
+    `redis://[user:password@]host[:port][/database]`, `redis+sentinel://host:port,host:port/name`,
+    `redis+cluster://host:port,host:port`, each also as `rediss` with TLS, or `unix:///path`.
+    `maxmemory-policy` has to be `noeviction`. Needs `credentials.key`.
     """
     on_failure: Literal["reject", "isolate"] = "reject"
     """

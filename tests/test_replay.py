@@ -11,8 +11,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from gateway.cli import cli
-from gateway.replay import (
+from gateway.cases.replay import (
     NO_LONGER,
     NOW,
     OTHER_RULE,
@@ -22,6 +21,7 @@ from gateway.replay import (
     UNKNOWN,
     VERDICTS,
 )
+from gateway.cli import cli
 from tests.audit.test_reader import CHANGES, decision, outcome, rewrite
 from tests.support.gateways import PARTICIPANT, document
 

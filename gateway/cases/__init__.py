@@ -1,3 +1,3 @@
 """
-The tests that rules bring with them.
+Rules tried without a network: the tests that they bring with them, and the calls of an audit log.
 """

@@ -94,7 +94,7 @@ class InProcess:
         """In a task of its own. Raises Overloaded."""
         if len(self._calls) >= self.limits.max_in_flight:
             raise Overloaded(f"{len(self._calls)} requests are in flight (limits.max_in_flight)")
-        serving: Coroutine[Any, Any, None] = self.running.lifecycle.serve(request)
+        serving: Coroutine[Any, Any, None] = self.running.main.lifecycle.serve(request)
         task = request.task = asyncio.create_task(serving)
         self._calls.add(task)
         task.add_done_callback(self._calls.discard)

@@ -7,12 +7,14 @@ the call is `alone` with the near one: it may go on if it needs no more than ord
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import TracebackType
 
 from msgspec import Struct
 
 from gateway.errors import StoreUnavailable
 from gateway.state.locks import MemoryLock, MemoryLocks
+from gateway.state.redis_cluster import ClusterLocks
 from gateway.state.redis_locks import RedisLock, RedisLocks
 from gateway.state.store import Key, View
 
@@ -46,9 +48,11 @@ class LayeredLock(Struct, eq=False):
 
 
 class LayeredLocks:
-    def __init__(self, near: MemoryLocks, far: RedisLocks) -> None:
+    def __init__(self, near: MemoryLocks, far: RedisLocks | ClusterLocks) -> None:
         self._near = near
         self._far = far
+        # Told of each lock for which the others could not be asked.
+        self.on_alone: Callable[[], None] = lambda: None
 
     def __len__(self) -> int:
         return len(self._near)
@@ -72,6 +76,7 @@ class LayeredLocks:
                 near, await self._far.acquire(conversation, exclusive=exclusive, caller=caller), False
             )
         except StoreUnavailable:
+            self.on_alone()
             lock = LayeredLock(near, None, True)
         finally:
             if lock is None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -32,13 +32,28 @@ _refusal = msgspec.msgpack.Decoder(tuple[int, list[tuple[bytes, bytes]], bytes])
 
 class RedisStore:
     def __init__(
-        self, server: RedisServer, sealed: Sealed, *, max_entries: int, max_remembered: int = 2**26
+        self,
+        server: RedisServer,
+        sealed: Sealed,
+        *,
+        max_entries: int,
+        max_remembered: int = 2**26,
+        local: bool = False,
     ) -> None:
         """
         `max_entries`: readings, accepted values and pauses on the server, each. `max_remembered`: bytes of
-        readings that this process has opened.
+        readings that this process has opened. `local`: times are of this process's clock, not the server's.
         """
-        self.now = server.clock.now
+        clock = server.clock
+        self.now = clock.local if local else clock.now
+        self._local = local
+        # Times of the server's, as they are given here, and the other way round.
+        self._shown: Callable[[float], float] = clock.shown if local else float
+        self._earliest: Callable[[float], float] = clock.earliest if local else float
+        self._latest: Callable[[float], float] = clock.latest if local else float
+        # What was asked by then began at a server that may have lost it.
+        self._forgotten_at = -math.inf
+        server.on_forgotten.append(self._forget)
         self._server = server
         self._sealed = sealed
         self._most = max_entries
@@ -95,19 +110,27 @@ class RedisStore:
         accepted = None
         if until is not None:
             text = None if value is None else value.decode()
-            accepted = Accepted(text, int(since) / 1e6, int(until) / 1e6)
+            accepted = Accepted(text, self._accepted_since(int(since)), self._latest(int(until) / 1e6))
         elif lost is not None:
-            accepted = Accepted(None, -math.inf, int(lost) / 1e6)
+            accepted = Accepted(None, -math.inf, self._latest(int(lost) / 1e6))
         pause = None
-        if paused is not None and int(paused) / 1e6 > moment:
+        if paused is not None and (ends := self._latest(int(paused) / 1e6)) > moment:
             opened = self._sealed.open(key.credential, refusal, b"pause")
             if opened is not None:
                 status, headers, content = _refusal(opened)
-                pause = Pause(int(paused) / 1e6, Refusal(status, headers, content))
+                pause = Pause(ends, Refusal(status, headers, content))
         reading = None
         if of is not None:
             reading = self._reading(key, int(of), started, nonce, body)
         return View(moment, int(generation), reading, accepted, pause)
+
+    def _accepted_since(self, micros: int) -> float:
+        """
+        By this process's clock a reading that was stamped afterwards may have begun before, by as much as its
+        question took to the server.
+        """
+        since = self._earliest(micros / 1e6)
+        return since - self._server.timeout if self._local else since
 
     def _reading(
         self, key: Key, generation: int, started: bytes, nonce: bytes, body: bytes | None
@@ -123,7 +146,8 @@ class RedisStore:
         if opened is None:
             return None
         text, etag, learned, age, ambiguous = _content(opened)
-        reading = Reading(text, float(started), generation, etag, learned, age, ambiguous)
+        began = self._earliest(float(started))
+        reading = Reading(text, began, generation, etag, learned, age, ambiguous)
         self._remember(key, nonce, reading)
         return reading
 
@@ -141,12 +165,19 @@ class RedisStore:
         moment, reply = await self._read(self._stamp, [self.conversation(conversation)])
         return Stamp(moment, int(reply[1]))
 
+    def time(self, sent: float, moment: float) -> float:
+        """Of a step that was sent at `sent`, of the local clock, and `moment` is the time there."""
+        return sent if self._local else moment
+
     async def _read(self, script: Script, keys: Sequence[str], *args: Word) -> tuple[float, list[Any]]:
         """
         What a reading's age counts from, everywhere: so not until the server's clock shows what this process
         has taken it for.
         """
+        sent = self._server.clock.local()
         moment, reply = await self._server.step(script, keys, *args)
+        if self._local:
+            return sent, reply
         ahead = moment - reply[0] / 1e6
         if ahead > TOLERANCE:
             await asyncio.sleep(min(ahead, self._server.timeout))
@@ -158,8 +189,10 @@ class RedisStore:
     # --- readings
 
     async def put(self, key: Key, reading: Reading) -> bool:
+        if reading.started <= self._forgotten_at:
+            return False
         conversation, place, _, _ = self.keys(key, ())
-        started = repr(reading.started).encode()
+        started = repr(self._shown(reading.started)).encode()
         content = (reading.body, reading.etag, reading.learned, reading.age, reading.ambiguous)
         about = _about(place, reading.generation, started)
         sealed = self._sealed.seal(key.credential, _encoded(content), about)
@@ -174,6 +207,13 @@ class RedisStore:
         return True
 
     # --- generations
+
+    def _forget(self) -> None:
+        """
+        Generations that were drawn before may be lost; and greater than those to come, where another clock
+        than that of before counts.
+        """
+        self._forgotten_at = self.now()
 
     async def suspend(self, conversation: str) -> Suspension:
         _, reply = await self._server.step(self._suspend, [self.conversation(conversation)])
@@ -192,7 +232,8 @@ class RedisStore:
     async def accept(self, subject: tuple[str, ...], value: str | None, settle: float) -> None:
         keys = [self._accepted(subject), self._index["accepted"]]
         known = int(value is not None)
-        since = math.ceil(self.now() * 1e6) if self._server.clock.known else 0
+        clock = self._server.clock
+        since = math.ceil(clock.now() * 1e6) if clock.known else 0
         args = (known, value or "", round(settle * 1e6), self._most, since)
         await self._server.step(self._accept, keys, *args)
 

@@ -13,11 +13,13 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from types import TracebackType
+from typing import cast
 
 from msgspec import Struct
 
 from gateway.errors import LockBusy, LockTimeout, StoreUnavailable
 from gateway.state.redis import RedisStore
+from gateway.state.redis_connection import RedisError
 from gateway.state.redis_server import RedisServer
 from gateway.state.sealed import Sealed
 from gateway.state.store import Key, View
@@ -25,6 +27,7 @@ from gateway.state.store import Key, View
 MARGIN = 6.0  # seconds for which a lease lasts beyond the longest call
 RENEWED = 1.5  # seconds from one renewal to the next
 POLLED = 0.5  # seconds after which who waits asks, should nobody have told it
+ATTEMPTS = 4  # at one lock: those who wait may be lost, and then this process's lease
 MUCH_LATER = 2**53
 
 
@@ -141,11 +144,11 @@ class RedisLocks:
 
     async def _acquired(self, conversation: str, exclusive: bool, caller: str) -> RedisLock:
         key = self._key(conversation)
-        for _ in range(2):
+        began = self._server.clock.local()
+        for _ in range(ATTEMPTS):
             lease = self._lease or await self._leased()
             token = self._token(lease)
             granted = self._granted[token] = asyncio.get_running_loop().create_future()
-            began = self._server.clock.local()
             outcome, told = b"", False
             try:
                 args = (token, int(exclusive), caller, self._max_waiting)
@@ -153,11 +156,11 @@ class RedisLocks:
                 outcome, told = reply[1], True
                 if outcome == b"waits":
                     try:
-                        await self._wait(key, token, granted, began)
-                        outcome = b"held"
+                        outcome = await self._waited_for(key, token, granted, began)
                     finally:
                         self.on_waited(self._server.clock.local() - began)
-                    return RedisLock(self, conversation, exclusive, key, token, lease, True)
+                    if outcome == b"held":
+                        return RedisLock(self, conversation, exclusive, key, token, lease, True)
                 if outcome == b"held":
                     return RedisLock(self, conversation, exclusive, key, token, lease, False)
             finally:
@@ -166,22 +169,22 @@ class RedisLocks:
                     self.give_up(key, token)
             if outcome == b"busy":
                 raise LockBusy(f"{reply[2]} calls of this caller wait for the conversation's lock")
-            self._lose(lease)
-        raise StoreUnavailable("it lost this process's lease twice")
+            if outcome == b"lost":
+                self._lose(lease)
+        raise StoreUnavailable("it lost this process's locks again and again")
 
-    async def _wait(self, key: str, token: str, granted: asyncio.Future[None], began: float) -> None:
+    async def _waited_for(self, key: str, token: str, granted: asyncio.Future[None], began: float) -> bytes:
+        """`held` once it is; `gone` where the server has lost who waited."""
         left = began + self._timeout - self._server.clock.local()
         try:
             async with asyncio.timeout(left):
-                while not granted.done():
+                while True:
                     await asyncio.wait([granted], timeout=POLLED)
                     if granted.done():
-                        return
+                        return b"held"
                     _, reply = await self._server.step(self._poll, [key], token)
-                    if reply[1] == b"held":
-                        return
-                    if reply[1] == b"gone":
-                        raise StoreUnavailable("it has lost who waited for the lock")
+                    if reply[1] != b"waits":
+                        return cast(bytes, reply[1])
         except TimeoutError as error:
             raise LockTimeout(f"it waited {self._timeout:g} s for the conversation's lock") from error
 
@@ -191,7 +194,7 @@ class RedisLocks:
         conversation = key.conversation
         place, token = self._key(conversation), self._token(lease)
         store = self._store
-        told = False
+        sent, told = self._server.clock.local(), False
         try:
             moment, reply = await self._server.step(
                 self._enter, [place, *store.keys(key, subject)], token, store.had(key)
@@ -206,7 +209,7 @@ class RedisLocks:
             return None
         self._held[conversation] += 1
         lock = RedisLock(self, conversation, False, place, token, lease, False)
-        return lock, store.seen(key, moment, reply[2])
+        return lock, store.seen(key, store.time(sent, moment), reply[2])
 
     def _key(self, conversation: str) -> str:
         return self._store.conversation(conversation) + ":lock"
@@ -228,15 +231,18 @@ class RedisLocks:
             if not table[conversation]:
                 del table[conversation]
 
-    def give_up(self, key: str, token: str) -> None:
+    def give_up(self, key: str, token: str, *, whole: bool = False) -> None:
         """What the token holds or waits for; told to the server until it is certain that it knows."""
-        reply = self._server.tell(self._release, [key], token, until=MUCH_LATER)
+        reply = self._server.tell(self._release, [key], token, until=MUCH_LATER, whole=whole)
         if reply is None:
             self._owed[token] = key
             return
 
         def told(done: asyncio.Future[object]) -> None:
-            if done.cancelled() or done.exception() is not None:
+            error = None if done.cancelled() else done.exception()
+            if isinstance(error, RedisError) and str(error).startswith("NOSCRIPT") and not whole:
+                self.give_up(key, token, whole=True)
+            elif done.cancelled() or error is not None:
                 self._owed[token] = key
 
         reply.add_done_callback(told)

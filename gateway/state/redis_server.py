@@ -11,20 +11,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import random
 import secrets
 import ssl
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from importlib import resources
-from typing import Any, TypeAlias
+from typing import Any
 
 from gateway.errors import StoreUnavailable
 from gateway.state.address import Address
 from gateway.state.redis_connection import RedisConnection, RedisError, Word, greeting
+from gateway.state.redis_primary import Opened, Where, primary_of, slot_of
 from gateway.state.store_clock import StoreClock
 
 FIRST_PAUSE = 0.05  # seconds until a lost connection is tried for again; doubles
 LONGEST_PAUSE = 1.0
+WATCHED = 1.0  # seconds from one look at who takes the writes to the next
 PROBES = 5  # readings of its clock when a connection begins, of which the quickest counts
 # Milliseconds for which things are kept, each longer than anything of it can matter.
 KEPT = {
@@ -33,9 +36,6 @@ KEPT = {
     "READING_TTL": 120_000,
     "ACCEPTED_TTL": 180_000,
 }
-
-
-Opened: TypeAlias = Callable[..., Awaitable[RedisConnection]]  # as RedisConnection.open
 
 
 @cache
@@ -64,10 +64,12 @@ class RedisServer:
         settle: float = 0.0,
         tls: ssl.SSLContext | None = None,
         opened: Opened = RedisConnection.open,
+        chance: Callable[[], float] = random.random,
     ) -> None:
         """
-        `root` begins all keys. `timeout`: seconds that a step may take. `settle`: the longest that a fill's
-        value takes to settle.
+        `root` begins all keys, and has their hash tag where they lie in a cluster. `timeout`: seconds that a
+        step may take. `settle`: the longest that a fill's value takes to settle. `chance`, from 0 to 1, keeps
+        processes from coming back at once.
         """
         self.address = Address.parse(url)
         self.root = root
@@ -88,9 +90,12 @@ class RedisServer:
         self._told: str | None = None
         self.name = secrets.token_hex(8)  # of this process, for what is published to it
         self._opened = opened
+        self._chance = chance
         self._tls = tls
         if self.address.tls and tls is None:
             self._tls = ssl.create_default_context()
+        self._primary = primary_of(self.address, self._tls, timeout, opened, slot_of(root))
+        self._watching: asyncio.Task[None] | None = None
         self._scripts: dict[str, Script] = {}
         self._hello = self.script("hello")
         self._connection: RedisConnection | None = None
@@ -110,33 +115,41 @@ class RedisServer:
         return ":".join((self.root, *parts))
 
     async def step(self, script: Script, keys: Sequence[str], *args: Word) -> tuple[float, list[Any]]:
-        """The time at the server, and what the script gave behind it. Raises StoreUnavailable."""
+        """
+        The time at the server, and what the script gave behind it. Raises StoreUnavailable. What came too
+        late was not done: it is asked once more, as either side may only have had no processor for a moment.
+        """
         connection = self._connection
         if connection is None:
             connection = await self.connected()
         clock = self.clock
-        sent, told = clock.local(), clock.now()
-        try:
-            reply = await self._evaluated(connection, script, keys, self._until(told), args)
-        except RedisError as error:
-            self._refused(connection, str(error))
-            raise StoreUnavailable(f"{self.address} refused it: {error}") from error
-        moment, back = clock.saw(sent, reply[0] / 1e6, told)
-        if back:
-            self.distrust("its clock was set back")
-            raise StoreUnavailable(f"the clock of {self.address} was set back")
-        if len(reply) > 1 and reply[1] == b"late":
-            raise StoreUnavailable(f"{self.address} came to it too late")
-        return moment, reply
+        for _ in range(2):
+            sent, told = clock.local(), clock.now()
+            try:
+                reply = await self._evaluated(connection, script, keys, self._until(told), args)
+            except RedisError as error:
+                self._refused(connection, str(error))
+                raise StoreUnavailable(f"{self.address} refused it: {error}") from error
+            moment, back = clock.saw(sent, reply[0] / 1e6, told)
+            if back:
+                self.distrust("its clock was set back")
+                raise StoreUnavailable(f"the clock of {self.address} was set back")
+            if len(reply) < 2 or reply[1] != b"late":
+                return moment, reply
+        raise StoreUnavailable(f"{self.address} came to it too late")
 
     def tell(
-        self, script: Script, keys: Sequence[str], *args: Word, until: int
+        self, script: Script, keys: Sequence[str], *args: Word, until: int, whole: bool = False
     ) -> asyncio.Future[Any] | None:
-        """A step that nobody waits for, wanted `until` then; None where it can't be sent now."""
+        """
+        A step that nobody waits for, wanted `until` then; None where it can't be sent now. `whole`: with the
+        script's text, for a server that said NOSCRIPT.
+        """
         connection = self._connection
         if connection is None:
             return None
-        return connection.ask("EVALSHA", script.digest, 1 + len(keys), self.root, *keys, until, *args)
+        called = ("EVAL", script.text) if whole else ("EVALSHA", script.digest)
+        return connection.ask(*called, 1 + len(keys), self.root, *keys, until, *args)
 
     def _until(self, now: float) -> int:
         # Well before who asked gives up, whatever the two clocks are apart.
@@ -186,7 +199,10 @@ class RedisServer:
         pause = FIRST_PAUSE
         while not self._closed:
             try:
-                connection = await self._greeted()
+                where = await self._primary.find()
+                connection = await self._greeted(where)
+                if connection.problem is not None:  # it was lost in the moment that it was ready
+                    raise StoreUnavailable(connection.problem)
             except StoreUnavailable as error:
                 self._turn(error.detail)
             except RedisError as error:
@@ -195,16 +211,36 @@ class RedisServer:
                 self._connecting, self._connection = None, connection
                 self._turn(None)
                 self._attempted.set()
+                if self._primary.replaceable:
+                    self._watching = asyncio.create_task(self._watch(connection, where))
                 for call in self.on_connected:
                     call()
                 return
             self._attempted.set()
-            await asyncio.sleep(pause * (0.5 + secrets.randbelow(1000) / 1000))
+            await asyncio.sleep(pause * (0.5 + self._chance()))
             pause = min(pause * 2, LONGEST_PAUSE)
+
+    async def _watch(self, connection: RedisConnection, where: Where) -> None:
+        """
+        One that hangs or is cut off is left before another takes its place: should it go on, it would not
+        know of that at once.
+        """
+        while True:
+            await asyncio.sleep(WATCHED)
+            try:
+                await connection.ask("EXISTS", self.root)
+                if not await self._primary.is_still(where):
+                    connection.end("another server has taken its place")
+            except RedisError as error:
+                self._refused(connection, str(error))
+            except StoreUnavailable as error:
+                connection.end(error.detail)
 
     def _lost(self, connection: RedisConnection) -> None:
         if connection is self._connection:
             self._connection = None
+            if self._watching is not None:
+                self._watching.cancel()
             if not self._closed:
                 self._turn(connection.problem)
             if not self._closed and self._connecting is None:
@@ -216,10 +252,9 @@ class RedisServer:
             self._told = problem
             self.on_turn(problem)
 
-    async def _greeted(self) -> RedisConnection:
+    async def _greeted(self, where: Where) -> RedisConnection:
         """Raises StoreUnavailable, or RedisError."""
         address = self.address
-        where: tuple[str, int] | str = address.path or await self._primary()
         connection = await self._opened(where, self._tls, self.timeout, self._pushed, self._lost)
         fit = False
         try:
@@ -227,12 +262,15 @@ class RedisServer:
             if address.database:
                 await connection.ask("SELECT", address.database)
             identity = self._fit(await connection.ask("INFO", "everything"))
-            for script in self._scripts.values():
-                connection.ask("SCRIPT", "LOAD", script.text)
+            loaded = [connection.ask("SCRIPT", "LOAD", script.text) for script in self._scripts.values()]
             connection.tell("SUBSCRIBE", f"{self.root}:to:{self.name}", f"{self.root}:all")
             await self._read_clock(connection)
+            await asyncio.gather(*loaded)
             words = (2**53, identity, int(self._distrusted))
             reply = await connection.ask("EVALSHA", self._hello.digest, 1, self.root, *words)
+            # It may have hung until now, and not know that its place is another's.
+            if self._primary.replaceable and await self._primary.find() != where:
+                raise StoreUnavailable("another server has taken its place")
             fit = True
         finally:
             if not fit:
@@ -257,33 +295,14 @@ class RedisServer:
         has = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
         if has.get("role", "master") != "master":
             raise StoreUnavailable("it is a replica, which takes no writes")
-        if has.get("cluster_enabled") == "1":
-            raise StoreUnavailable("it is a cluster: one step would be about keys on several of its servers")
+        if (has.get("cluster_enabled") == "1") != self.address.cluster:
+            raise StoreUnavailable("one of a cluster is named by redis+cluster://, and no other is")
         policy = has.get("maxmemory_policy", "noeviction")
         if has.get("maxmemory", "0") != "0" and policy != "noeviction":
             raise StoreUnavailable(f"it may drop locks (maxmemory-policy {policy}): set it to noeviction")
         if has.get("loading") == "1":
             raise StoreUnavailable("it is loading its data")
         return f"{has.get('run_id')} {has.get('master_replid')}"
-
-    async def _primary(self) -> tuple[str, int]:
-        address = self.address
-        if address.service is None:
-            return address.hosts[0]
-        for host in address.hosts:
-            try:
-                sentinel = await RedisConnection.open(host, self._tls, self.timeout)
-            except StoreUnavailable:
-                continue
-            try:
-                found = await sentinel.ask("SENTINEL", "get-master-addr-by-name", address.service)
-            except (RedisError, StoreUnavailable):
-                continue
-            finally:
-                sentinel.end("it is not needed any more")
-            if found:
-                return found[0].decode(), int(found[1])
-        raise StoreUnavailable(f"no Sentinel knows the primary of {address.service}")
 
     def _pushed(self, message: list[Any]) -> None:
         if message[0] != b"message":
@@ -299,9 +318,13 @@ class RedisServer:
 
     async def close(self) -> None:
         self._closed = True
+        self._primary.close()
         if self._connecting is not None:
             self._connecting.cancel()
             await asyncio.gather(self._connecting, return_exceptions=True)
             self._connecting = None
         if self._connection is not None:
             self._connection.end("it is closed")
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)

@@ -4,22 +4,29 @@ The state that several processes share, as the parts that one of them needs: a s
 
 from __future__ import annotations
 
+import random
 import ssl
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
 
+from gateway.state.address import Address
 from gateway.state.layered_locks import LayeredLocks
 from gateway.state.locks import MemoryLocks
 from gateway.state.redis import RedisStore
+from gateway.state.redis_cluster import PARTS, ClusterLocks, ClusterServer, ClusterStore, Part, roots
 from gateway.state.redis_connection import RedisConnection
 from gateway.state.redis_locks import RedisLocks
-from gateway.state.redis_server import Opened, RedisServer
+from gateway.state.redis_primary import Opened
+from gateway.state.redis_server import RedisServer
 from gateway.state.sealed import Sealed
 from gateway.state.store_clock import StoreClock
 
+SharedServer: TypeAlias = RedisServer | ClusterServer
+
 
 class SharedState(NamedTuple):
-    server: RedisServer
-    store: RedisStore
+    server: SharedServer
+    store: RedisStore | ClusterStore
     locks: LayeredLocks
 
 
@@ -37,6 +44,7 @@ def shared_state(
     in_flight: float,
     clock: StoreClock | None = None,
     opened: Opened = RedisConnection.open,
+    chance: Callable[[], float] = random.random,
 ) -> SharedState:
     """
     Processes with one `key` and `deployment` share one state, whatever else is on the server. `settle`: the
@@ -44,10 +52,32 @@ def shared_state(
     """
     sealed = Sealed(key)
     root = f"gateway:{sealed.name('deployment', deployment)[:12]}"
-    server = RedisServer(
-        url, root, timeout=timeout, clock=clock or StoreClock(), settle=settle, tls=tls, opened=opened
-    )
-    store = RedisStore(server, sealed, max_entries=max_entries, max_remembered=max_remembered)
-    far = RedisLocks(server, store, sealed, timeout=lock_timeout, in_flight=in_flight)
+    cluster = Address.parse(url).cluster
+    clock = clock or StoreClock()
+    share = PARTS if cluster else 1
+
+    def part(root: str, clock: StoreClock) -> Part:
+        server = RedisServer(
+            url,
+            root,
+            timeout=timeout,
+            clock=clock,
+            settle=settle,
+            tls=tls,
+            opened=opened,
+            chance=chance,
+        )
+        bounds = {"max_entries": -(-max_entries // share), "max_remembered": max_remembered // share}
+        store = RedisStore(server, sealed, local=cluster, **bounds)
+        return Part(
+            server, store, RedisLocks(server, store, sealed, timeout=lock_timeout, in_flight=in_flight)
+        )
+
     near = MemoryLocks(lock_timeout)
-    return SharedState(server, store, LayeredLocks(near, far))
+    if not cluster:
+        whole = part(root, clock)
+        return SharedState(whole.server, whole.store, LayeredLocks(near, whole.locks))
+    parts = [part(one, StoreClock(clock.local)) for one in roots(root)]
+    store = ClusterStore(parts, sealed)
+    server = ClusterServer([one.server for one in parts])
+    return SharedState(server, store, LayeredLocks(near, ClusterLocks(parts, store)))

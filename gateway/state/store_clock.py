@@ -45,6 +45,19 @@ class StoreClock:
         self._floor = now
         return now
 
+    # --- of a time, the least or the most that it may be by the other clock
+
+    def shown(self, local: float) -> float:
+        """What the other one showed at a local time, at least."""
+        return local + self._least
+
+    def earliest(self, shown: float) -> float:
+        """The local time at which it showed that, at least."""
+        return shown - self._most
+
+    def latest(self, shown: float) -> float:
+        return shown - self._least
+
     def saw(self, sent: float, said: float, told: float) -> tuple[float, bool]:
         """
         `said` by the other clock to a request that was sent at `sent`, of the local clock, when `now` was

@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 import uvloop
 
-from gateway import app, lifetime
+from gateway import app, backend, lifetime
 from gateway.audit.configurations import ConfigurationInForce
 from gateway.audit.mode_changes import ModeChanged
 from gateway.audit.writer import AuditLog, Line
@@ -35,7 +35,7 @@ from gateway.workers.watching import Watching
 log = logging.getLogger("gateway")
 
 # Several processes append to the one audit log.
-PARTS = app.Parts(audit=partial(AuditLog, shared=True))
+PARTS = backend.Parts(audit=partial(AuditLog, shared=True))
 
 
 def main() -> None:

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from gateway import app
-from gateway.app import Parts
+from gateway import backend
 from gateway.audit.writer import AuditLog, Batch
+from gateway.backend import Parts
 from gateway.config import UpstreamSettings
 from gateway.errors import Unrecordable
 from gateway.mock.server import Fault
@@ -74,7 +74,7 @@ async def test_where_only_short_lines_have_room_the_gateway_is_not_ready(tmp_pat
 @FULL
 async def test_a_call_that_cannot_be_recorded_keeps_no_connection_and_no_conversation_lock() -> None:
     async with mock() as upstream:
-        one = app.connect(UpstreamSettings(url=upstream.url, max_connections=1))
+        one = backend.connect(UpstreamSettings(url=upstream.url, max_connections=1))
         async with (
             gateway(upstream.url, audit="/dev/full", transport=one) as running,
             running.client() as client,
@@ -84,7 +84,7 @@ async def test_a_call_that_cannot_be_recorded_keeps_no_connection_and_no_convers
                 assert refused.status_code == 503
             assert (await client.get(CONVERSATION, headers=TOKEN)).status_code == 200
             assert (await client.delete(CONVERSATION, headers=TOKEN)).status_code == 405
-            assert len(running.gateway.locks) == 0
+            assert len(running.gateway.main.locks) == 0
 
 
 @FULL
@@ -102,7 +102,7 @@ async def test_of_calls_that_leave_together_none_leaves_that_cannot_be_recorded(
             assert answer.headers["gateway-rewrite"] == "web-participant-state; skipped=unrecordable"
 
         assert "PATCH" not in {entry.method for entry in upstream.ledger.entries}
-        assert len(running.gateway.locks) == 0
+        assert len(running.gateway.main.locks) == 0
         held.set()
         await busy
 

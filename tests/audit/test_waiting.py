@@ -13,8 +13,8 @@ from typing import Any
 
 import httpx
 
-from gateway.app import Parts
 from gateway.audit.writer import AuditLog
+from gateway.backend import Parts
 from gateway.mock.server import Fault
 from tests.support.audit_lines import audit_lines
 from tests.support.clients import bare_client

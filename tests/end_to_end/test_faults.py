@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import trustme
 
-from gateway import app
+from gateway import backend
 from gateway.config import UpstreamSettings
 from tests.support.calls import DOCUMENT, GET, OK_HEAD, PATCH, POST_HEAD
 from tests.support.gateways import CONVERSATION, FILLED, Running, gateway
@@ -48,7 +48,7 @@ async def in_front_of(url: str, **to: Any) -> AsyncIterator[Running]:
     settings = UpstreamSettings.model_validate(
         {"url": url, "connect_timeout": "600ms", "read_timeout": "150ms", "write_timeout": "300ms", **to}
     )
-    async with gateway(url, transport=app.connect(settings)) as running:
+    async with gateway(url, transport=backend.connect(settings)) as running:
         yield running
 
 

@@ -19,7 +19,7 @@ from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.events import DataReceived, Event, RequestReceived, StreamEnded, StreamReset, WindowUpdated
 
-from gateway import app
+from gateway import backend
 from gateway.admin.troubles import Troubles
 from gateway.config import UpstreamSettings
 from tests.support.calls import DOCUMENT, ID, PATCH_HEAD, STATE
@@ -154,7 +154,7 @@ def behind(authority: trustme.CA, tmp_path: Path) -> Start:
         async with listener:
             url = f"https://localhost:{listener.sockets[0].getsockname()[1]}"
             to = {"url": url, "http2": True, "tls": {"ca": str(tmp_path / "ca.pem")}, "read_timeout": "300ms"}
-            transport = app.connect(UpstreamSettings.model_validate(to))
+            transport = backend.connect(UpstreamSettings.model_validate(to))
             async with (
                 gateway(url, transport=transport, **changes) as running,
                 connect(running.port) as client,
@@ -258,7 +258,7 @@ async def test_an_upstream_that_fails_is_told_and_that_it_answers_again_only_whe
     def told(words: str) -> list[str]:
         return [message for message in caplog.messages if words in message]
 
-    parts = replace(app.PARTS, troubles=partial(Troubles, quiet=0.05))
+    parts = replace(backend.PARTS, troubles=partial(Troubles, quiet=0.05))
     async with behind(upstream, parts=parts) as (_, _, client):
         for _ in range(2):
             await client.send(GET)
@@ -392,7 +392,7 @@ async def test_a_rewrite_that_finds_no_connection_is_not_recorded() -> None:
     async with RawUpstream(upstream) as served:
         url = f"http://127.0.0.1:{served.port}"
         to = {"url": url, "http2": True, "max_connections": 1, "pool_timeout": "100ms"}
-        transport = app.connect(UpstreamSettings.model_validate(to))
+        transport = backend.connect(UpstreamSettings.model_validate(to))
         async with (
             gateway(url, transport=transport, fill={"max_age": "60s"}) as running,
             connect(running.port) as client,
@@ -415,7 +415,7 @@ CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"
 async def test_an_upstream_that_speaks_http_1_after_all_is_served(framing: bytes) -> None:
     async with RawUpstream(answering(OK)) as upstream:
         url = f"http://127.0.0.1:{upstream.port}"
-        transport = app.connect(UpstreamSettings.model_validate({"url": url, "http2": True}))
+        transport = backend.connect(UpstreamSettings.model_validate({"url": url, "http2": True}))
         async with gateway(url, transport=transport) as running, connect(running.port) as client:
             await client.send(b"POST /x HTTP/1.1\r\nHost: h\r\n" + framing)
             assert (await client.reply())[0] == 200

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gateway import app
+from gateway import backend
 from gateway.config import UpstreamSettings
 from gateway.mock.server import Fault
 from tests.support.calls import ACCEPTED, STATE, answering_gets, reply
@@ -242,12 +242,12 @@ async def test_an_upstream_that_is_not_there_is_502_and_says_that_nothing_was_se
 
 
 @pytest.mark.parametrize("pieces", [(), (HEAD + b"Content-Length: 99\r\n\r\n", b"{")])
-@pytest.mark.parametrize("limit", ["max_age", "read_timeout"])
+@pytest.mark.parametrize("limit", ["lookup_timeout", "read_timeout"])
 async def test_a_look_up_that_takes_too_long_is_504(pieces: tuple[bytes, ...], limit: str) -> None:
     async with RawUpstream(answering_gets(*pieces)) as upstream:
-        changes: dict[str, Any] = {"fill": {"max_age": "150ms"}}
+        changes: dict[str, Any] = {"fill": {"lookup_timeout": "150ms"}}
         if limit == "read_timeout":
-            transport = app.connect(UpstreamSettings(url=upstream.url, read_timeout="150ms"))  # type: ignore[arg-type]
+            transport = backend.connect(UpstreamSettings(url=upstream.url, read_timeout="150ms"))  # type: ignore[arg-type]
             changes = {"fill": {"max_age": 0}, "transport": transport}
         async with gateway(upstream.url, **changes) as running, running.client() as client:
             answer = await client.patch(PARTICIPANT, content=BODY, headers=TOKEN)
@@ -270,7 +270,7 @@ async def test_the_calls_deadline_covers_the_look_up_and_what_is_left_behind_is_
         assert "0.15 s" in answer.json()["detail"]
         refused_by_the_gateway(answer.headers, answer.json(), 504)
         assert upstream.bodies(b"PATCH") == []
-        assert len(running.gateway.locks) == 0
+        assert len(running.gateway.main.locks) == 0
 
 
 async def test_never_stale_if_error() -> None:

@@ -14,9 +14,10 @@ from dataclasses import replace
 
 import pytest
 
-from gateway import app
+from gateway import backend
 from gateway.errors import LookupFailed
-from gateway.state.lookup import LookupRequest, LookupResults, Lookups
+from gateway.state.lookup import Lookups
+from gateway.state.lookup_results import LookupRequest, LookupResults
 from gateway.state.store import View
 from tests.support.calls import DOCUMENT, GET, OK_HEAD, PATCH, PATCH_HEAD, POST_HEAD
 from tests.support.gateways import CONVERSATION, FILLED, PARTICIPANT, Proxied, proxied
@@ -561,9 +562,9 @@ class Failing(Lookups):
 
 
 async def test_a_look_up_that_fails_at_once_holds_no_conversation_lock() -> None:
-    async with proxied(Gate(), parts=replace(app.PARTS, lookups=Failing)) as chain:
+    async with proxied(Gate(), parts=replace(backend.PARTS, lookups=Failing)) as chain:
         assert (await asked(chain.client, PATCH))[0] == 502
-        assert len(chain.running.gateway.locks) == 0
+        assert len(chain.running.gateway.main.locks) == 0
 
 
 async def test_a_refusal_is_counted_and_said_once_whoever_finds_its_cause(

@@ -11,8 +11,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
+import pytest
 
+from gateway.errors import StoreUnavailable
 from gateway.mock.server import Fault
+from gateway.state.redis_locks import RedisLocks
+from gateway.state.redis_primary import Named
+from gateway.state.redis_server import RedisServer
 from tests.support.gateways import BODY, CONVERSATION, FILLED, PARTICIPANT, Running, document, gateway
 from tests.support.gateways import TOKEN as BEARER
 from tests.support.judging import refused_by_the_gateway, told
@@ -73,7 +78,7 @@ class Stage:
     async def asked_again(self) -> None:
         """Until each gateway has its server again, and has told it what it missed."""
         for running in self.gateways:
-            shared, lookups = running.gateway.shared, running.gateway.lookups
+            shared, lookups = running.gateway.main.shared, running.gateway.main.lookups
             assert shared is not None
             await until(lambda: shared.server.problem is None and not lookups._missed)  # noqa: B023
 
@@ -123,7 +128,7 @@ async def test_what_one_has_read_the_other_fills_without_a_look_up() -> None:
         assert source(await stage.fill(1)) == "cache"
         assert len(stage.sent(b"GET")) == 1
         assert stage.sent(b"PATCH") == [FILLED] * 3
-        assert all(len(running.gateway.locks) == 0 for running in stage.gateways)
+        assert all(len(running.gateway.main.locks) == 0 for running in stage.gateways)
 
 
 async def test_after_a_write_through_one_the_other_does_not_fill_what_was_read_before() -> None:
@@ -157,7 +162,7 @@ async def test_a_write_that_names_no_conversation_makes_the_other_forget_all() -
     async with staged() as stage:
         assert source(await stage.fill(0)) == "lookup"
         assert source(await stage.fill(1)) == "cache"
-        lookups = stage.gateways[1].gateway.lookups
+        lookups = stage.gateways[1].gateway.main.lookups
         before = lookups._all_invalidated_at
         bulk = "/api/v2/conversations/callbacks/bulk/disconnect"
         assert (await stage.clients[0].post(bulk, content=b"{}", headers=JSON)).status_code == 202
@@ -256,9 +261,10 @@ async def test_while_it_is_down_fills_are_refused_and_writes_go_on_and_all_forge
     async with staged(*options) as stage:
         assert source(await stage.fill(1)) == "lookup"
         # Only the first can't reach it.
-        shared = stage.gateways[0].gateway.shared
+        shared = stage.gateways[0].gateway.main.shared
         assert shared is not None
-        shared.server.address = shared.server.address._replace(path="/nowhere")
+        assert isinstance(shared.server, RedisServer)
+        shared.server._primary = Named("/nowhere")
         shared.server.distrust("the network")
         shared.server._distrusted = False
         is_refused(await stage.fill(0))
@@ -271,12 +277,24 @@ async def test_while_it_is_down_fills_are_refused_and_writes_go_on_and_all_forge
         assert readiness.json()["degraded"] is True
         assert readiness.json()["checks"]["store"] != "ok"
 
-        shared.server.address = shared.server.address._replace(path=str(stage.redis.path))
+        shared.server._primary = Named(str(stage.redis.path))
         await stage.asked_again()
         assert source(await stage.fill(1)) == "lookup"
         assert stage.sent(b"PATCH")[-1] == FILLED.replace(b"connected", b"active")
         async with stage.gateways[0].admin() as admin:
             assert "degraded" not in (await admin.get("/readyz")).json()
+
+
+async def test_a_write_that_goes_on_without_the_lock_of_all_is_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def unreachable(*_: object, **__: object) -> None:
+        raise StoreUnavailable("it came to it too late")
+
+    async with staged(number=1) as stage:
+        monkeypatch.setattr(RedisLocks, "acquire", unreachable)
+        assert (await stage.explicit(0)).status_code == 202
+        assert stage.gateways[0].counts("gateway_store_failures_total") == 1
 
 
 async def test_while_it_hangs_nothing_hangs_and_afterwards_nothing_stays_locked() -> None:
@@ -355,8 +373,9 @@ async def test_a_process_that_was_stopped_longer_than_its_lease_sends_nothing() 
     """What it holds may be another's by now."""
     async with staged(number=1) as stage:
         assert source(await stage.fill(0)) == "lookup"
-        shared = stage.gateways[0].gateway.shared
+        shared = stage.gateways[0].gateway.main.shared
         assert shared is not None
+        assert isinstance(shared.server, RedisServer)
         clock = shared.server.clock
         local, enter = clock.local, shared.locks.enter
 

@@ -107,7 +107,7 @@ async def test_a_fill_without_a_store_is_refused_and_nothing_is_sent(failing: tu
         assert is_refused(await stage.fill())
         assert stage.upstream.requests == []
         assert [line["reason"] for line in stage.running.lines("reject")] == ["store-unavailable"]
-        assert len(stage.running.gateway.locks) == 0
+        assert len(stage.running.gateway.main.locks) == 0
 
         stage.failing.clear()
         assert (await stage.fill()).status_code == 202
@@ -148,7 +148,7 @@ async def test_a_write_that_cannot_be_told_of_goes_on_and_nothing_read_before_is
         answer = await stage.client.request(method, path, content=body, headers=JSON)
         assert answer.status_code == 202
         assert is_refused(await stage.fill())
-        assert len(stage.running.gateway.locks) == 0
+        assert len(stage.running.gateway.main.locks) == 0
 
         stage.failing.clear()
         assert told((await stage.fill()).headers["gateway-rewrite"])["source"] == "lookup"

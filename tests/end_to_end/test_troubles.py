@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from gateway import app
+from gateway import backend
 from gateway.admin.troubles import Troubles
 from gateway.mock.server import Fault
 from tests.support.calls import PATCH
@@ -24,7 +24,7 @@ from tests.support.raw_upstream import OK, Peer, RawUpstream, answering
 from tests.support.serving import connect
 from tests.support.waiting import until
 
-QUICK = replace(app.PARTS, troubles=partial(Troubles, quiet=0.05))
+QUICK = replace(backend.PARTS, troubles=partial(Troubles, quiet=0.05))
 
 
 async def get(running: Running) -> int:

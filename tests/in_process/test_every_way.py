@@ -130,7 +130,7 @@ async def test_a_write_of_the_state_waits_for_a_fill_that_is_in_flight(way: str)
         await until(lambda: patches("PATCH"))
         explicit = b'{"state": "connected"}'
         write = asyncio.ensure_future(run.client.patch(PARTICIPANT, content=explicit, headers=TOKEN))
-        locks = run.gateway.locks
+        locks = run.gateway.main.locks
         assert isinstance(locks, MemoryLocks)
         await until(lambda: locks.exclusive_pending("c1"))
         assert len(patches("PATCH")) == 1

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from gateway.app import Parts
 from gateway.audit.writer import AuditLog
+from gateway.backend import Parts
 from gateway.proxy.departure import Departure
 from tests.support.calls import DOCUMENT, PATCH
 from tests.support.gateways import Proxied, proxied

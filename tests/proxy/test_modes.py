@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from gateway import app
+from gateway import backend
 from gateway.audit.finished_call import FinishedCall
 from gateway.config import UpstreamSettings
 from gateway.mock.server import Fault
@@ -430,7 +430,7 @@ async def test_a_refusal_of_any_size_is_relayed_whole_and_holds_no_connection(si
     """There is one connection to the upstream: a refusal that is kept must not hold it during the look-up."""
     said = json.dumps({"message": "x" * size}).encode()
     async with mock() as upstream:
-        transport = app.connect(UpstreamSettings(url=upstream.url, max_connections=1))
+        transport = backend.connect(UpstreamSettings(url=upstream.url, max_connections=1))
         async with (
             gateway(upstream.url, rule=ON_REJECT, transport=transport) as running,
             running.client() as client,

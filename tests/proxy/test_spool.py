@@ -16,7 +16,7 @@ from typing import IO, ClassVar
 
 import pytest
 
-from gateway.app import Parts
+from gateway.backend import Parts
 from gateway.proxy.spool import Spools
 from tests.support.calls import PATCH
 from tests.support.gateways import CONVERSATION, Proxied, proxied

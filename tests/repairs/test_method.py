@@ -152,7 +152,7 @@ async def test_sent_as_it_came_it_excludes_fills_until_it_is_answered(mode: str)
     async with proxied(holding, rule=with_method(mode=mode)) as staged:
         call = asyncio.create_task(sent(staged, "POST", {"X-Method-Override": "PATCH"}))
         await arrived.wait()
-        locks = staged.running.gateway.locks
+        locks = staged.running.gateway.main.locks
         assert locks.exclusive_pending("c1")
         held.set()
         await call

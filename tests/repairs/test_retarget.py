@@ -243,7 +243,7 @@ async def test_it_takes_the_lock_that_a_call_to_its_target_would(writes: list[st
     async with proxied(holding, rule=rule(writes)) as at:
         call = asyncio.create_task(sent(at))
         await arrived.wait()
-        assert at.running.gateway.locks.exclusive_pending("c1") is exclusive
+        assert at.running.gateway.main.locks.exclusive_pending("c1") is exclusive
         held.set()
         assert (await call)[0] == 202
 

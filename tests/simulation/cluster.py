@@ -13,20 +13,24 @@ import asyncio
 import contextvars
 import copy
 import math
+import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any, Literal, get_args
 
 from gateway import app
-from gateway.app import Parts
+from gateway.backend import Parts
 from gateway.config import CredentialSettings, StoreSettings
 from gateway.proxy.lifecycle import Lifecycle
+from gateway.state.redis_primary import SLOTS
 from gateway.state.shared import SharedState, shared_state
 from gateway.state.store_clock import StoreClock
+from gateway.upstream.transport import Transport
 from tests.simulation.drawing import draw
 from tests.simulation.loop import Loop
+from tests.simulation.plays import PEOPLE
 from tests.simulation.promises import (
     Evidence,
     Violation,
@@ -40,8 +44,9 @@ from tests.simulation.promises import (
     s7,
     sources,
 )
+from tests.simulation.redis_model import RedisModel
 from tests.simulation.redis_network import NOON, SimulatedRedis, outside
-from tests.simulation.schedule import Change, Jump, Request, Schedule, Terms
+from tests.simulation.schedule import Change, Climate, Fate, Jump, Request, Schedule, Terms
 from tests.simulation.upstream import Sent, SimulatedUpstream
 from tests.simulation.world import PATIENCE, QUIET, Client, History, Journal, Recorded, Told, settings
 
@@ -58,18 +63,25 @@ EVENTS: tuple[Event, ...] = ("pause", *get_args(Event))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Blow:
-    """`at` and `seconds`; `node` None: it befalls Redis. `behind`: seconds of writes that are lost."""
+    """
+    `at` and `seconds`; `node` None: it befalls Redis. `behind`: seconds of writes that are lost.
+    `server`: the one that it is about, or all.
+    """
 
     at: float
     event: Event
     node: int | None = None
     seconds: float = 0.0
     behind: float = 0.0
+    server: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """`schedule` as for one gateway; `homes`: which node each call comes to; `skews` of their clocks."""
+    """
+    `schedule` as for one gateway; `homes`: which node each call comes to; `skews` of their clocks.
+    `ahead`: of each Redis server, by how much its clock is; more than one are a cluster.
+    """
 
     schedule: Schedule
     nodes: int
@@ -78,6 +90,22 @@ class Plan:
     blows: tuple[Blow, ...]
     latency: float
     isolates: bool = False
+    ahead: tuple[float, ...] = (0.0,)
+
+    @property
+    def url(self) -> str:
+        return "redis://simulated" if len(self.ahead) == 1 else "redis+cluster://simulated:1"
+
+
+def on_a_cluster(plan: Plan) -> Plan:
+    """The same on three servers, one of which is struck where Redis was."""
+    rng = Random(f"{plan.schedule.seed} servers")
+    some: tuple[int | None, ...] = (0, 1, 2)
+    blows = tuple(
+        replace(blow, server=rng.choice((*some, None) if blow.event == "cut off" else some))
+        for blow in plan.blows
+    )
+    return replace(plan, blows=blows, ahead=tuple(rng.choice((0.0, -1.0, 0.3)) for _ in some))
 
 
 def drawn(seed: int, *, blows: bool = True) -> Plan:
@@ -112,6 +140,21 @@ def _blows(rng: Random, nodes: int, last: float) -> Iterator[Blow]:
         yield Blow(at=at, event=event, node=node, seconds=seconds, behind=rng.choice((0.05, 0.5, 2.0)))
 
 
+def staged(
+    actions: tuple[Request, ...], homes: dict[str, int], fates: dict[str, tuple[Fate, ...]], *blows: Blow
+) -> Plan:
+    """A plan by hand, of two gateways."""
+    schedule = Schedule(
+        seed=0,
+        actions=actions,
+        terms=Terms(max_age=3.0, settle=0.0),
+        climate=Climate(shuffled=False, store=0.02),
+        conversations=PEOPLE,
+        fates={id: (*some, *[Fate()] * 9) for id, some in fates.items()},
+    )
+    return Plan(schedule=schedule, nodes=2, homes=homes, skews=(0.0, 0.0), blows=blows, latency=0.0005)
+
+
 class ClusterLoop(Loop):
     """What a node has to do waits while it is paused, and is never done once it is killed."""
 
@@ -122,22 +165,25 @@ class ClusterLoop(Loop):
 
     def pause(self, node: int, seconds: float) -> None:
         if node not in self._paused:
-            self._paused[node] = []
-            outside(self.call_later, seconds, self._resume, node)
+            self.stop_node(node)
+            outside(self.call_later, seconds, self.resume, node)
 
-    def _resume(self, node: int) -> None:
+    def stop_node(self, node: int) -> None:
+        self._paused.setdefault(node, [])
+
+    def resume(self, node: int) -> None:
         if node not in self.dead:
             self._ready.extend(self._paused.pop(node))
 
     def kill(self, node: int) -> None:
         self.dead.add(node)
-        self._paused.setdefault(node, [])
+        self.stop_node(node)
 
     def bury(self) -> None:
         """What the dead had to do is done after all, once nobody looks: so that it has an end."""
         dead, self.dead = self.dead, set()
         for node in dead:
-            self._resume(node)
+            self.resume(node)
 
     def _chosen(self) -> asyncio.Handle:
         handle = super()._chosen()
@@ -148,8 +194,8 @@ class ClusterLoop(Loop):
         return handle
 
 
-def _nothing() -> None:
-    """In place of what waits."""
+def _nothing(*_: object) -> None:
+    """In place of what waits, or of who would hear of it."""
 
 
 class OnTheWire:
@@ -163,23 +209,32 @@ class OnTheWire:
         return outside(self._loop.call_later, seconds, call, *arguments)
 
 
+class Killed(ConnectionResetError):
+    """What a client sees of its gateway's end."""
+
+
 Makes = Callable[..., SharedState]
 
 
 @dataclass(slots=True)
 class Cluster:
-    """`parts` and `makes` replace the gateways' own, which is how a mutant is made."""
+    """
+    `parts`, `makes` and `transport` replace the gateways' own, which is how a mutant is made; `model`: what
+    keeps Redis's data.
+    """
 
     plan: Plan
     parts: Parts = field(default_factory=Parts)
     makes: Makes = shared_state
+    transport: Callable[[SimulatedUpstream], Transport] | None = None
+    model: Callable[..., Any] = RedisModel
     _abandoned: list[asyncio.Task[None]] = field(default_factory=list)
 
     def run(self) -> History:
         plan, schedule = self.plan, self.plan.schedule
         loop = ClusterLoop(Random(f"{schedule.seed} order") if schedule.climate.shuffled else None)
         upstream = SimulatedUpstream(schedule, OnTheWire(loop), lambda: NOON + loop.time())  # type: ignore[arg-type]
-        redis = SimulatedRedis(loop, Random(f"{schedule.seed} redis"), plan.latency)
+        redis = servers(loop, plan, self.model)
         log: list[Recorded] = []
         told: dict[str, Told] = {}
 
@@ -187,7 +242,8 @@ class Cluster:
             nodes = [await self._begun(number, loop, upstream, redis, log) for number in range(plan.nodes)]
             for blow in plan.blows:
                 outside(loop.call_later, blow.at, self._befall, blow, loop, redis, upstream)
-            snapshots = outside(loop.create_task, _kept_by_a_replica(redis))
+            lost = max((blow.at for blow in plan.blows if blow.event == "redis loses"), default=0.0)
+            snapshots = outside(loop.create_task, _kept_by_replicas(redis, lost))
             await asyncio.gather(
                 *(self._act(action, loop, upstream, nodes, told) for action in schedule.actions)
             )
@@ -195,7 +251,7 @@ class Cluster:
             snapshots.cancel()
             await asyncio.gather(snapshots, return_exceptions=True)
             seen = History(
-                replace(schedule, terms=_lenient(schedule.terms)),
+                replace(schedule, terms=lenient(schedule.terms, plan.blows)),
                 [copy.copy(sent) for sent in upstream.ledger],
                 {id: copy.copy(one) for id, one in told.items()},
                 list(log),
@@ -217,23 +273,29 @@ class Cluster:
         return histories[0]
 
     async def _begun(
-        self, number: int, loop: ClusterLoop, upstream: SimulatedUpstream, redis: SimulatedRedis, log: Any
+        self,
+        number: int,
+        loop: ClusterLoop,
+        upstream: SimulatedUpstream,
+        redis: Sequence[SimulatedRedis],
+        log: Any,
     ) -> app.Gateway:
         terms, skew = self.plan.schedule.terms, self.plan.skews[number]
 
         async def begun() -> app.Gateway:
-            store = StoreSettings(
-                url="redis://simulated", on_failure="isolate" if self.plan.isolates else "reject"
-            )
+            store = StoreSettings(url=self.plan.url, on_failure="isolate" if self.plan.isolates else "reject")
             credentials = CredentialSettings.model_validate({"key": "k" * 32, "ignore": ["X-Client-Read"]})
             chosen = settings(terms).model_copy(update={"store": store, "credentials": credentials})
 
-            async def opened(where: Any, tls: Any, timeout: float, on_push: Any, on_lost: Any) -> Any:
-                return await redis.open(number, timeout, on_push, on_lost)
+            async def opened(
+                where: Any, tls: Any, timeout: float, on_push: Any = _nothing, on_lost: Any = _nothing
+            ) -> Any:
+                server = redis[where[1] - 1 if len(redis) > 1 else 0]
+                return await server.open(number, timeout, on_push, on_lost)
 
             clock = StoreClock(lambda: loop.clock() + skew)
             shared = self.makes(
-                "redis://simulated",
+                self.plan.url,
                 key=b"k" * 32,
                 deployment="simulated",
                 tls=None,
@@ -245,10 +307,11 @@ class Cluster:
                 in_flight=terms.deadline + READ_TIMEOUT,
                 clock=clock,
                 opened=opened,
+                chance=Random(f"{self.plan.schedule.seed} {number}").random,
             )
             return app.build(
                 chosen,
-                transport=upstream,
+                transport=self.transport(upstream) if self.transport else upstream,
                 clock=loop.clock,
                 wall=lambda: NOON + loop.time(),
                 parts=replace(
@@ -296,18 +359,19 @@ class Cluster:
                     await asyncio.wait([task], timeout=0.25)
                 if not task.done():
                     self._abandoned.append(task)
-                    client.told.failure = ConnectionResetError("its process was killed")
+                    client.told.failure = Killed("its process was killed")
                     client.told.ended = loop.clock()
 
     def _befall(
-        self, blow: Blow, loop: ClusterLoop, redis: SimulatedRedis, upstream: SimulatedUpstream
+        self, blow: Blow, loop: ClusterLoop, servers: Sequence[SimulatedRedis], upstream: SimulatedUpstream
     ) -> None:
-        node = blow.node
+        node, redis = blow.node, servers[blow.server or 0]
         match blow.event:
             case "pause":
                 loop.pause(node or 0, blow.seconds)
             case "cut off":
-                redis.cut_off(node, blow.seconds)
+                for one in servers if blow.server is None else [redis]:
+                    one.cut_off(node, blow.seconds)
             case "kill":
                 loop.kill(node or 0)
                 for sent in upstream.ledger:
@@ -327,19 +391,36 @@ class Cluster:
                 redis.offset += blow.seconds
 
 
-async def _kept_by_a_replica(redis: SimulatedRedis) -> None:
-    while True:
-        redis.keep()
+def servers(loop: Loop, plan: Plan, model: Callable[..., Any] = RedisModel) -> list[SimulatedRedis]:
+    number = len(plan.ahead)
+    slots = None
+    if number > 1:
+        bounds = [i * SLOTS // number for i in range(number + 1)]
+        slots = [[bounds[i], bounds[i + 1] - 1, [b"simulated", i + 1]] for i in range(number)]
+    rng = Random(f"{plan.schedule.seed} redis")
+    found = [SimulatedRedis(loop, rng, plan.latency, slots, model) for _ in plan.ahead]
+    for server, ahead in zip(found, plan.ahead, strict=True):
+        server.offset = ahead
+    return found
+
+
+async def _kept_by_replicas(servers: Sequence[SimulatedRedis], until: float) -> None:
+    """Until one last takes over: later nobody asks for what they have."""
+    while servers[0].loop.time() < until:
+        for redis in servers:
+            redis.keep()
         await asyncio.sleep(0.05)
 
 
-def _lenient(terms: Terms) -> Terms:
-    return replace(terms, max_age=terms.max_age + BETWEEN) if terms.max_age else terms
+def lenient(terms: Terms, blows: tuple[Blow, ...] = ()) -> Terms:
+    """By what docs/promises.md says of clocks: S2 weakens by as much as Redis's was set."""
+    by = sum(abs(blow.seconds) for blow in blows if blow.event == "clock")
+    return replace(terms, max_age=terms.max_age + BETWEEN + by) if terms.max_age else terms
 
 
 PROMISES = (s1, sources, s4, s7, c2, l1, clients_that_leave)
-# docs/promises.md, Several processes: what may weaken between processes when Redis fails. S2 never does, nor
-# does anything when a process is killed, or paused for less than `store.timeout`.
+# docs/promises.md, Several processes: what may weaken between processes when Redis fails. S2 does only when
+# its clock is set, and nothing when a process is killed, or paused for less than `store.timeout`.
 OF_REDIS = frozenset({"cut off", "redis stops", "redis restarts", "redis loses", "flush", "clock"})
 # While it is down a write goes on that others can't be told of.
 UNTOLD = frozenset({"cut off", "redis stops", "redis restarts", "redis loses"})
@@ -347,6 +428,9 @@ UNTOLD = frozenset({"cut off", "redis stops", "redis restarts", "redis loses"})
 
 def residuals(plan: Plan) -> frozenset[str]:
     events = {blow.event for blow in plan.blows} & OF_REDIS
+    # Else `lenient` says by how much.
+    if "clock" in events and not plan.schedule.terms.max_age:
+        return frozenset({"S2", "S3", "S4", "S5"})
     # Who is stopped takes a Redis that answered meanwhile for one that does not.
     if any(blow.event == "pause" and blow.seconds >= TIMEOUT for blow in plan.blows):
         return frozenset({"S3", "S4", "S5"})
@@ -362,12 +446,16 @@ class ClusterEvidence(Evidence):
     plan: Plan
 
     def over(self, write: Sent, patch: Sent) -> float:
-        """What names no conversation takes no lock: elsewhere it is known once its client hears of it."""
+        """
+        What names no conversation takes no lock: elsewhere it is known once its client hears of it, and never
+        where its process was killed.
+        """
         homes = self.plan.homes
         if write.about.conversation is not None or homes[write.id] == homes[patch.id]:
             return super().over(write, patch)
-        ended = self.history.told[write.id].ended
-        return math.inf if ended is None or ended >= _left(patch) else _end(write)
+        told = self.history.told[write.id]
+        unheard = told.ended is None or told.ended >= _left(patch) or isinstance(told.failure, Killed)
+        return math.inf if unheard else _end(write)
 
 
 def broken(plan: Plan, history: History, named: frozenset[str] | None = None) -> list[Violation]:
@@ -380,5 +468,15 @@ def broken(plan: Plan, history: History, named: frozenset[str] | None = None) ->
         for id, told in history.told.items()
         if told.ended is None or told.ended - told.arrived >= PATIENCE + 31
     ]
-    named = residuals(plan) if named is None else named
-    return [one for one in found if not set(one.promise.split("+")) & named]
+    return [one for one in found if not is_named(one, plan, history, named)]
+
+
+def is_named(violation: Violation, plan: Plan, history: History, named: frozenset[str] | None = None) -> bool:
+    promises = set(violation.promise.split("+"))
+    if named is not None or promises & residuals(plan):
+        return bool(promises & (residuals(plan) if named is None else named))
+    # A fill that had its lock and its value when all locks were lost leaves with it.
+    flushed = max((blow.at for blow in plan.blows if blow.event == "flush"), default=-math.inf)
+    reads = (history.ledger[int(number)] for number in re.findall(r"#(\d+) begun", violation.what))
+    had = any(read.complete is not None and read.complete < flushed for read in reads)
+    return promises <= {"S3", "S5"} and had and history.told[violation.what.split()[0]].arrived < flushed

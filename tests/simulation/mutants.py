@@ -14,7 +14,7 @@ from typing import Any
 
 from msgspec import structs
 
-from gateway.app import PARTS, Parts
+from gateway.backend import PARTS, Parts
 from gateway.config import Settings
 from gateway.errors import ConnectionTerminated, ReadTimeout
 from gateway.http.headers import Fields, Headers
@@ -22,7 +22,8 @@ from gateway.http.slots import Values
 from gateway.rules import FillTarget
 from gateway.state.credentials import CredentialFingerprints
 from gateway.state.locks import MemoryLock, MemoryLocks
-from gateway.state.lookup import LookupRequest, Lookups, OpenWrite
+from gateway.state.lookup import Lookups, OpenWrite
+from gateway.state.lookup_results import LookupRequest
 from gateway.state.memory import MemoryStore
 from gateway.state.store import Key, Reading, Stamp, Store, Suspension, View
 from gateway.upstream.reply import Reply

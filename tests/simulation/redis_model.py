@@ -7,10 +7,9 @@ what is lost, late, forgotten or set back is for a schedule to say.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from lupa import lua51
 from lupa.lua51 import lua_type
@@ -42,10 +41,12 @@ class RedisModel:
     # --- what is kept
 
     def snapshot(self) -> tuple[dict[bytes, Value], dict[bytes, int]]:
-        return copy.deepcopy((self.data, self.ends))
+        # Bytes and numbers never change: copying the tables is enough, and a tenth of a deep copy.
+        return {key: _copied(value) for key, value in self.data.items()}, dict(self.ends)
 
     def restore(self, kept: tuple[dict[bytes, Value], dict[bytes, int]]) -> None:
-        self.data, self.ends = copy.deepcopy(kept)
+        data, ends = kept
+        self.data, self.ends = {key: _copied(value) for key, value in data.items()}, dict(ends)
 
     def flush(self) -> None:
         self.data, self.ends = {}, {}
@@ -167,6 +168,10 @@ class RedisModel:
     def _do_publish(self, channel: bytes, message: bytes) -> int:
         self._publish(channel, message)
         return 0
+
+
+def _copied(value: Value) -> Value:
+    return value if isinstance(value, bytes) else cast(Value, dict(value))
 
 
 def _word(given: Any) -> bytes:

@@ -31,17 +31,21 @@ def outside(call: Callable[..., Any], *arguments: Any) -> Any:
 
 
 class Pipe:
-    """One way of a connection: whatever order its timers go off in, what was sent first arrives first."""
+    """
+    One way of a connection: whatever order its timers go off in, what was sent first arrives first. `context`
+    is that of the process where it arrives, which hears of it only when it runs.
+    """
 
-    def __init__(self, loop: Loop) -> None:
+    def __init__(self, loop: Loop, context: contextvars.Context) -> None:
         self._loop = loop
+        self.context = context
         self._under_way: deque[Callable[[], Any]] = deque()
         self._last = 0.0
 
     def send(self, when: float, call: Callable[..., Any], *what: Any) -> None:
         self._last = max(self._last, when)
         self._under_way.append(partial(call, *what))
-        outside(self._loop.call_at, self._last, self._next)
+        self._loop.call_at(self._last, self._next, context=self.context)
 
     def _next(self) -> None:
         self._under_way.popleft()()
@@ -69,7 +73,8 @@ class SimulatedConnection(RedisConnection):
         self._waiting: deque[tuple[asyncio.Future[Any], float]] = deque()
         self.problem: str | None = None
         self.channels: set[bytes] = set()
-        self.there, self.back = Pipe(server.loop), Pipe(server.loop)
+        self.there = server.pipe(node, "there", contextvars.Context())
+        self.back = server.pipe(node, "back", contextvars.copy_context())
 
     def ask(self, *words: Word) -> asyncio.Future[Any]:
         reply: asyncio.Future[Any] = self._loop.create_future()
@@ -108,17 +113,29 @@ def _bytes(word: Word) -> bytes:
 
 
 class SimulatedRedis:
-    """`latency`: the longest that a message takes, one way."""
+    """
+    `latency`: the longest that a message takes, one way. `slots`: of the cluster that it is in. `model`: what
+    runs the scripts, and keeps the data.
+    """
 
-    def __init__(self, loop: Loop, rng: Random, latency: float) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        rng: Random,
+        latency: float,
+        slots: Any = None,
+        model: Callable[..., Any] = RedisModel,
+    ) -> None:
         self.loop = loop
+        self._slots = slots
         self._rng = rng
         self._latency = latency
         self.offset = 0.0  # by which its clock was set
-        self.model = RedisModel(self._micros, self._publish)
+        self.model = model(self._micros, self._publish)
+        self._empty = self.model.snapshot()
         self._run = 0
         self._scripts: dict[bytes, bytes] = {}
-        self._connections: set[SimulatedConnection] = set()
+        self._connections: dict[SimulatedConnection, None] = {}  # in their order
         self._stopped = False
         self._queue: deque[tuple[SimulatedConnection, list[bytes], bool]] = deque()
         self._cut_until: dict[object, float] = {}
@@ -134,10 +151,13 @@ class SimulatedRedis:
         if self.down or self._cut_until.get(node, 0.0) > self.loop.time():
             raise StoreUnavailable("no connection to it could be made")
         connection = SimulatedConnection(self, node, timeout, on_push, on_lost)
-        self._connections.add(connection)
+        self._connections[connection] = None
         return connection
 
     # --- the network
+
+    def pipe(self, node: object, way: str, context: contextvars.Context) -> Pipe:
+        return Pipe(self.loop, context)
 
     def _delay(self) -> float:
         return self._rng.choice((0.0002, 0.0005, self._latency))
@@ -187,8 +207,13 @@ class SimulatedRedis:
             case b"TIME":
                 micros = self._micros()
                 return [b"%d" % (micros // 1_000_000), b"%d" % (micros % 1_000_000)]
+            case b"CLUSTER":
+                return self._slots
             case b"INFO":
-                return f"role:master\r\nrun_id:{self._run}\r\nmaster_replid:{self._run}\r\n".encode()
+                clustered = "" if self._slots is None else "cluster_enabled:1\r\n"
+                return (
+                    f"role:master\r\nrun_id:{self._run}\r\nmaster_replid:{self._run}\r\n{clustered}".encode()
+                )
         return b"OK"
 
     def _evaluated(self, text: bytes, words: list[bytes]) -> Any:
@@ -214,7 +239,7 @@ class SimulatedRedis:
         """Another process, with this data: that of the old one, or of a replica that was behind."""
         self._run += 1
         self.down = True
-        lost, self._connections = self._connections, set()
+        lost, self._connections = self._connections, {}
         self._queue.clear()
         for connection in lost:
             self._return(connection, connection.end, "the connection to it was lost")
@@ -236,4 +261,4 @@ class SimulatedRedis:
         """What one has that is so many seconds behind."""
         then = self.loop.time() - behind
         kept = [data for time, data in self._replicas if time <= then]
-        return kept[-1] if kept else ({}, {})
+        return kept[-1] if kept else self._empty

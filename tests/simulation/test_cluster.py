@@ -15,16 +15,19 @@ from typing import Any
 
 import pytest
 
-from gateway.app import PARTS, Parts
+from gateway.backend import PARTS, Parts
 from gateway.rules import FillTarget
 from gateway.state import redis_server
 from gateway.state.lookup import Lookups
+from gateway.state.redis_cluster import ClusterStore
+from gateway.state.redis_locks import RedisLocks
 from gateway.state.shared import SharedState, shared_state
 from gateway.state.store_clock import StoreClock
-from tests.simulation.cluster import Blow, Cluster, Makes, Plan, broken, drawn
-from tests.simulation.plays import PEOPLE, legacy, other
-from tests.simulation.promises import Evidence
-from tests.simulation.schedule import Climate, Fate, Request, Schedule, Terms
+from tests.simulation.cluster import Blow, Cluster, Makes, Plan, broken, drawn, on_a_cluster, staged
+from tests.simulation.plays import bulk, legacy, other
+from tests.simulation.promises import Evidence, sources
+from tests.simulation.schedule import Fate
+from tests.simulation.story import story
 
 pytestmark = pytest.mark.no_cover
 
@@ -33,10 +36,10 @@ SOAK = int(os.environ.get("CLUSTER_SCHEDULES", "100000"))
 FOUND_WITHIN = 60  # from the seed at which the search for a mutant begins
 
 
-def examined(first: int, number: int) -> Counter[str]:
+def examined(first: int, number: int, kind: Callable[[Plan], Plan] = lambda plan: plan) -> Counter[str]:
     figures: Counter[str] = Counter()
     for seed in range(first, first + number):
-        plan = drawn(seed)
+        plan = kind(drawn(seed))
         history = Cluster(plan).run()
         found = broken(plan, history)
         assert not found, f"seed {seed}, {plan.blows}: {'; '.join(map(str, found))}"
@@ -53,17 +56,21 @@ def test_no_schedule_of_several_gateways_breaks_a_promise(block: int) -> None:
     assert len(figures) == 9, "each of the eight blows falls"
 
 
+def test_nor_does_one_of_some_that_share_a_redis_cluster() -> None:
+    assert examined(0, 12, on_a_cluster)["fills"] > 12
+
+
 @pytest.mark.soak
-def test_no_schedule_of_many_breaks_a_promise() -> None:
-    examined(0, SOAK)
+@pytest.mark.parametrize("kind", [lambda plan: plan, on_a_cluster], ids=["one server", "a cluster"])
+def test_no_schedule_of_many_breaks_a_promise(kind: Callable[[Plan], Plan]) -> None:
+    examined(0, SOAK, kind)
 
 
-def test_a_plan_is_a_function_of_its_seed() -> None:
-    one, other = (Cluster(drawn(7)).run() for _ in range(2))
+@pytest.mark.parametrize("seed", [7, 25, 29])
+def test_a_plan_is_a_function_of_its_seed(seed: int) -> None:
+    one, other = (list(story(Cluster(drawn(seed)).run())) for _ in range(2))
 
-    assert [(sent.method, sent.begun, sent.body) for sent in one.ledger] == [
-        (sent.method, sent.begun, sent.body) for sent in other.ledger
-    ]
+    assert one == other
 
 
 # --- with a guard less
@@ -105,12 +112,26 @@ class AcceptsLater(Later):
 def unchecked(*given: Any, **rest: Any) -> SharedState:
     made = shared_state(*given, **rest)
     far = made.locks._far
+    assert isinstance(far, RedisLocks)
     far.lasts = lambda lease: True  # type: ignore[method-assign]
     return made
 
 
 def by_the_local_clock(*given: Any, clock: StoreClock, **rest: Any) -> SharedState:
     return shared_state(*given, clock=LocalClock(clock.local), **rest)
+
+
+def telling_one_part(*given: Any, **rest: Any) -> SharedState:
+    made = shared_state(*given, **rest)
+    store = made.store
+    assert isinstance(store, ClusterStore)
+    told = store.invalidate
+
+    async def invalidate(conversation: str | None) -> None:
+        await (told(conversation) if conversation is not None else store._parts[0].store.invalidate(None))
+
+    store.invalidate = invalidate  # type: ignore[method-assign]
+    return made
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +141,7 @@ class ClusterMutant:
     promises: frozenset[str]
     parts: Parts = PARTS
     makes: Makes = shared_state
+    kind: Callable[[Plan], Plan] = lambda plan: plan
     first: int
 
 
@@ -128,10 +150,13 @@ MUTANTS = {
         promises=frozenset({"S2", "S5"}), makes=by_the_local_clock, first=140
     ),
     "release before the witness is stored": ClusterMutant(
-        promises=frozenset({"S5"}), parts=Parts(lookups=AcceptsLater), first=30
+        promises=frozenset({"S5"}), parts=Parts(lookups=AcceptsLater), first=200
     ),
     "invalidation after the client's reply": ClusterMutant(
         promises=frozenset({"S3", "S5"}), parts=Parts(lookups=InvalidatesLater), first=0
+    ),
+    "what is about all conversations is told to one part of a cluster": ClusterMutant(
+        promises=frozenset({"S3"}), makes=telling_one_part, kind=on_a_cluster, first=110
     ),
 }
 
@@ -141,25 +166,11 @@ def test_several_gateways_with_a_guard_less_are_found_out(name: str, monkeypatch
     mutant = MUTANTS[name]
 
     for seed in range(mutant.first, mutant.first + FOUND_WITHIN):
-        plan = drawn(seed)
+        plan = mutant.kind(drawn(seed))
         found = broken(plan, Cluster(plan, mutant.parts, mutant.makes).run())
         if any(mutant.promises & set(one.promise.split("+")) for one in found):
             return
     raise AssertionError(f"{name}: nothing was found in {FOUND_WITHIN} schedules")
-
-
-def staged(
-    actions: tuple[Request, ...], homes: dict[str, int], fates: dict[str, tuple[Fate, ...]], *blows: Blow
-) -> Plan:
-    schedule = Schedule(
-        seed=0,
-        actions=actions,
-        terms=Terms(max_age=3.0, settle=0.0),
-        climate=Climate(shuffled=False, store=0.02),
-        conversations=PEOPLE,
-        fates={id: (*some, *[Fate()] * 9) for id, some in fates.items()},
-    )
-    return Plan(schedule=schedule, nodes=2, homes=homes, skews=(0.0, 0.0), blows=blows, latency=0.0005)
 
 
 def stopped_before_it_sends() -> Plan:
@@ -183,6 +194,54 @@ def flushed_after_a_write() -> Plan:
         {"r": (Fate(back=2.0),), "w": (), "l": (Fate(back=1.0),)},
         Blow(at=1.0, event="flush"),
     )
+
+
+def flushed_before_it_leaves() -> Plan:
+    """A fill has lock and value, and waits for a connection, when Redis loses all; then others write."""
+    return staged(
+        (legacy("r", 0.0), legacy("f", 1.0), other("w", 1.15)),
+        {"r": 0, "f": 0, "w": 1},
+        {"r": (), "f": (Fate(wait=0.3),), "w": ()},
+        Blow(at=1.1, event="flush"),
+    )
+
+
+def killed_amid_a_write_of_all() -> Plan:
+    """It takes effect after its gateway is gone; what the other reads meanwhile is from before it."""
+    return staged(
+        (bulk("w", 0.0), legacy("r", 0.2), legacy("f", 1.0)),
+        {"w": 0, "r": 1, "f": 1},
+        {"w": (Fate(out=0.8),), "r": (), "f": ()},
+        Blow(at=0.1, event="kill", node=0),
+    )
+
+
+@pytest.mark.parametrize("seed", [1_027_522, 1_030_409])
+def test_when_redis_s_clock_is_set_forward_what_others_read_since_counts_as_younger(seed: int) -> None:
+    """docs/promises.md names it."""
+    plan = drawn(seed)
+    history = Cluster(plan).run()
+
+    assert not broken(plan, history)
+    assert {one.promise for one in broken(plan, history, frozenset())} == {"S2"}
+
+
+def test_a_fill_whose_lock_was_lost_leaves_with_what_it_had() -> None:
+    """docs/promises.md names it."""
+    plan = flushed_before_it_leaves()
+    history = Cluster(plan).run()
+
+    assert not broken(plan, history)
+    assert "S3" in {one.promise for one in broken(plan, history, frozenset())}
+
+
+def test_of_a_write_of_all_whose_process_was_killed_nobody_hears() -> None:
+    """What is at most `max_age` old is filled all the same: docs/promises.md names it."""
+    plan = killed_amid_a_write_of_all()
+    history = Cluster(plan).run()
+
+    assert not broken(plan, history, frozenset())
+    assert {one.promise for one in sources(Evidence(history))} == {"S3"}
 
 
 def test_who_was_stopped_longer_than_the_lease_of_its_locks_sends_nothing() -> None:

@@ -20,8 +20,8 @@ from typing import Any
 import msgspec
 
 from gateway import app
-from gateway.app import Parts
 from gateway.audit.writer import AuditLog, Batch, Line
+from gateway.backend import Parts
 from gateway.config import Settings
 from gateway.errors import GatewayError
 from gateway.http.headers import Fields, Header, Headers
@@ -268,7 +268,7 @@ class World:
             await gateway.close()
 
         loop.run(everything())
-        locks = [gateway.locks, *(one.locks for one in gateway.beside)]
+        locks = [one.locks for one in gateway.backends]
         return [
             History(
                 side.schedule,

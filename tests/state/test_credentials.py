@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gateway import app
-from gateway.app import Parts
+from gateway.backend import Parts
 from gateway.http.forwarding import lookup_request_headers
 from gateway.http.headers import Fields, Header
 from gateway.http.slots import FIXED, PEER, SLOTS, filled, peer

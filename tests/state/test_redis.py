@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Iterator
 from itertools import count
 
 import pytest
+from msgspec import structs
 
 from gateway.errors import StoreUnavailable
 from gateway.state.address import Address
@@ -120,6 +121,21 @@ async def test_what_another_server_wrote_is_forgotten_since_its_last_writes_may_
         process.close()
 
 
+async def test_what_was_asked_for_at_a_server_that_lost_its_writes_is_not_put_at_another() -> None:
+    """Its generation may have been drawn by a clock that was ahead, and seem to be newer than any there."""
+    process = RedisProcess()
+    try:
+        async with store_on(process) as store:
+            before = await reading(store, KEY)
+            process.stop()
+            process.start()
+            await back(store)
+            assert not await store.put(KEY, structs.replace(before, generation=before.generation + 10**9))
+            assert await store.put(KEY, await reading(store, KEY))
+    finally:
+        process.close()
+
+
 async def test_a_server_that_hangs_is_an_error_in_time_and_does_nothing_of_it_later(
     own: RedisProcess,
 ) -> None:
@@ -135,6 +151,27 @@ async def test_a_server_that_hangs_is_an_error_in_time_and_does_nothing_of_it_la
             await store.view(KEY, WHOSE)
         own.signal(signal.SIGCONT)
         await back(store)
+        accepted = (await store.view(KEY, WHOSE)).accepted
+        assert accepted is not None
+        assert accepted.value == "connected"
+
+
+async def test_what_came_too_late_is_asked_once_more_and_no_more_often(
+    own: RedisProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted, long_ago = RedisServer._until, list[int]()
+
+    def until(server: RedisServer, now: float) -> int:
+        return long_ago.pop() if long_ago else wanted(server, now)
+
+    monkeypatch.setattr(RedisServer, "_until", until)
+    async with store_on(own) as store:
+        await back(store)
+        long_ago.append(0)
+        await store.accept(WHOSE, "connected", 2.0)
+        long_ago.extend([0, 0])
+        with pytest.raises(StoreUnavailable, match="too late"):
+            await store.accept(WHOSE, "alerting", 2.0)
         accepted = (await store.view(KEY, WHOSE)).accepted
         assert accepted is not None
         assert accepted.value == "connected"
@@ -220,16 +257,31 @@ async def test_two_processes_see_each_others_writes(own: RedisProcess) -> None:
         ("redis://r", ("r", 6379), None, 0),
         ("rediss://u:p%40@r:7000/3", ("r", 7000), None, 3),
         ("redis+sentinel://:p@s1,s2:7/main/2", ("s1", 26379), "main", 2),
+        ("rediss+cluster://:p@[::1],n2:7", ("::1", 6379), None, 0),
     ],
 )
 def test_urls(url: str, host: tuple[str, int], service: str | None, database: int) -> None:
     address = Address.parse(url)
     assert (address.hosts[0], address.service, address.database) == (host, service, database)
     assert "p" not in str(address).replace("redis", "")
+    assert (address.cluster, address.tls) == ("cluster" in url, url.startswith("rediss"))
 
 
 @pytest.mark.parametrize(
-    "url", ["http://r", "redis://", "redis://a,b", "redis://r/x", "redis://r?x=1", "unix://"]
+    "url",
+    [
+        "http://r",
+        "redis://",
+        "redis://a,b",
+        "redis://r/x",
+        "redis://r?x=1",
+        "unix://",
+        "unix+cluster:///x",
+        "redis+cluster://a/1",
+        "redis+cluster://a,",
+        "redis+sentinel://a",
+        "redis+other://a",
+    ],
 )
 def test_urls_that_are_none(url: str) -> None:
     with pytest.raises(ValueError, match="expected"):

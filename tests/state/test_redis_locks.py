@@ -233,18 +233,32 @@ async def test_a_lock_whose_granting_was_never_heard_of_is_given_up(redis: Redis
         lock.release()
 
 
-async def test_who_waits_at_a_server_that_was_flushed_is_told(redis: RedisProcess) -> None:
+async def test_who_waits_at_a_server_that_was_flushed_asks_again(redis: RedisProcess) -> None:
+    """A write goes on where it can't be asked for the lock: it is to wait for it, as long as it can be."""
     own = RedisProcess()
     try:
-        async with two(own, timeout=20.0) as (one, _):
-            await one.locks.acquire("c1", exclusive=True, caller="A")
+        async with two(own, timeout=20.0) as (one, other):
+            held = await one.locks.acquire("c1", exclusive=True, caller="A")
             waiting = asyncio.ensure_future(one.locks.acquire("c1", exclusive=True, caller="A"))
             await one.settled()
             own.command("FLUSHALL")
-            with pytest.raises(StoreUnavailable):
-                await waiting
+            lock = await waiting
+            assert lock.holds()
+            assert not held.holds()
+            assert await other.locks.enter(KEY, WHOSE) is None, "the server knows of it"
+            lock.release()
+            await one.settled()
+            assert await other.locks.enter(KEY, WHOSE) is not None
     finally:
         own.close()
+
+
+async def test_a_lock_is_released_though_the_server_has_dropped_its_scripts(redis: RedisProcess) -> None:
+    async with two(redis, timeout=20.0) as (one, other):
+        lock = await one.locks.acquire("c1", exclusive=True, caller="A")
+        redis.command("SCRIPT", "FLUSH")
+        lock.release()
+        (await other.locks.acquire("c1", exclusive=True, caller="B")).release()
 
 
 async def test_entering_is_a_shared_lock_and_the_view_in_one_step(redis: RedisProcess) -> None:

@@ -13,7 +13,8 @@ import pytest
 from gateway.errors import StoreUnavailable
 from gateway.proxy.buffered import BufferBudget
 from gateway.repairs import Unfilled
-from gateway.state.lookup import MISSED_KEPT, LookupRefused, LookupResult, LookupResults, Lookups
+from gateway.state.lookup import MISSED_KEPT, Lookups
+from gateway.state.lookup_results import LookupRefused, LookupResult, LookupResults
 from gateway.state.store import Key, Reading, Store
 from gateway.state.sweeps import SweepRate
 from tests.state.test_lookup import JSON, TARGET, Bench, document
@@ -140,6 +141,32 @@ async def test_what_was_missed_is_told_as_soon_as_it_can_be() -> None:
     await bench.lookups.make_up()
     assert bench.missed == 0
     assert (await bench.store.stamp("c3")).generation > before
+
+
+class ServersOfTheirOwn(FailingStore):
+    """What is about c1 is with a server that can't be asked, and all else with another."""
+
+    async def invalidate(self, conversation: str | None) -> None:
+        if conversation == "c1":
+            raise StoreUnavailable("c1's")
+        await super().invalidate(conversation)
+
+
+async def test_what_one_server_missed_holds_up_nothing_that_is_with_another() -> None:
+    bench = Failing()
+    bench.lookups._store = ServersOfTheirOwn(bench.store, bench.failing.get)
+    bench.fail("suspend", "invalidate")
+    for conversation in ("c1", "c2", "c3"):
+        await bench.lookups.begin_write(conversation, "A", exclusive=True)
+    bench.failing.clear()
+    await bench.lookups._catch_up("c4")
+    assert [*bench.lookups._missed] == ["c1", "c3"], "the one that has waited longest was told"
+    await bench.lookups._catch_up("c4")
+    assert [*bench.lookups._missed] == ["c3", "c1"], "one that can't be told waits behind all others"
+    await bench.lookups.make_up()
+    assert [*bench.lookups._missed] == ["c1"]
+    with pytest.raises(StoreUnavailable):
+        await bench.lookups._catch_up("c1")
 
 
 @pytest.mark.parametrize("conversation", ["c1", None])

@@ -113,7 +113,7 @@ class Running:
 
     @property
     def pool(self) -> Pool:
-        transport = self.gateway.transport
+        transport = self.gateway.main.transport
         assert isinstance(transport, Pool)
         return transport
 

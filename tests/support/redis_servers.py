@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import socket
@@ -12,8 +13,20 @@ from pathlib import Path
 
 import pytest
 
-SERVER = shutil.which("redis-server") or shutil.which("valkey-server")
+SERVER = os.environ.get("REDIS_SERVER") or shutil.which("redis-server") or shutil.which("valkey-server")
 needs_redis = pytest.mark.skipif(SERVER is None, reason="no redis-server is installed")
+
+
+def said(where: str | tuple[str, int], *words: str) -> bytes:
+    """What the server at a path or a port says to a command."""
+    with socket.socket(socket.AF_UNIX if isinstance(where, str) else socket.AF_INET) as connection:
+        connection.settimeout(10)
+        connection.connect(where)
+        connection.sendall(
+            b"*%d\r\n" % len(words)
+            + b"".join(b"$%d\r\n%b\r\n" % (len(word.encode()), word.encode()) for word in words)
+        )
+        return connection.recv(65536)
 
 
 class RedisProcess:
@@ -50,19 +63,12 @@ class RedisProcess:
         raise AssertionError("the redis-server did not start")
 
     def signal(self, number: signal.Signals) -> None:
-        assert self._process is not None
-        self._process.send_signal(number)
+        if self._process is not None:
+            self._process.send_signal(number)
 
     def command(self, *words: str) -> bytes:
         """What the server says to it, in a reply of less than 64 KiB."""
-        with socket.socket(socket.AF_UNIX) as connection:
-            connection.settimeout(10)
-            connection.connect(str(self.path))
-            connection.sendall(
-                b"*%d\r\n" % len(words)
-                + b"".join(b"$%d\r\n%b\r\n" % (len(word.encode()), word.encode()) for word in words)
-            )
-            return connection.recv(65536)
+        return said(str(self.path), *words)
 
     def stop(self) -> None:
         if self._process is not None:

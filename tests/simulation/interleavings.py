@@ -1,0 +1,192 @@
+"""
+Every order of what may happen next, but for orders that nobody can tell apart.
+
+A run is a list of steps. Before each, some channels have one that is due; which comes next is a choice. Two
+steps are dependent if either touches what the other writes (`Footprint`); others may change places without a
+difference, in the run or in what follows. So of all the orders that differ only by such changes one is run.
+
+That is dynamic partial-order reduction with source sets and sleep sets (Abdulla, Aronis, Jonsson and Sagonas,
+POPL 2014): after a run each pair of dependent steps of which the later was not caused by the earlier is
+noted where the earlier was chosen, and the later, or what led to it, is chosen there in a further run. A
+channel that was chosen before sleeps in the runs after it, until a step comes that depends on it. A run is
+repeated from its beginning each time, so it must be a function of the choices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+Run = TypeVar("Run")
+WHOLE = "*"
+
+
+class Redundant(Exception):
+    """Whatever is due now was run before, in an order that can't be told from this one."""
+
+
+@dataclass(slots=True)
+class Footprint:
+    """
+    What a step touches: parts of things, or a thing as a WHOLE. `everything`: it depends on every other step.
+    """
+
+    reads: set[tuple[str, str]] = field(default_factory=set)
+    writes: set[tuple[str, str]] = field(default_factory=set)
+    everything: bool = False
+    things: set[str] = field(default_factory=set)
+
+    def touch(self, thing: str, part: str = WHOLE, *, write: bool = True) -> None:
+        (self.writes if write else self.reads).add((thing, part))
+        self.things.add(thing)
+
+    def conflicts(self, other: Footprint) -> bool:
+        if self.everything or other.everything:
+            return True
+        if self.things.isdisjoint(other.things):
+            return False
+        return (
+            _met(self.writes, other.writes)
+            or _met(self.writes, other.reads)
+            or _met(other.writes, self.reads)
+        )
+
+
+def _met(some: set[tuple[str, str]], others: set[tuple[str, str]]) -> bool:
+    if not some.isdisjoint(others):
+        return True
+    whole = {thing for thing, part in some if part == WHOLE}
+    others_whole = {thing for thing, part in others if part == WHOLE}
+    return any(thing in whole for thing, _ in others) or any(thing in others_whole for thing, _ in some)
+
+
+@dataclass(slots=True)
+class Step:
+    """
+    `cause`: the step in which what is due here was sent; None: before the first. `last`: it comes only when
+    nothing else is due.
+    """
+
+    channel: str
+    cause: int | None
+    last: bool = False
+    footprint: Footprint = field(default_factory=Footprint)
+
+
+@dataclass(slots=True)
+class _Choice:
+    enabled: Sequence[str]
+    sleeping: dict[str, Footprint]
+    chosen: str
+    wanted: set[str]
+    done: dict[str, Footprint] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Interleavings:
+    """`runs`: those that came to an end; `cut`: those that were given up as Redundant."""
+
+    runs: int = 0
+    cut: int = 0
+    longest: int = 0
+    _stack: list[_Choice] = field(default_factory=list)
+    _steps: list[Step] = field(default_factory=list)
+
+    def of(self, run: Callable[[Interleavings], Run]) -> Iterator[Run]:
+        """What came of each. `run` asks `choose` before each step."""
+        while True:
+            self._steps = []
+            known = max(0, len(self._stack) - 1)
+            try:
+                result = run(self)
+            except Redundant:
+                self.cut += 1
+            else:
+                self.runs += 1
+                self.longest = max(self.longest, len(self._steps))
+                yield result
+            self._note_races(known)
+            if not self._turn_back():
+                return
+
+    @property
+    def step(self) -> Step | None:
+        """The one under way."""
+        return self._steps[-1] if self._steps else None
+
+    @property
+    def number(self) -> int | None:
+        return len(self._steps) - 1 if self._steps else None
+
+    def choose(self, due: Sequence[tuple[str, int | None]], rests: Container[str] = ()) -> str:
+        """
+        Of the channels that have a step due, each with its cause, in the order in which they are tried.
+        `rests`: those whose step comes only when nothing is due but what can wait; then each that is due is
+        tried.
+        """
+        at = len(self._steps)
+        if at == len(self._stack):
+            enabled = [channel for channel, _ in due]
+            self._stack.append(self._new(enabled, any(one in rests for one in enabled)))
+        chosen = self._stack[at].chosen
+        self._steps.append(Step(chosen, dict(due)[chosen], chosen in rests))
+        return chosen
+
+    def _new(self, enabled: Sequence[str], whole: bool) -> _Choice:
+        sleeping: dict[str, Footprint] = {}
+        if self._stack:
+            before, taken = self._stack[-1], self._steps[-1].footprint
+            sleeping = {
+                channel: footprint
+                for channel, footprint in {**before.sleeping, **before.done}.items()
+                if not footprint.conflicts(taken)
+            }
+        awake = [channel for channel in enabled if channel not in sleeping]
+        if not awake:
+            raise Redundant
+        return _Choice(enabled, sleeping, awake[0], set(awake if whole else awake[:1]))
+
+    def _note_races(self, known: int) -> None:
+        steps = self._steps
+        caused: list[int] = []  # of each step, as bits, all that it had to wait for
+        last: dict[str, int] = {}
+        for at, step in enumerate(steps):
+            before = (1 << at) - 1 if step.last else 0
+            for one in {step.cause, last.get(step.channel)} - {None}:
+                assert one is not None
+                before |= caused[one] | 1 << one
+            last[step.channel] = at
+            for earlier in range(at - 1, -1, -1):
+                if not before >> earlier & 1 and step.footprint.conflicts(steps[earlier].footprint):
+                    if at >= known:
+                        self._reverse(earlier, at, caused, before)
+                    before |= caused[earlier] | 1 << earlier
+            caused.append(before)
+
+    def _reverse(self, earlier: int, later: int, caused: list[int], before: int) -> None:
+        """What has to come instead of the earlier one, so that the later one comes first."""
+        choice = self._stack[earlier]
+        between = [at for at in range(earlier + 1, later) if not caused[at] >> earlier & 1]
+        first: list[str] = []
+        seen = 0
+        for at in [*between, later]:
+            needs = before if at == later else caused[at]
+            if not needs & seen:
+                first.append(self._steps[at].channel)
+            seen |= 1 << at
+        if not choice.wanted & set(first):
+            choice.wanted.add(first[0])
+
+    def _turn_back(self) -> bool:
+        """To the last choice where something else is wanted."""
+        while self._stack:
+            at = len(self._stack) - 1
+            choice = self._stack[at]
+            choice.done[choice.chosen] = self._steps[at].footprint
+            left = choice.wanted - choice.done.keys() - choice.sleeping.keys()
+            if left:
+                choice.chosen = next(one for one in choice.enabled if one in left)
+                return True
+            self._stack.pop()
+        return False

@@ -1,0 +1,450 @@
+"""
+The smallest cases of several gateways on one Redis, walked whole: every order in which their messages arrive.
+
+A message is on its way from when it is sent until it is its turn to arrive: at Redis, at the upstream, at a
+gateway; and a client's call until it comes. Which is next is a choice (interleavings.py). Those of one
+connection keep their order. Whoever gets one does all that it can do before the next arrives, first come,
+first served: what the order within a process may do is for the random schedules (cluster.py). Time stands
+still while anything is on its way, but for a moment with each arrival; then the next timer goes off.
+
+A fault is one more thing on its way, from the beginning: it comes before or after each of the others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from random import Random
+from typing import Any, Literal
+
+from gateway import app
+from gateway.backend import Parts
+from gateway.proxy.lifecycle import Lifecycle
+from gateway.state.shared import shared_state
+from tests.simulation.cluster import NODE, Cluster, ClusterLoop, Killed, Makes, Plan, broken, lenient
+from tests.simulation.interleavings import WHOLE, Interleavings, Redundant
+from tests.simulation.plays import PEOPLE, legacy
+from tests.simulation.promises import Violation
+from tests.simulation.redis_model import RedisModel
+from tests.simulation.redis_network import NOON, Pipe, SimulatedRedis, outside
+from tests.simulation.schedule import Climate, Fate, Request, Schedule, Terms
+from tests.simulation.upstream import Sent, SimulatedUpstream
+from tests.simulation.world import Client, History, Recorded, Told
+
+MOMENT = 1e-5  # seconds from one arrival to the next
+TIMER, LATER = "the next timer", "a time that is longer than any lease"
+FAULT, RESUMED = "fault", "resumed"
+PROMPT = ("redis", "upstream")  # what is on its way there or back; a call, say, may as well come later
+
+Fault = Literal["kill", "lose a reply", "restart", "restart, older", "flush", "pause"]
+LONG = 20.0  # seconds: longer than any lease here
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """`cause`: the step in which it was sent. `context`: of the process where it arrives."""
+
+    cause: int | None
+    arrive: Callable[[], Any]
+    context: contextvars.Context
+
+
+class WalkedLoop(ClusterLoop):
+    """First come, first served; what is on its way arrives once nobody has anything left to do."""
+
+    def __init__(self, choices: Interleavings) -> None:
+        super().__init__(None)
+        self._choices = choices
+        self.walking = False
+        self._under_way: dict[str, deque[Message]] = {}
+        self.settled: Callable[[], None] = lambda: None  # told before each choice
+        self.rests: Callable[[], list[str]] = list  # what may come when nothing is on its way
+        self.went_on = False
+        self.over: asyncio.Future[None] = self.create_future()
+
+    def post(self, channel: str, arrive: Callable[[], Any], context: contextvars.Context) -> None:
+        if not self.walking:
+            self.call_soon(arrive, context=context)
+            return
+        self.touch(f"channel {channel}")
+        self._under_way.setdefault(channel, deque()).append(Message(self._choices.number, arrive, context))
+
+    def drop(self, beginning: str) -> None:
+        for channel in [one for one in self._under_way if one.startswith(beginning)]:
+            self.touch(f"channel {channel}")
+            del self._under_way[channel]
+
+    def is_under_way(self, channel: str) -> bool:
+        return bool(self._under_way.get(channel))
+
+    def touch(self, thing: str, part: str = WHOLE, *, write: bool = True) -> None:
+        step = self._choices.step
+        if self.walking and step is not None:
+            step.footprint.touch(thing, part, write=write)
+
+    def _run_once(self) -> None:
+        if self._ready or not self.walking:
+            if self.walking:
+                self._seen(self._ready[0])
+            super()._run_once()
+            return
+        self.settled()
+        due = [(channel, waiting[0].cause) for channel, waiting in self._under_way.items() if waiting]
+        due.sort(key=lambda one: self._patience(one[0]))
+        rests = [] if due and not self._patience(due[0][0]) else self.rests()
+        due += [(channel, None) for channel in rests]
+        if not due:
+            self._end(None)
+            return
+        try:
+            chosen = self._choices.choose(due, rests)
+        except Redundant as cut:
+            self._end(cut)
+            return
+        if chosen in rests:
+            step = self._choices.step
+            assert step is not None
+            step.footprint.everything = True
+            self._rest(chosen)
+            return
+        self._now += MOMENT
+        message = self._under_way[chosen].popleft()
+        self.call_soon(message.arrive, context=message.context)
+
+    def _patience(self, channel: str) -> int:
+        """What can wait comes after the rest, a call before a fault."""
+        return 0 if channel.startswith(PROMPT) else 2 if channel == FAULT else 1
+
+    def _end(self, cut: Redundant | None) -> None:
+        self.walking = False
+        if cut is None:
+            self.over.set_result(None)
+        else:
+            self.over.set_exception(cut)
+
+    def _rest(self, which: str) -> None:
+        if which == TIMER:
+            self._wake()
+            return
+        # All that comes meanwhile comes at once.
+        self.walking, self.went_on = False, True
+        outside(self.call_later, LONG, self._go_on)
+
+    def _go_on(self) -> None:
+        self.walking = True
+
+    def _seen(self, handle: asyncio.Handle) -> None:
+        """Who gets a message is touched by it, unless all that comes of it is that something is not owed."""
+        node = handle._context.get(NODE)  # type: ignore[attr-defined]
+        callback: Any = handle._callback  # type: ignore[attr-defined]
+        if isinstance(callback, partial):
+            silent = callback.func.__name__ == "replied"  # what comes of it is seen by who waits for it
+        else:
+            silent = getattr(callback, "__qualname__", "") == "RedisLocks.give_up.<locals>.told"
+        if node is not None and not silent:
+            self.touch(f"node {node}")
+
+
+class WalkedPipe(Pipe):
+    def __init__(self, loop: WalkedLoop, channel: str, context: contextvars.Context) -> None:
+        super().__init__(loop, context)
+        self._walked = loop
+        self._channel = channel
+
+    def send(self, when: float, call: Callable[..., Any], *what: Any) -> None:
+        self._walked.post(self._channel, partial(call, *what), self.context)
+
+
+# Of the commands that scripts call: whether it writes, and which of its words name parts of the key.
+PARTS: dict[bytes, tuple[bool, Callable[[Sequence[Any]], Sequence[Any]]]] = {
+    b"HGET": (False, lambda words: words),
+    b"HMGET": (False, lambda words: words),
+    b"HEXISTS": (False, lambda words: words),
+    b"HGETALL": (False, lambda words: [WHOLE]),
+    b"EXISTS": (False, lambda words: [WHOLE]),
+    b"HSET": (True, lambda words: words[::2]),
+    b"HDEL": (True, lambda words: words),
+    b"DEL": (True, lambda words: [WHOLE]),
+    b"SET": (True, lambda words: [WHOLE]),
+}
+# How long a key is kept is no matter in so short a time, and no table is so full that it drops any.
+UNTOUCHED = frozenset({b"TIME", b"PEXPIRE", b"ZADD", b"ZCARD", b"PUBLISH"})
+
+
+class WalkedModel(RedisModel):
+    loop: WalkedLoop
+
+    def _call(self, name: bytes, *given: Any) -> Any:
+        if name in PARTS:
+            writes, parts = PARTS[name]
+            for part in parts(given[1:]):
+                self.loop.touch(f"key {given[0]!r}", part if part == WHOLE else repr(part), write=writes)
+            self.loop.touch("redis", "a key", write=False)
+        else:
+            assert name in UNTOUCHED, name
+        return super()._call(name, *given)
+
+
+class WalkedRedis(SimulatedRedis):
+    loop: WalkedLoop
+
+    def __init__(self, loop: WalkedLoop) -> None:
+        super().__init__(loop, Random(0), 0.0)
+        self.model = WalkedModel(self._micros, self._publish)
+        self.model.loop = loop
+        self._pipes: Counter[tuple[object, str]] = Counter()
+
+    def pipe(self, node: object, way: str, context: contextvars.Context) -> Pipe:
+        self._pipes[node, way] += 1
+        return WalkedPipe(self.loop, f"redis, {way}, node {node}, {self._pipes[node, way]}", context)
+
+    def _delay(self) -> float:
+        return 0.0
+
+    def begin_anew(self, data: Any) -> None:
+        """Another process, at once, with this data; what is on its way to the old one is lost."""
+        self.loop.touch("redis")
+        self._run += 1
+        self.model.restore(data)
+        lost, self._connections = self._connections, {}
+        for connection in lost:
+            self._return(connection, connection.end, "the connection to it was lost")
+
+    def lose_replies(self, node: int) -> None:
+        """Those on their way to the node never come, nor any other on its connection."""
+        for connection in self._connections:
+            if connection.node == node and connection.problem is None:
+                self.loop.drop(f"redis, back, node {node}, {self._pipes[node, 'back']}")
+                self.loop.call_soon(
+                    connection.end, "the connection to it was lost", context=connection.back.context
+                )
+
+
+class ToTheUpstream:
+    """The loop, as the upstream has it: its timers are messages, each exchange on a connection of its own."""
+
+    def __init__(self, loop: WalkedLoop, homes: dict[str, int]) -> None:
+        self._loop = loop
+        self._homes = homes
+        self.clock, self.time, self.create_future = loop.clock, loop.time, loop.create_future
+
+    def call_later(self, seconds: float, call: Callable[..., Any], *arguments: Any) -> None:
+        """A request there, with what was sent; or then its reply back, with nothing."""
+        sent = next((one for one in arguments if isinstance(one, Sent)), None)
+
+        def arrives() -> None:
+            if sent is not None:
+                self._asked = sent
+                self._loop.touch("truth", write=sent.about.kind != "read")
+            call(*arguments)
+            if sent is not None and self._homes[sent.id] in self._loop.dead:
+                sent.ended = self._loop.clock()
+
+        if sent is not None:
+            self._asked = sent
+        id, way = self._asked.id, "back" if sent is None else "there"
+        self._loop.post(f"upstream, {way}, {id}", arrives, contextvars.Context())
+
+
+SHORT = Terms(max_age=1.0, settle=0.3, deadline=2.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """
+    `calls`, with the node to which each comes; at which fault may come, and to which node. `warm`: the
+    conversation was read before, through the first node.
+    """
+
+    calls: tuple[tuple[Request, int], ...]
+    fault: Fault | None = None
+    node: int = 0
+    warm: bool = False
+    skews: tuple[float, float] = (0.0, 0.0)
+    lag: float = 0.0
+    terms: Terms = SHORT
+
+    def plan(self) -> Plan:
+        requests = (warm_up(0), warm_up(1), READ_BEFORE, *(call for call, _ in self.calls))
+        homes = {
+            "warm-up-0": 0,
+            "warm-up-1": 1,
+            "read-before": 0,
+            **{call.id: node for call, node in self.calls},
+        }
+        schedule = Schedule(
+            seed=0,
+            actions=requests,
+            terms=self.terms,
+            climate=Climate(shuffled=False, store=0.02),
+            conversations=PEOPLE,
+            fates={request.id: (Fate(out=0.0, back=0.0, lag=self.lag),) * 60 for request in requests},
+        )
+        return Plan(schedule=schedule, nodes=2, homes=homes, skews=self.skews, blows=(), latency=0.0)
+
+
+READ_BEFORE = legacy("read-before", 0.0)
+
+
+def warm_up(node: int) -> Request:
+    """On another conversation: the node has a connection to Redis then, and a lease."""
+    return legacy(f"warm-up-{node}", 0.0, "c2")
+
+
+@dataclass(slots=True)
+class Walk:
+    """One case, in every order. `parts` and `makes` replace the gateways' own, for a mutant."""
+
+    case: Case
+    parts: Parts = field(default_factory=Parts)
+    makes: Makes = shared_state
+    found: Interleavings = field(default_factory=Interleavings)
+
+    def violations(self, named: frozenset[str] = frozenset()) -> Iterator[tuple[History, list[Violation]]]:
+        """Each run, with what it broke but for what is named."""
+        plan = self.case.plan()
+        for history in self.found.of(self._run):
+            yield history, broken(plan, history, named)
+
+    def _run(self, choices: Interleavings) -> History:
+        return _Run(self.case, Cluster(self.case.plan(), self.parts, self.makes), choices).history()
+
+
+class _Run:
+    def __init__(self, case: Case, cluster: Cluster, choices: Interleavings) -> None:
+        self._case = case
+        self._cluster = cluster
+        self._loop = WalkedLoop(choices)
+        plan = cluster.plan
+        self._homes = plan.homes
+        wires: Any = ToTheUpstream(self._loop, plan.homes)
+        self._upstream = SimulatedUpstream(plan.schedule, wires, lambda: NOON + self._loop.time())
+        self._redis = WalkedRedis(self._loop)
+        self._nodes: list[app.Gateway] = []
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._told: dict[str, Told] = {}
+        self._log: list[Recorded] = []
+        self._known: list[tuple[float | None, ...]] = []
+        self._paused: int | None = None
+        self._leases_end = False  # of the node that a fault befell
+
+    def history(self) -> History:
+        self._loop.run(self._everything())
+        schedule = self._cluster.plan.schedule
+        return History(
+            replace(schedule, terms=lenient(schedule.terms)),
+            self._upstream.ledger,
+            self._told,
+            self._log,
+            Counter(),
+            [],
+            0,
+            self._loop.failures,
+        )
+
+    async def _everything(self) -> None:
+        loop = self._loop
+        for number in (0, 1):
+            self._nodes.append(
+                await self._cluster._begun(number, loop, self._upstream, [self._redis], self._log)
+            )
+        for number in (0, 1):
+            await self._begin(warm_up(number))
+        if self._case.warm:
+            await self._begin(READ_BEFORE)
+        began = self._redis.model.snapshot()
+        loop.settled, loop.rests = self._note_the_ledger, self._rests
+        loop.walking = True
+        for request, _ in self._case.calls:
+            loop.post(f"call {request.id}", partial(self._begin, request), contextvars.Context())
+        if self._case.fault is not None:
+            loop.post(FAULT, partial(self._befall, self._case.fault, began), contextvars.Context())
+        try:
+            await loop.over
+        finally:
+            await self._clear_away()
+
+    def _begin(self, request: Request) -> asyncio.Task[None]:
+        client = Client(request, self._loop)
+        self._told[request.id] = client.told
+        home = self._homes[request.id]
+        lifecycle = self._nodes[home].app
+        assert isinstance(lifecycle, Lifecycle)
+        context = contextvars.Context()
+        context.run(NODE.set, home)
+        task = self._tasks[request.id] = self._loop.create_task(client.call(lifecycle), context=context)
+        return task
+
+    def _rests(self) -> list[str]:
+        """The next timer while anybody waits; once, after a fault that ends with a lease, a long time."""
+        loop = self._loop
+        waits = [id for id, task in self._tasks.items() if not task.done() and self._runs(self._homes[id])]
+        later = self._leases_end and not loop.went_on
+        return [TIMER] * bool(waits) + [LATER] * later
+
+    def _runs(self, node: int) -> bool:
+        return node not in self._loop.dead and node != self._paused
+
+    def _note_the_ledger(self) -> None:
+        """What is judged is in which order writes, and fills and their GETs, left and were answered."""
+        for number, sent in enumerate(self._upstream.ledger):
+            times = (sent.begun, sent.left, sent.ended, sent.complete)
+            if number == len(self._known):
+                self._known.append(())
+            if self._known[number] != times:
+                self._known[number] = times
+                changing = sent.about.kind != "read" and self._told[sent.id].request.changing
+                self._loop.touch("ledger", "moments", write=changing)
+
+    def _befall(self, fault: Fault, began: Any) -> None:
+        loop, node, ledger = self._loop, self._case.node, self._upstream.ledger
+        match fault:
+            case "kill":
+                loop.touch(f"node {node}")
+                loop.touch("ledger")
+                loop.kill(node)
+                self._leases_end = True
+                loop.drop(f"redis, back, node {node}")
+                for sent in ledger:
+                    if self._homes[sent.id] == node and sent.ended is None:
+                        loop.drop(f"upstream, back, {sent.id}")
+                        if not loop.is_under_way(f"upstream, there, {sent.id}"):
+                            sent.ended = loop.clock()
+            case "lose a reply":
+                self._redis.lose_replies(node)
+            case "restart":
+                self._redis.begin_anew(self._redis.model.snapshot())
+            case "restart, older":
+                self._redis.begin_anew(began)
+            case "flush":
+                loop.touch("redis")
+                self._redis.flush()
+            case "pause":
+                loop.touch(f"node {node}")
+                self._paused, self._leases_end = node, True
+                loop.stop_node(node)
+                loop.post(RESUMED, self._resume, contextvars.Context())
+
+    def _resume(self) -> None:
+        node, self._paused = self._paused, None
+        assert node is not None
+        self._loop.touch(f"node {node}")
+        self._loop.resume(node)
+
+    async def _clear_away(self) -> None:
+        loop = self._loop
+        for id, task in self._tasks.items():
+            if not task.done():
+                told = self._told[id]
+                told.failure, told.ended = Killed("its process was killed"), loop.clock()
+        loop.bury()
+        if self._paused is not None:
+            loop.resume(self._paused)
+        while left := asyncio.all_tasks(loop) - {asyncio.current_task()}:
+            for task in left:
+                task.cancel()
+            await asyncio.gather(*left, return_exceptions=True)
