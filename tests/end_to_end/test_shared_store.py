@@ -109,7 +109,8 @@ async def staged(*options: str, number: int = 2, **store: Any) -> AsyncIterator[
 
 def source(answer: httpx.Response) -> object:
     assert answer.status_code == 202
-    return told(answer.headers["gateway-rewrite"])["source"]
+    rewrite = told(answer.headers["gateway-rewrite"])
+    return rewrite.get("source") or rewrite.get("skipped")
 
 
 def is_refused(answer: httpx.Response) -> None:
@@ -331,7 +332,10 @@ async def test_when_it_is_started_again_without_its_data_it_is_used_again() -> N
         assert (await stage.explicit(1)).status_code == 202
         stage.redis.start()
         await stage.asked_again()
-        assert source(await stage.fill(0)) == "lookup"
+        # A clock that is known to a few ms may say that what was accepted has yet to settle.
+        while (found := source(await stage.fill(0))) == "unsettled":
+            pass
+        assert found == "lookup"
         assert stage.sent(b"PATCH")[-1] == FILLED.replace(b"connected", b"active")
 
 
