@@ -86,7 +86,7 @@ class Loop(asyncio.BaseEventLoop):
             self._now = max(self._now, due[-1].when())
         if self._rng is None:
             # Of those for one moment nanoseconds would decide, which others' looks at the clock add.
-            due.sort(key=self._numbers.__getitem__)
+            due.sort(key=lambda timer: (round(timer.when(), 6), self._numbers[timer]))
         self._ready.extend(due)
 
     def _chosen(self) -> asyncio.Handle:
