@@ -447,15 +447,16 @@ class ClusterEvidence(Evidence):
 
     def over(self, write: Sent, patch: Sent) -> float:
         """
-        What names no conversation takes no lock: elsewhere it is known once its client hears of it, and never
-        where its process was killed.
+        What names no conversation takes no lock: elsewhere it is known one message after its client hears of
+        it, and never where its process was killed.
         """
         homes = self.plan.homes
         if write.about.conversation is not None or homes[write.id] == homes[patch.id]:
             return super().over(write, patch)
         told = self.history.told[write.id]
-        unheard = told.ended is None or told.ended >= _left(patch) or isinstance(told.failure, Killed)
-        return math.inf if unheard else _end(write)
+        if told.ended is None or isinstance(told.failure, Killed):
+            return math.inf
+        return math.inf if told.ended + self.plan.latency >= _left(patch) else _end(write)
 
 
 def broken(plan: Plan, history: History, named: frozenset[str] | None = None) -> list[Violation]:
