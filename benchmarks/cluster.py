@@ -2,10 +2,12 @@
 The promises between gateways over real sockets, while what they share is killed, stopped and emptied.
 
     .venv/bin/python -m benchmarks.cluster --seconds 20
+    .venv/bin/python -m benchmarks.cluster --store cluster
 
-Two gateway processes on one Redis server serve the calls of `freshness.py`; `judge.py` says which promises
-were broken. What docs/promises.md ("Several processes") lets weaken by a fault is told apart, by the times of
-the faults. Afterwards each conversation is written and filled through each gateway: nothing stays locked.
+Two gateway processes on one Redis server, or under Sentinels or in a cluster of three primaries, each with a
+replica, serve the calls of `freshness.py`; `judge.py` says which promises were broken. What docs/promises.md
+("Several processes") lets weaken by a fault is told apart, by the times of the faults. Afterwards each
+conversation is written and filled through each gateway: nothing stays locked.
 """
 
 from __future__ import annotations
@@ -19,11 +21,12 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
+from typing import TypeAlias
 
 import uvloop
 
@@ -42,14 +45,32 @@ from benchmarks.judge import (
     recorded,
     sources,
 )
+from tests.support.redis_kinds import RedisCluster, Watched
 from tests.support.redis_servers import RedisProcess
 
 DEADLINE = 5.0  # limits.deadline: what a killed process held ends with its lease, 6 s later
 LEASE = DEADLINE + 6.0
 RENEWED = 1.5  # seconds until a process notices that its lease is gone
-EVERY = {"none": 0.0, "kill": 5.0, "restart": 10.0, "stop": 10.0, "flush": 5.0}
+EVERY = {"none": 0.0, "kill": 5.0, "restart": 10.0, "stop": 10.0, "flush": 5.0, "failover": 20.0}
+FAULTS = {"one": "none,kill,restart,stop,flush", "sentinel": "none,failover", "cluster": "none,failover"}
 STOPPED = 3.0
 ASKED = 1.0  # seconds that a question takes at most: store.timeout, twice
+
+
+Shared: TypeAlias = RedisProcess | Watched | RedisCluster
+
+
+def clustered() -> RedisCluster:
+    cluster = RedisCluster(1, node_timeout=3000)
+    cluster.ready()
+    return cluster
+
+
+STORES: dict[str, Callable[[], Shared]] = {
+    "one": RedisProcess,
+    "sentinel": lambda: Watched(3, down_after=3000),
+    "cluster": clustered,
+}
 
 
 @dataclass(slots=True)
@@ -125,7 +146,7 @@ def at(line: str) -> float:
     return datetime.fromisoformat(line.split(" ", 1)[0]).timestamp()
 
 
-def node(folder: Path, upstream: int, redis: RedisProcess, fill: dict[str, object]) -> Node:
+def node(folder: Path, upstream: int, redis: Shared, fill: dict[str, object]) -> Node:
     folder.mkdir()
     port, admin = rig.free_ports(2)
     one = Node(folder, port, admin)
@@ -165,7 +186,7 @@ class Faults:
 
     kind: str
     nodes: Sequence[Node]
-    redis: RedisProcess
+    redis: Shared
     happened: list[Fault] = field(default_factory=list)
 
     async def run(self, seconds: float) -> None:
@@ -188,6 +209,13 @@ class Faults:
                 fault.node = len(self.happened) % len(self.nodes)
                 await asyncio.to_thread(self.nodes[fault.node].kill)
                 await asyncio.to_thread(self.nodes[fault.node].start)
+                return
+            case "failover":
+                assert not isinstance(self.redis, RedisProcess)
+                await asyncio.to_thread(self.redis.fail_over)
+                return
+        assert isinstance(self.redis, RedisProcess)
+        match fault.kind:
             case "restart":
                 await asyncio.to_thread(self.redis.stop)
                 await asyncio.to_thread(self.redis.start)
@@ -311,9 +339,7 @@ async def answers(nodes: Sequence[Node]) -> dict[str, float]:
 
 
 @contextlib.asynccontextmanager
-async def pair(
-    work: Path, port: int, redis: RedisProcess, fill: dict[str, object]
-) -> AsyncIterator[list[Node]]:
+async def pair(work: Path, port: int, redis: Shared, fill: dict[str, object]) -> AsyncIterator[list[Node]]:
     nodes = [node(work / name, port, redis, fill) for name in ("a", "b")]
     try:
         for one in nodes:
@@ -327,7 +353,7 @@ async def pair(
 async def run(profile: str, kind: str, a: argparse.Namespace, work: Path) -> int:
     rng = random.Random(f"{a.seed} {profile} {kind}")
     skew = time.time() - time.monotonic()
-    redis = await asyncio.to_thread(RedisProcess)
+    redis = await asyncio.to_thread(STORES[a.store])
     try:
         async with watched(profile, rng) as (port, api):
             fill: dict[str, object] = {
@@ -381,7 +407,7 @@ async def run(profile: str, kind: str, a: argparse.Namespace, work: Path) -> int
     failures = sum((half.failures for half in halves), Counter[str]())
     within = all(one <= LEASE + 1 for one in taken.values())
     rig.table(
-        [f"{profile}, {kind}", "figure"],
+        [f"{profile}, {a.store}, {kind}", "figure"],
         [
             ["calls, filled, faults", f"{len(asked)}, {len(whole.fills)}, {len(faults.happened)}"],
             ["replies", told(statuses)],
@@ -413,7 +439,8 @@ def main() -> None:
     ap.add_argument("--clients", type=int, default=100)
     ap.add_argument("--seconds", type=float, default=60)
     ap.add_argument("--profiles", default="strict,documented")
-    ap.add_argument("--faults", default=",".join(EVERY))
+    ap.add_argument("--store", default="one", choices=STORES)
+    ap.add_argument("--faults", help="of " + ", ".join(EVERY))
     ap.add_argument("--max-age", type=float, default=1.0)
     ap.add_argument("--settle", type=float, default=2.0)
     ap.add_argument("--seed", default="1")
@@ -421,7 +448,7 @@ def main() -> None:
     rig.pinned_off_the_gateway()
     broken = 0
     for profile in a.profiles.split(","):
-        for kind in a.faults.split(","):
+        for kind in (a.faults or FAULTS[a.store]).split(","):
             with rig.folder() as work:
                 broken += uvloop.run(run(profile, kind, a, work))
     raise SystemExit(1 if broken else 0)

@@ -27,7 +27,7 @@ from gateway.repairs import build, diagnose, json_text, rewrite, select
 from gateway.repairs.call import Change
 from gateway.repairs.json_text import too_many_values
 from gateway.repairs.repair import Repair
-from gateway.state import lookup
+from gateway.state import documents, lookup
 from tests.support.gateways import settings
 from tests.support.nasty import SIZE, admitted_objects, nasty_objects
 from tests.support.repairing import called
@@ -66,7 +66,7 @@ def body(by: tuple[Repair, ...], sent: bytes, *headers: Header) -> None:
 
 
 def reading(query: str, sent: bytes) -> None:
-    document, _ = lookup.judged(sent)
+    document, _ = documents.judged(sent)
     select.values(query, document, {"p": "p1"})
 
 
@@ -77,7 +77,7 @@ def learned(packed: bytes) -> None:
 def following(sent: bytes) -> None:
     usual = select.listed(QUERY)
     assert usual is not None
-    document = lookup.parsed(sent)
+    document = documents.parsed(sent)
     with json_text.collector_at_rest():
         usual.index(document)
 
@@ -117,12 +117,12 @@ def bodies(by: tuple[Repair, ...]) -> Iterator[tuple[str, float]]:
 
 
 def readings() -> Iterator[tuple[str, float]]:
-    for name, text in admitted_objects(lambda text: too_many_values(text, lookup.MAX_READ)):
+    for name, text in admitted_objects(lambda text: too_many_values(text, documents.MAX_READ)):
         plain = text.encode()
         yield f"reading: {name}", milliseconds(partial(reading, QUERY, plain))
         yield f"reading, next: {name}", milliseconds(partial(following, plain))
         yield f"reading, learned: {name}", milliseconds(partial(learned, packed(plain)))
-    people = [{"id": f"p{number}", "state": "connected"} for number in range(lookup.MAX_READ // 3 - 8)]
+    people = [{"id": f"p{number}", "state": "connected"} for number in range(documents.MAX_READ // 3 - 8)]
     plain = json.dumps({"a": people}).encode()
     yield "reading: participants", milliseconds(partial(reading, QUERY, plain))
     yield "reading, next: participants", milliseconds(partial(following, plain))

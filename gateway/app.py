@@ -236,7 +236,6 @@ def build(
     metrics.measure(audit_gauges(audit))
     for one in backends:
         metrics.measure(one.gauges())
-        one.tell_of_store(counts)
     metrics.measure({**rotation_gauges(rotation), ("gateway_audit_shared",): lambda: 0})
     metrics.measure({("gateway_access_lines_lost",): lambda: 0 if access is None else access.lost})
     metrics.measure({("gateway_buffered_bytes",): lambda: budget.held + unsent.held})

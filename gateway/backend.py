@@ -11,6 +11,7 @@ import hmac
 import ipaddress
 import logging
 import secrets
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from gateway.admin.call_metrics import counted
-from gateway.admin.metrics import Counts, Gauge, Histograms, MetricKey
+from gateway.admin.metrics import Counts, Gauge, Histograms, MetricKey, UpstreamCounts, of_upstream
 from gateway.admin.troubles import OF_THE_UPSTREAM, Answers, Troubles
 from gateway.audit.finished_call import Observer
 from gateway.audit.watched_bodies import WatchedBodies
@@ -129,19 +130,19 @@ class Backend:
 
     def gauges(self) -> dict[MetricKey, Gauge]:
         """What can be measured: httpx does not tell of its pool, nor a store elsewhere of its tables."""
-        name, transport, store = self.name, self.transport, self.store
-        found: dict[MetricKey, Gauge] = {("gateway_locked_conversations", name): lambda: len(self.locks)}
+        transport, store = self.transport, self.store
+        found: dict[MetricKey, Gauge] = {("gateway_locked_conversations",): lambda: len(self.locks)}
         if isinstance(transport, Pool):
-            found["gateway_upstream_connections", name, "idle"] = lambda: transport.idle
-            found["gateway_upstream_connections", name, "open"] = lambda: transport.size
-            found["gateway_upstream_waiting", name] = lambda: transport.waiting
+            found["gateway_upstream_connections", "idle"] = lambda: transport.idle
+            found["gateway_upstream_connections", "open"] = lambda: transport.size
+            found["gateway_upstream_waiting",] = lambda: transport.waiting
         if isinstance(store, MemoryStore):
-            found["gateway_store_bytes", name] = lambda: store.bytes
+            found["gateway_store_bytes",] = lambda: store.bytes
             for number, table in enumerate(Sizes._fields):
-                found["gateway_store_entries", name, table] = partial(_size, store, number)
-        return found
+                found["gateway_store_entries", table] = partial(_size, store, number)
+        return {_of(self.name, key): gauge for key, gauge in found.items()}
 
-    def tell_of_store(self, counts: Counts) -> None:
+    def tell_of_store(self, counts: Counter[MetricKey]) -> None:
         """When the store can't be asked, and when it can again: then it is told what it missed."""
         if self.shared is None:
             return
@@ -176,8 +177,10 @@ def backend(
     shared: SharedState | None = None,
 ) -> Backend:
     """`transport` leads there. Its state is in `store`, or `shared`, or where the settings say."""
-    settings, parts, counts, histograms = common.settings, common.parts, common.counts, common.histograms
-    limits, stats = settings.limits, common.stats
+    settings, parts, histograms, stats = common.settings, common.parts, common.histograms, common.stats
+    limits = settings.limits
+    name = to.name if isinstance(to, NamedUpstreamSettings) else MAIN
+    counts = common.counts if name == MAIN else UpstreamCounts(common.counts, name)
     if store is None and shared is None:
         shared = _shared_of(common, to)
     locks: Locks
@@ -188,7 +191,7 @@ def backend(
         store = store or parts.memory(kept.max_entries, kept.max_bytes, common.clock)
         locks = parts.locks(limits.lock_timeout)
     if isinstance(locks, MemoryLocks):
-        locks.on_waited = histograms["gateway_lock_wait_seconds",].observe
+        locks.on_waited = histograms[_of(name, ("gateway_lock_wait_seconds",))].observe
     credentials = parts.credentials(
         to.url,
         settings.credentials.headers,
@@ -196,6 +199,10 @@ def backend(
         settings.credentials.query,
         key=derived(common.key, "credentials"),
     )
+
+    def timed(ended: str, seconds: float) -> None:
+        histograms[_of(name, ("gateway_lookup_duration_seconds", ended))].observe(seconds)
+
     lookups = parts.lookups(
         store,
         _carrier(transport, settings, to, common.tracing, "lookup"),
@@ -206,18 +213,20 @@ def backend(
         sweeps=SweepRate(limits.unnamed_write_rate, limits.lock_timeout, common.clock),
         budget=common.budget,
         ignored=credentials.ignored,
-        timed=lambda ended, seconds: histograms["gateway_lookup_duration_seconds", ended].observe(seconds),
+        timed=timed,
     )
-    name = to.name if isinstance(to, NamedUpstreamSettings) else MAIN
-    # What is refused for overload or held back is counted of all together: the first tells of it.
-    first = name == MAIN
+
+    def refusals() -> int:
+        """For overload, which is of all together: the first tells of it."""
+        if name != MAIN:
+            return 0
+        return stats.refused["overloaded"] + counts["gateway_refusals_total", "overloaded"]
+
     troubles = parts.troubles(
         to.url,
         common.clock,
-        refusals=(lambda: stats.refused["overloaded"] + counts["gateway_refusals_total", "overloaded"])
-        if first
-        else lambda: 0,
-        held_back=(lambda: counts["gateway_lookups_total", "held_back"]) if first else lambda: 0,
+        refusals=refusals,
+        held_back=lambda: counts["gateway_lookups_total", "held_back"],
         answers=transport if isinstance(transport, Answers) else None,
     )
     lookups.on_pause = troubles.paused
@@ -229,10 +238,12 @@ def backend(
         else:
             stats.log.refused(error, address)
 
-    return Backend(
+    made = Backend(
         name=name,
         url=to.url,
-        lifecycle=_lifecycle(common, name, to, transport, lookups, locks, credentials, shared, refused),
+        lifecycle=_lifecycle(
+            common, name, to, transport, lookups, locks, credentials, shared, counts, refused
+        ),
         lookups=lookups,
         store=store,
         locks=locks,
@@ -241,6 +252,12 @@ def backend(
         transport=transport,
         troubles=troubles,
     )
+    made.tell_of_store(counts)
+    return made
+
+
+def _of(name: str, key: MetricKey) -> MetricKey:
+    return key if name == MAIN else of_upstream(key, name)
 
 
 def rules_of(settings: Settings, name: str) -> Rules:
@@ -340,9 +357,10 @@ def _lifecycle(
     locks: Locks,
     credentials: CredentialFingerprints,
     shared: SharedState | None,
+    counts: Counter[MetricKey],
     refused: Callable[[GatewayError, str], None],
 ) -> Lifecycle:
-    settings, counts, clock = common.settings, common.counts, common.clock
+    settings, clock = common.settings, common.clock
     limits = settings.limits
     carrier = _carrier(transport, settings, to, common.tracing, "forward")
     hop = Hop(
@@ -393,7 +411,7 @@ def _lifecycle(
         deadline=limits.deadline,
         # httpx wants asyncio's own tasks, and so does a trace, whose calls have contexts.
         direct=isinstance(carrier, Pool),
-        counted=counted(counts, common.histograms),
+        counted=counted(common.counts, common.histograms),
         shadow_checks=ShadowChecks(lookups, locks, clock, counts),
         observers=common.observers,
         hold_patience=common.hold_patience,

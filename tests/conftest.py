@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 import trustme
+from hypothesis import is_hypothesis_test
 
 from tests.support import gateways, serving
 from tests.support.certified import Pair
@@ -22,6 +23,24 @@ def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
     gzip writes has the second in it in which it was written.
     """
     return argname if isinstance(val, str | bytes) and len(val) > LONGEST_NAME else None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """
+    pytest-cov measures a worker twice, the first time as if it were none. It never ends that one, which
+    went on tracing wherever `no_cover` paused the other.
+    """
+    measuring = session.config.pluginmanager.get_plugin("_cov")
+    if measuring is not None and hasattr(session.config, "workerinput"):
+        measuring.cov_controller.pause()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Under a tracer a property's examples take twice as long, and cover again what the first ones did."""
+    for item in items:
+        if isinstance(item, pytest.Function) and is_hypothesis_test(item.obj):
+            item.add_marker(pytest.mark.no_cover)
 
 
 def pytest_collection_finish() -> None:

@@ -38,11 +38,13 @@ PURE = {
     "server/line_limit",
     "state/store",
     "state/freshness",
+    "state/documents",
+    "state/lookup_results",
 }
 # All that a pure module needs from elsewhere. None of it does I/O, reads a clock or logs.
 HARMLESS = {
     "__future__", "abc", "codecs", "collections", "contextlib", "dataclasses", "datetime", "difflib",
-    "email.utils.format_datetime", "encodings", "enum",
+    "email.utils.format_datetime", "email.utils.parsedate_to_datetime", "encodings", "enum",
     "functools", "hashlib", "http.HTTPStatus", "ipaddress", "itertools", "json", "math", "operator", "re",
     "gc", "secrets",
     "string", "typing", "types.TracebackType", "urllib.parse", "zlib",

@@ -250,6 +250,8 @@ def told(folder: Path, section: str, **files: str) -> list[str]:
     sections = {
         "upstream.tls": f"upstream: {{url: https://u, tls: {named}}}\n",
         "listen.tls": f"upstream: {{url: http://u}}\nlisten: {{tls: {named}}}\n",
+        "store.tls": f"upstream: {{url: http://u}}\ncredentials: {{key: {'k' * 32}}}\n"
+        f"store: {{url: 'rediss+cluster://r', tls: {named}}}\n",
     }
     with within(folder):
         done = check(folder, sections[section] + RULE)
@@ -257,9 +259,9 @@ def told(folder: Path, section: str, **files: str) -> list[str]:
     return re.sub(r"^config.yaml:\d:\d+: ", "", done.output).splitlines()
 
 
-@pytest.mark.parametrize("section", ["upstream.tls", "listen.tls"])
+@pytest.mark.parametrize("section", ["upstream.tls", "listen.tls", "store.tls"])
 def test_certificates_are_tried_before_the_gateway_runs(pems: Path, section: str) -> None:
-    authorities = {"upstream.tls": "ca", "listen.tls": "client_ca"}[section]
+    authorities = "client_ca" if section == "listen.tls" else "ca"
 
     def said(**files: str) -> str:
         return told(pems, section, **files)[0]
@@ -363,6 +365,7 @@ def test_what_would_fill_the_memory_is_refused_at_once(tmp_path: Path, text: str
     assert time.process_time() - begun < 1
 
 
+@pytest.mark.no_cover
 def test_three_thousand_rules_are_checked_in_two_seconds(tmp_path: Path) -> None:
     rules = "".join(
         f"""

@@ -58,13 +58,13 @@ def lines(metrics: Metrics, *, openmetrics: bool) -> Iterator[str]:
 
 def _plain(metric: Metric, samples: Iterable[Sample]) -> Iterator[str]:
     for sample in samples:
-        yield _line(metric.name, dict(zip(metric.labels, sample.labels, strict=True)), sample.value)
+        yield _line(metric.name, metric.labelled(sample.labels), sample.value)
 
 
 def _histograms(metric: Metric, histograms: Histograms) -> Iterator[str]:
     for key in sorted(key for key in histograms if key[0] == metric.name):
         histogram = histograms[key]
-        labels = dict(zip(metric.labels, key[1:], strict=True))
+        labels = metric.labelled(key[1:])
         bounds = [*map(repr, histogram.bounds), "+Inf"]
         counts = list(accumulate(histogram.counts))
         for bound, count in zip(bounds, counts, strict=True):
@@ -74,7 +74,7 @@ def _histograms(metric: Metric, histograms: Histograms) -> Iterator[str]:
 
 
 def _line(name: str, labels: Mapping[str, str], value: float) -> str:
-    said = ",".join(f'{label}="{escaped(text)}"' for label, text in labels.items() if text)
+    said = ",".join(f'{label}="{escaped(text)}"' for label, text in labels.items())
     return f"{name}{{{said}}} {value!r}\n" if said else f"{name} {value!r}\n"
 
 

@@ -22,9 +22,9 @@ Gauge: TypeAlias = Callable[[], float]
 
 class Metric(NamedTuple):
     """
-    Named as Prometheus wants it. `labels` has the values that each may have; none listed: the rules', the
-    upstreams' (that of the section `upstream` is empty, and left out), or what the code has words for. They
-    are few: never an id, a path or a caller. `buckets` are upper bounds.
+    Named as Prometheus wants it. `labels` has the values that each may have; none listed: the rules', or
+    what the code has words for. They are few: never an id, a path or a caller. `buckets` are upper bounds.
+    `by_upstream`: for one of `upstreams` the key ends with its name, a label more.
     """
 
     name: str
@@ -32,6 +32,11 @@ class Metric(NamedTuple):
     help: str
     labels: Mapping[str, tuple[str, ...]] = {}
     buckets: tuple[float, ...] = ()
+    by_upstream: bool = False
+
+    def labelled(self, values: tuple[str, ...]) -> dict[str, str]:
+        names = [*self.labels, "upstream"] if len(values) > len(self.labels) else self.labels
+        return dict(zip(names, values, strict=True))
 
 
 class WatchedRule(NamedTuple):
@@ -122,29 +127,48 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric("gateway_matched_calls_total", "counter", "Calls that a rule matched, when they are over."),
     Metric(
-        "gateway_forwards_total", "counter", "Matched calls the upstream answered.", {"filled": ("yes", "no")}
+        "gateway_forwards_total",
+        "counter",
+        "Matched calls the upstream answered.",
+        {"filled": ("yes", "no")},
+        by_upstream=True,
     ),
-    Metric("gateway_refills_total", "counter", "Refused fills that were sent once more with another value."),
-    Metric("gateway_conflicts_total", "counter", "Replies that named another value than the one filled."),
+    Metric(
+        "gateway_refills_total",
+        "counter",
+        "Refused fills that were sent once more with another value.",
+        by_upstream=True,
+    ),
+    Metric(
+        "gateway_conflicts_total",
+        "counter",
+        "Replies that named another value than the one filled.",
+        by_upstream=True,
+    ),
     Metric(
         "gateway_shadowed_total",
         "counter",
         "Calls that shadow would have changed: whether the fill agrees with what is reported afterwards.",
         {"result": ("right", "wrong", "unreported")},
+        by_upstream=True,
     ),
     Metric(
         "gateway_shadow_lookups_total",
         "counter",
         "GETs after a call of shadow whose reply did not tell the state, and calls that had no room for one.",
         {"result": ("compared", "unclear", "failed", "no_room")},
+        by_upstream=True,
     ),
-    Metric("gateway_lookups_total", "counter", "What became of look-ups.", {"result": RESULTS}),
+    Metric(
+        "gateway_lookups_total", "counter", "What became of look-ups.", {"result": RESULTS}, by_upstream=True
+    ),
     Metric(
         "gateway_lookup_duration_seconds",
         "histogram",
         "Time that a GET for a value took, by how it ended.",
         {"result": ENDED},
         SECONDS,
+        by_upstream=True,
     ),
     Metric(
         "gateway_lock_wait_seconds",
@@ -152,12 +176,26 @@ METRICS: tuple[Metric, ...] = (
         "Time that calls waited for their conversation's lock, of those that had to.",
         {},
         SECONDS,
+        by_upstream=True,
     ),
     Metric(
-        "gateway_invalidations_total", "counter", "Times that what was read of a conversation was dropped."
+        "gateway_invalidations_total",
+        "counter",
+        "Times that what was read of a conversation was dropped.",
+        by_upstream=True,
     ),
-    Metric("gateway_sweeps_total", "counter", "Writes that made what was read of all conversations useless."),
-    Metric("gateway_lookup_pauses_total", "counter", "Times that a 429 paused a caller's look-ups."),
+    Metric(
+        "gateway_sweeps_total",
+        "counter",
+        "Writes that made what was read of all conversations useless.",
+        by_upstream=True,
+    ),
+    Metric(
+        "gateway_lookup_pauses_total",
+        "counter",
+        "Times that a 429 paused a caller's look-ups.",
+        by_upstream=True,
+    ),
     Metric(
         "gateway_refusals_total", "counter", "Requests that the gateway answered itself.", {"cause": REFUSALS}
     ),
@@ -191,34 +229,41 @@ METRICS: tuple[Metric, ...] = (
         "gateway_upstream_connections",
         "gauge",
         "Connections to the upstream.",
-        {"upstream": (), "state": ("idle", "open")},
+        {"state": ("idle", "open")},
+        by_upstream=True,
     ),
     Metric(
         "gateway_upstream_waiting",
         "gauge",
         "Requests that wait for a connection to the upstream.",
-        {"upstream": ()},
+        by_upstream=True,
     ),
     Metric(
         "gateway_store_entries",
         "gauge",
         "Entries of the store in memory.",
-        {"upstream": (), "table": TABLES},
+        {"table": TABLES},
+        by_upstream=True,
     ),
-    Metric("gateway_store_failures_total", "counter", "Times that the store could not be asked or told."),
+    Metric(
+        "gateway_store_failures_total",
+        "counter",
+        "Times that the store could not be asked or told.",
+        by_upstream=True,
+    ),
     Metric("gateway_store_failing", "gauge", "1 while a store elsewhere can't be asked."),
     Metric(
         "gateway_locked_conversations",
         "gauge",
         "Conversations that a call has locked or waits for.",
-        {"upstream": ()},
+        by_upstream=True,
     ),
     Metric("gateway_access_lines_lost", "gauge", "Lines of the access log that were dropped."),
     Metric(
         "gateway_store_bytes",
         "gauge",
         "Bytes that the readings in memory are taken to need.",
-        {"upstream": ()},
+        by_upstream=True,
     ),
     Metric("gateway_audit_lines_total", "counter", "Lines that are on the audit log."),
     Metric(
@@ -269,6 +314,27 @@ class Counts(Counter[MetricKey]):
         return 0
 
 
+class UpstreamCounts(Counter[MetricKey]):
+    """What is counted of one of `upstreams`, among the others' counts."""
+
+    def __init__(self, counts: Counts, upstream: str) -> None:
+        super().__init__()
+        self._counts = counts
+        self._upstream = upstream
+
+    def __getitem__(self, key: MetricKey) -> int:
+        return self._counts[of_upstream(key, self._upstream)]
+
+    def __setitem__(self, key: MetricKey, value: int) -> None:
+        self._counts[of_upstream(key, self._upstream)] = value
+
+
+def of_upstream(key: MetricKey, upstream: str) -> MetricKey:
+    """The same of one of `upstreams`, where that is told apart."""
+    metric = _DECLARED.get(key[0])
+    return (*key, upstream) if metric is not None and metric.by_upstream else key
+
+
 class Histogram:
     """Counts values by the bucket that they fall in."""
 
@@ -305,8 +371,8 @@ class Sample(NamedTuple):
     @property
     def name(self) -> str:
         """As Prometheus writes it: `name{label="value"}`."""
-        pairs = zip(self.metric.labels, self.labels, strict=True)
-        labels = ",".join(f'{label}="{value}"' for label, value in pairs if value)
+        pairs = self.metric.labelled(self.labels).items()
+        labels = ",".join(f'{label}="{value}"' for label, value in pairs)
         return f"{self.metric.name}{{{labels}}}" if labels else self.metric.name
 
 
@@ -397,9 +463,13 @@ def _first(metric: Metric, rules: Sequence[WatchedRule]) -> Iterator[MetricKey]:
 def _declared(key: MetricKey, *kinds: str) -> Metric:
     metric = _DECLARED.get(key[0])
     said = " or ".join(kinds)
-    if metric is None or metric.kind not in kinds or len(metric.labels) != len(key) - 1:
+    if (
+        metric is None
+        or metric.kind not in kinds
+        or len(key) - 1 - len(metric.labels) not in {0, int(metric.by_upstream)}
+    ):
         raise ValueError(f"METRICS declares no {said} {key}")
-    for (label, values), value in zip(metric.labels.items(), key[1:], strict=True):
+    for (label, values), value in zip(metric.labels.items(), key[1:], strict=False):
         if values and value not in values:
             raise ValueError(f"METRICS declares no {said} {key}: {label} is one of {', '.join(values)}")
     return metric

@@ -17,7 +17,7 @@ from gateway.http.headers import text as header_text
 from gateway.repairs import Unfilled
 from gateway.repairs.call import Call
 from gateway.rules import FillTarget, Rules, RuleSettings
-from gateway.state.lookup import REFUSALS
+from gateway.state.lookup_results import REFUSALS
 
 SHOWN = 90  # characters of a long body, around where it differs
 

@@ -10,13 +10,12 @@ import json
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator
-from functools import lru_cache
 from typing import Any, Final
 
 from msgspec import Struct
 
 from gateway.description import schemas
-from gateway.description.document import Description
+from gateway.description.document import Description, Node
 from gateway.description.operations import Api, Operation, is_json, is_unsafe
 from gateway.description.sources import MemberSource, source
 from gateway.paths import Routes, Template, parse
@@ -85,52 +84,77 @@ def _both(one: schemas.Values | None, other: schemas.Values | None) -> tuple[str
 # --- what writes
 
 
-def writes(api: Api, source_path: str) -> list[str]:
-    """The lines of `writes` for a fill from this path: which unsafe calls may change what it reads."""
-    conversation = parse(source_path).names[-1]
-    # A name of its own means the same everywhere in an API; `id` means another thing in each place.
-    root = _literal_root(source_path) + "/" if conversation.lower() == "id" else "/"
-    unsafe = [one for one in api.operations if is_unsafe(one) and one.path.startswith(root)]
-    below = dict.fromkeys(
-        f"{one.path[: one.path.index('{' + conversation + '}')]}{{{conversation}}}/**"
-        for one in unsafe
-        if conversation in one.template.names
-    )
-    below.setdefault(f"{source_path}/**")
-    table: Routes[str] = Routes()
-    for line in below:
-        table.add(None, parse(line), line)
-    named, others = [], []
-    for one in unsafe:
-        if conversation in one.template.names:
-            continue
-        if _names(api.document, one.body, conversation):
-            named.append(one.name)
-        elif table.match(one.method, _example(one.template)) is not None:
-            others.append(f"except {one.name}")
-    return [*below, *others, *named]
+class Writes:
+    """
+    The unsafe calls that may change what is read from a path, as the lines of `writes`. What is asked of each
+    call and body is found once: there may be thousands of them, and as many paths.
+    """
+
+    def __init__(self, api: Api) -> None:
+        self._document = api.document
+        self._words_of: dict[tuple[int, int], tuple[Node, frozenset[str]]] = {}
+        self._unsafe = [
+            (one, _example(one.template), self._words(one.body)) for one in api.operations if is_unsafe(one)
+        ]
+        self._found: dict[tuple[str, str], tuple[str, ...]] = {}
+
+    def of(self, source_path: str) -> tuple[str, ...]:
+        conversation = parse(source_path).names[-1]
+        # A name of its own means the same everywhere in an API; `id` means another thing in each place.
+        root = _literal_root(source_path) + "/" if conversation.lower() == "id" else "/"
+        lines = self._found.get((conversation, root))
+        if lines is None:
+            lines = self._found[conversation, root] = self._lines(conversation, root)
+        own = f"{source_path}/**"
+        return lines if own in lines else self._lines(conversation, root, own)
+
+    def _lines(self, conversation: str, root: str, *own: str) -> tuple[str, ...]:
+        unsafe = [(one, example, words) for one, example, words in self._unsafe if one.path.startswith(root)]
+        below = dict.fromkeys(
+            [
+                f"{one.path[: one.path.index('{' + conversation + '}')]}{{{conversation}}}/**"
+                for one, _, _ in unsafe
+                if conversation in one.template.names
+            ]
+        )
+        below |= dict.fromkeys(own)
+        table: Routes[str] = Routes()
+        for line in below:
+            table.add(None, parse(line), line)
+        literal = tuple(line[: line.index("{")].encode() for line in below)
+        wanted = {conversation.lower(), f"{conversation.lower()}s"}
+        named, others = [], []
+        for one, example, words in unsafe:
+            if conversation in one.template.names:
+                continue
+            if not wanted.isdisjoint(words):
+                named.append(one.name)
+            elif example.startswith(literal) and table.match(one.method, example) is not None:
+                others.append(f"except {one.name}")
+        return (*below, *others, *named)
+
+    def _words(self, schema: Any, depth: int = BODY_DEPTH) -> frozenset[str]:
+        """The members of a body, in small letters: one may say which conversations it is about."""
+        document = self._document
+        node = document.resolved(schema)
+        known = self._words_of.get((id(node), depth))
+        if known is None:
+            item = schemas.items(document, node)
+            found = {} if item is not None else schemas.members(document, node)
+            below = found.values() if item is None else [item]
+            inner = [self._words(one, depth - 1) for one in below] if depth else []
+            # With the node, which another could follow at its address.
+            known = self._words_of[id(node), depth] = node, frozenset(map(str.lower, found)).union(*inner)
+        return known[1]
 
 
 def _literal_root(path: str) -> str:
     return path[: path.index("/{")].rpartition("/")[0] or path[: path.index("/{")]
 
 
-@lru_cache(maxsize=4096)
 def _example(template: Template) -> bytes:
     """A path that fits."""
     return template.filled(dict.fromkeys(template.names, b"x"))
-
-
-def _names(document: Description, schema: Any, conversation: str, depth: int = BODY_DEPTH) -> bool:
-    """Whether a body says in some member which conversations it is about."""
-    wanted = {conversation.lower(), f"{conversation.lower()}s"}
-    item = schemas.items(document, schema)
-    if item is not None:
-        return depth > 0 and _names(document, item, conversation, depth - 1)
-    found = schemas.members(document, schema)
-    if any(name.lower() in wanted for name in found):
-        return True
-    return depth > 0 and any(_names(document, one, conversation, depth - 1) for one in found.values())
 
 
 # --- as a configuration
@@ -147,15 +171,17 @@ def configuration(api: Api, found: list[Proposal], origin: str) -> Iterator[str]
     yield "rules:" if found else "rules: []"
     anchors: dict[tuple[str, ...], str] = {}
     names: Counter[str] = Counter()
+    writes = Writes(api)
     for one in found:
-        yield from _rule(api, one, anchors, names)
+        yield from _rule(writes.of(one.members[0].source.path), one, anchors, names)
 
 
-def _rule(api: Api, one: Proposal, anchors: dict[tuple[str, ...], str], names: Counter[str]) -> Iterator[str]:
+def _rule(
+    written: tuple[str, ...], one: Proposal, anchors: dict[tuple[str, ...], str], names: Counter[str]
+) -> Iterator[str]:
     quoted = json.dumps
     yield f"  - name: {_name(one, names)}"
     yield f"    match: {{method: {one.operation.method}, path: {quoted(one.operation.path)}}}"
-    written = tuple(writes(api, one.members[0].source.path))
     if written in anchors:
         yield f"    writes: *{anchors[written]}"
     else:

@@ -46,7 +46,8 @@ from gateway.repairs.findings import AnswerAs
 from gateway.rules import RouteMatch, Rules
 from gateway.state.applications import Applications
 from gateway.state.credentials import CredentialFingerprints
-from gateway.state.lookup import LookupRefused, Lookups
+from gateway.state.lookup import Lookups
+from gateway.state.lookup_results import LookupRefused
 from gateway.upstream.reply import Reply
 
 HOLD_PATIENCE = 2.0  # seconds in which a small reply is waited for, so that it is whole or an error

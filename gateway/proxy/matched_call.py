@@ -14,7 +14,8 @@ from gateway.proxy.client import Client
 from gateway.repairs import Diagnosis, Violation
 from gateway.repairs.call import Call
 from gateway.rules import RouteMatch
-from gateway.state.lookup import LookupRequest, parsed
+from gateway.state.documents import parsed
+from gateway.state.lookup_results import LookupRequest
 from gateway.state.store import Key
 
 

@@ -13,7 +13,7 @@ from typing import TypeAlias
 from gateway.errors import LookupFailed, NotSent, UpstreamError
 from gateway.proxy.matched_call import MatchedCall
 from gateway.proxy.phases import HELD, Overtaken, Phases
-from gateway.state.lookup import LookupRefused, LookupResults
+from gateway.state.lookup_results import LookupRefused, LookupResults
 from gateway.upstream.reply import Reply
 
 ModeFunction: TypeAlias = Callable[[Phases, MatchedCall], Awaitable[Reply]]

@@ -32,7 +32,8 @@ from gateway.repairs import checked, rewrite
 from gateway.repairs.call import Call, Change
 from gateway.repairs.findings import Draft
 from gateway.state.freshness import may_have_changed
-from gateway.state.lookup import LookupRefused, LookupResults, Lookups
+from gateway.state.lookup import Lookups
+from gateway.state.lookup_results import LookupRefused, LookupResults
 from gateway.state.store import ConversationLock, Entrance, Locks
 from gateway.upstream.reply import Reply
 from gateway.upstream.transport import Commit, Transport

@@ -12,7 +12,7 @@ from gateway.proxy.matched_call import MatchedCall
 from gateway.proxy.modes import enforce
 from gateway.proxy.phases import HELD, Phases
 from gateway.rules import Rule
-from gateway.state.lookup import LookupRefused
+from gateway.state.lookup_results import LookupRefused
 from gateway.upstream.reply import Reply
 
 NOT_ALLOWED: Final = 405  # RFC 9110 section 15.5.6: known, but not for this method

@@ -15,7 +15,8 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from gateway.errors import LookupFailed, NotSent, UpstreamError
-from gateway.state.lookup import LookupRefused, LookupRequest, Lookups
+from gateway.state.lookup import Lookups
+from gateway.state.lookup_results import LookupRefused, LookupRequest
 from gateway.state.store import Locks
 
 AT_ONCE: Final = 16

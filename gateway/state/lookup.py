@@ -8,17 +8,13 @@ in flight (S8), what was chosen from a reading, and what the store could not be 
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 from collections import Counter
 from collections.abc import Callable, Container, Hashable, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
-from datetime import UTC
-from email.utils import parsedate_to_datetime
+from contextlib import suppress
 from typing import Any, NoReturn, Protocol
 from weakref import WeakKeyDictionary
 
-import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -26,115 +22,27 @@ from gateway.errors import GatewayError, LookupFailed, ReadTimeout, StoreUnavail
 from gateway.http import headers as h
 from gateway.http.content_coding import Damaged, inflate
 from gateway.http.forwarding import lookup_request_headers, varies_beyond
-from gateway.http.headers import Fields, Headers
-from gateway.http.slots import Values
+from gateway.http.times import age_of, retry_after
 from gateway.repairs import select
-from gateway.repairs.call import Change
 from gateway.repairs.findings import Unfilled
 from gateway.repairs.json_text import collector_at_rest, too_many_values
 from gateway.rules import FillTarget
+from gateway.state.documents import judged, parsed
 from gateway.state.freshness import is_fresh, is_settled, may_join
+from gateway.state.lookup_results import REFUSALS, LookupRefused, LookupRequest, LookupResult, LookupResults
 from gateway.state.store import Accepted, Key, Reading, Refusal, Stamp, Store, Suspension, View
 from gateway.state.sweeps import SweepRate
 from gateway.upstream.reply import Reply
 from gateway.upstream.transport import Transport
 
-# Replies about the caller or the conversation: the client gets them as the upstream sent them, and a 503 that
-# says when to come back (C5).
-REFUSALS = frozenset({401, 403, 404, 429})
 COOKIES = frozenset({b"set-cookie", b"set-cookie2"})
 FIRST_DELAY = 0.05  # seconds until a look-up that disagreed with the accepted value is repeated; doubles
 CHOSEN_KEPT = 256  # participants of one reading whose value is remembered
 PARSED_KEPT = 16  # readings
-MAX_READ = 12_288  # values of a reading, at 1 µs each if they are numbers that are hard to read
-LARGE = 16_384  # bytes: parsing more than that makes many values at once
 UNCOUNTED = 64 * 1024  # bytes of a reply, past which it counts in the budget while it is read
 MAX_SEARCHED = 700  # values of a reading that a query of an unusual shape goes through, at 12 µs each
 MISSED_KEPT = 10_000  # conversations of which the store could not be told
 MAX_SEARCHED_SIZE = 256 * 1024  # bytes of it, since parsing more takes the rest of the time
-
-
-class LookupRefused(Exception):
-    """The upstream refused the look-up: `refusal` is what it said."""
-
-    def __init__(self, refusal: Refusal) -> None:
-        super().__init__(refusal.status)
-        self.refusal = refusal
-
-
-class LookupRequest(Struct, frozen=True):
-    """
-    What is to be looked up for one fill of one call, which had arrived at `since` (of the store's clock).
-    `headers`, with `values` in their slots, and `extra_headers` go upstream with the call, whose caller's
-    turn the look-up takes.
-    """
-
-    target: FillTarget
-    key: Key
-    caller: str
-    headers: Fields
-    extra_headers: Headers
-    since: float
-    values: Values = ()
-
-
-class LookupResult(Struct, frozen=True):
-    """A value that may be filled, and the reading that it was chosen from. `had` is that of `_Found`."""
-
-    request: LookupRequest
-    value: str
-    reading: Reading
-    source: str
-    had: float
-    isolated: bool = False  # read while the store could not be asked
-
-    def change(self, now: float) -> Change:
-        """As it is recorded."""
-        field, source = self.request.target.fill.field, self.source
-        age = max(0, round((now - self.reading.started + self.reading.age) * 1000))
-        record = {"repair": "fill", "field": field, "after": self.value, "source": source, "age_ms": age}
-        said = f"; filled={h.bare_item(field)}; source={source}; age={age / 1000}"
-        if self.isolated:
-            return Change("fill", {**record, "isolated": True}, said + "; isolated")
-        return Change("fill", record, said)
-
-    @property
-    def guard(self) -> bytes | None:
-        """What If-Match can say: a strong validator (RFC 9110 section 13.1.1)."""
-        etag = self.reading.etag
-        return etag if etag is not None and etag.startswith(b'"') else None
-
-
-class LookupResults(Struct, frozen=True):
-    """What was found for each of a call's fills, by field; `unfilled` says why one may not be made."""
-
-    values: dict[str, LookupResult]
-    unfilled: str | None = None
-
-    @property
-    def guard(self) -> bytes | None:
-        for result in self.values.values():
-            if result.request.target.fill.guarded and result.guard is not None:
-                return result.guard
-        return None
-
-    @property
-    def refill_on(self) -> frozenset[int]:
-        return frozenset().union(*(result.request.target.fill.refill_on for result in self.values.values()))
-
-    def changes(self, now: float) -> dict[str, tuple[str, Change]]:
-        changes = {}
-        for field, result in self.values.items():
-            changes[field] = result.value, result.change(now)
-        return changes
-
-    def differ(self, fresh: LookupResults) -> bool:
-        """Whether the fresh results, complete as these, would make another PATCH."""
-        if fresh.values.keys() != self.values.keys():
-            return False
-        return fresh.guard != self.guard or any(
-            result.value != fresh.values[field].value for field, result in self.values.items()
-        )
 
 
 class _Found(Struct, frozen=True):
@@ -835,96 +743,3 @@ class Lookups:
         # Unless more was missed meanwhile.
         if self._missed.get(conversation) is missed:
             del self._missed[conversation]
-
-
-def judged(body: bytes) -> tuple[dict[str, Any], bool]:
-    """
-    The document, and whether an object in it has two members of one name (RFC 8259 section 4: which of them
-    counts is not known). Raises LookupFailed.
-    """
-    if len(body) > MAX_READ and too_many_values(body.decode("latin-1"), MAX_READ):
-        raise LookupFailed(f"the look-up's reply has more than {MAX_READ} values")
-    try:
-        with _rest_for(body):
-            try:
-                document = msgspec.json.decode(body)
-                twice = names_a_member_twice(body, document)
-            except msgspec.DecodeError:
-                document, twice = _read_slowly(body)
-    except (ValueError, RecursionError) as error:
-        raise LookupFailed("the look-up's reply is not valid JSON") from error
-    if not isinstance(document, dict):
-        raise LookupFailed("the look-up's reply is not a JSON object")
-    return document, twice
-
-
-def parsed(body: bytes) -> Any:
-    """Raises ValueError or RecursionError."""
-    with _rest_for(body):
-        try:
-            return msgspec.json.decode(body)
-        except msgspec.DecodeError:
-            return _read_slowly(body)[0]
-
-
-def _rest_for(body: bytes) -> AbstractContextManager[None]:
-    return nullcontext() if len(body) <= LARGE else collector_at_rest()
-
-
-def _read_slowly(body: bytes) -> tuple[Any, bool]:
-    """
-    What msgspec refuses though it is JSON (half a surrogate pair, a number that no float holds) any client
-    can put into a conversation: the standard library reads it. And whether a member is named twice.
-    """
-    twice = False
-
-    def members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        nonlocal twice
-        found = dict(pairs)
-        twice = twice or len(found) < len(pairs)
-        return found
-
-    text = body.decode("utf-8")
-    document = json.loads(text, parse_int=float, parse_constant=_refused, object_pairs_hook=members)
-    return document, twice
-
-
-def _refused(constant: str) -> float:
-    raise ValueError(f"{constant} is not JSON")
-
-
-def names_a_member_twice(body: bytes, document: Any) -> bool:
-    """
-    If so, the text has more members than what was read from it. Counted without a look at each, both written
-    without blanks.
-    """
-    return _members(msgspec.json.format(body, indent=-1)) != _members(msgspec.json.encode(document))
-
-
-def _members(text: bytes) -> int:
-    """Of a JSON text: between its strings, whatever is in them, a colon follows only a name."""
-    if b'\\"' in text:
-        text = text.replace(b"\\\\", b"").replace(b'\\"', b"")
-    return b'"'.join(text.split(b'"')[::2]).count(b'":')
-
-
-def age_of(headers: Headers) -> float:
-    """What a cache in between says that its reply was old by when it sent it (RFC 9111 section 5.1)."""
-    value = h.first(headers, b"age")
-    first = value.partition(b",")[0].strip() if value is not None else b""
-    return float(first) if first.isdigit() else 0.0
-
-
-def retry_after(value: bytes | None, now: float) -> float | None:
-    """Seconds from `now`, a Unix time (RFC 9110 section 10.2.3); None where there is no usable value."""
-    if value is None:
-        return None
-    if value.isdigit():
-        return float(value)
-    try:
-        moment = parsedate_to_datetime(value.decode("ascii"))
-    except (ValueError, OverflowError):
-        return None
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)  # asctime's format names no zone (RFC 9110 section 5.6.7)
-    return max(0.0, moment.timestamp() - now)

@@ -268,6 +268,9 @@ class RedisServer:
             await asyncio.gather(*loaded)
             words = (2**53, identity, int(self._distrusted))
             reply = await connection.ask("EVALSHA", self._hello.digest, 1, self.root, *words)
+            # It may have hung until now, and not know that its place is another's.
+            if self._primary.replaceable and await self._primary.find() != where:
+                raise StoreUnavailable("another server has taken its place")
             fit = True
         finally:
             if not fit:

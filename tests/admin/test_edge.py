@@ -8,17 +8,19 @@ import socket
 import struct
 import sys
 from collections import Counter
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
 from gateway import app, lifetime
 from gateway.admin.hosts import answers_to
 from gateway.admin.live import STREAMS
 from tests.support.gateways import BODY, PARTICIPANT, TOKEN, settings
 from tests.support.mocking import mock
-from tests.support.processes import gateway_process
+from tests.support.processes import GatewayProcess, gateway_process
 from tests.support.serving import connect
 
 
@@ -54,6 +56,16 @@ async def test_a_page_that_binds_its_name_to_the_admin_side_reads_nothing(tmp_pa
             assert (await admin.get(path)).status_code == 200
 
 
+# For the tests that leave it as it was.
+one_for_all = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[GatewayProcess]:
+    async with gateway_process(tmp_path_factory.mktemp("edge"), "http://127.0.0.1:9") as one:
+        yield one
+
+
 @pytest.mark.parametrize(
     "said",
     [
@@ -62,17 +74,17 @@ async def test_a_page_that_binds_its_name_to_the_admin_side_reads_nothing(tmp_pa
         b"GET /healthz HTTP/1.0\r\nHost: 127.0.0.1\r\nContent-Length: 2000000\r\n\r\n",
         b"GET /healthz\r\n\r\n",
         b"POST /api/mode HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 4000\r\n\r\n{",
-        b"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * 50,
+        b"GET /page/app.js HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * 160,
         b"GET /api/events HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
     ],
     ids=["a part of a head", "a body that nobody reads", "a larger one", "no request",
          "a body that does not come", "replies that nobody takes", "streams that nobody reads"],
 )  # fmt: skip
+@one_for_all
 async def test_connections_that_say_nothing_more_do_not_keep_the_operator_out(
-    tmp_path: Path, said: bytes
+    running: GatewayProcess, said: bytes
 ) -> None:
     async with (
-        gateway_process(tmp_path, "http://127.0.0.1:9") as running,
         running.admin() as admin,
         running.client() as client,
         AsyncExitStack() as silent,
@@ -87,12 +99,9 @@ async def test_connections_that_say_nothing_more_do_not_keep_the_operator_out(
         assert "Traceback" not in running.process.said
 
 
-async def test_a_query_of_a_megabyte_is_refused_before_it_is_read(tmp_path: Path) -> None:
-    async with (
-        gateway_process(tmp_path, "http://127.0.0.1:9") as running,
-        running.admin() as admin,
-        connect(running.admin_port) as one,
-    ):
+@one_for_all
+async def test_a_query_of_a_megabyte_is_refused_before_it_is_read(running: GatewayProcess) -> None:
+    async with running.admin() as admin, connect(running.admin_port) as one:
         one.writer.write(b"GET /metrics?" + b"a" * 2**20 + b" HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
         assert (await one.head()).startswith((b"HTTP/1.1 414", b"HTTP/1.1 431"))
         assert (await admin.get("/readyz")).status_code == 200
@@ -122,8 +131,9 @@ async def test_more_event_streams_than_there_is_room_for_are_refused_and_keep_no
         assert reply.status_code == 202
 
 
-async def test_a_query_of_a_megabyte_is_refused_and_keeps_nobody_out(tmp_path: Path) -> None:
-    async with gateway_process(tmp_path, "http://127.0.0.1:9") as running, running.admin() as admin:
+@one_for_all
+async def test_a_query_of_a_megabyte_is_refused_and_keeps_nobody_out(running: GatewayProcess) -> None:
+    async with running.admin() as admin:
         for path in ("/", "/api/rewrites", "/api/events", "/page/app.js"):
             async with connect(running.admin_port) as one:
                 head = b"GET %b?%b HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"

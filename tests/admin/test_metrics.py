@@ -35,7 +35,8 @@ def test_every_name_in_the_code_is_declared_and_every_counter_is_counted_somewhe
     "key",
     [
         ("gateway_nonsense_total",),
-        ("gateway_refills_total", "x"),
+        ("gateway_clients_gone_total", "x"),
+        ("gateway_refills_total", "eu", "x"),
         ("gateway_lookups_total",),
         ("",),
         ("gateway_lookups_total", "x"),

@@ -11,18 +11,20 @@ import pytest
 
 from gateway.audit.callers_file import CallersFile, Tally
 from tests.support.audit_lines import audit_lines
-from tests.support.browsers import LIVE, ROWS, browser, needs_chromium, patch, rows, serving
+from tests.support.browsers import LIVE, ROWS, Browser, needs_chromium, patch, rows, serving
 from tests.support.gateways import CONVERSATION, PARTICIPANT, TOKEN
 from tests.support.mocking import mock
 from tests.support.ports import unused_ports
 from tests.support.processes import gateway_process
 
-pytestmark = needs_chromium
+pytestmark = [needs_chromium, pytest.mark.asyncio(loop_scope="module")]
 
 HOSTILE = "<img src=x onerror=document.title='owned'>"
 
 
-async def test_a_rewrite_appears_within_a_second_and_can_be_found_opened_and_paused(tmp_path: Path) -> None:
+async def test_a_rewrite_appears_within_a_second_and_can_be_found_opened_and_paused(
+    browser: Browser, tmp_path: Path
+) -> None:
     async with (
         mock() as upstream,
         serving(upstream.url, tmp_path) as (client, origin),
@@ -72,7 +74,7 @@ async def test_a_rewrite_appears_within_a_second_and_can_be_found_opened_and_pau
         assert (watched.problems, watched.foreign) == ([], [])
 
 
-async def test_what_a_client_sends_is_text_and_nothing_else(tmp_path: Path) -> None:
+async def test_what_a_client_sends_is_text_and_nothing_else(browser: Browser, tmp_path: Path) -> None:
     """In each field that is shown: nothing of it runs, nothing of it becomes an element."""
     quoted = HOSTILE.replace("<", "%3C").replace(">", "%3E").replace(" ", "%20")
     headers = {
@@ -103,7 +105,7 @@ async def test_what_a_client_sends_is_text_and_nothing_else(tmp_path: Path) -> N
         assert (watched.problems, watched.foreign) == ([], [])
 
 
-async def test_after_a_restart_the_page_finds_the_gateway_again(tmp_path: Path) -> None:
+async def test_after_a_restart_the_page_finds_the_gateway_again(browser: Browser, tmp_path: Path) -> None:
     port, admin = unused_ports(2)
     async with mock() as upstream:
         async with serving(upstream.url, tmp_path, port, admin) as (client, origin):
@@ -121,7 +123,7 @@ async def test_after_a_restart_the_page_finds_the_gateway_again(tmp_path: Path) 
             await opened.__aexit__(None, None, None)
 
 
-async def test_the_page_asks_for_the_token(tmp_path: Path) -> None:
+async def test_the_page_asks_for_the_token(browser: Browser, tmp_path: Path) -> None:
     async with (
         mock() as upstream,
         serving(upstream.url, tmp_path, admin_more={"token": "0123456789abcdef"}) as (client, origin),
@@ -141,7 +143,7 @@ async def test_the_page_asks_for_the_token(tmp_path: Path) -> None:
     "options", [{"color_scheme": "dark"}, {"viewport": {"width": 360, "height": 740}}], ids=["dark", "phone"]
 )
 async def test_it_is_dark_where_that_is_preferred_and_fits_a_phone(
-    tmp_path: Path, options: dict[str, Any]
+    browser: Browser, tmp_path: Path, options: dict[str, Any]
 ) -> None:
     async with (
         mock() as upstream,
@@ -157,7 +159,9 @@ async def test_it_is_dark_where_that_is_preferred_and_fits_a_phone(
         assert width <= 0
 
 
-async def test_a_mode_is_changed_after_a_question_and_who_did_it_is_told(tmp_path: Path) -> None:
+async def test_a_mode_is_changed_after_a_question_and_who_did_it_is_told(
+    browser: Browser, tmp_path: Path
+) -> None:
     async with (
         mock() as upstream,
         gateway_process(tmp_path, upstream.url) as running,
@@ -195,7 +199,7 @@ async def test_a_mode_is_changed_after_a_question_and_who_did_it_is_told(tmp_pat
         await watched.shows(f"{told}.startsWith('No answer came')")
 
 
-async def test_a_change_that_is_refused_is_told(tmp_path: Path) -> None:
+async def test_a_change_that_is_refused_is_told(browser: Browser, tmp_path: Path) -> None:
     async with (
         serving("http://127.0.0.1:9", tmp_path) as (_, origin),
         browser(origin) as watched,
@@ -209,7 +213,7 @@ async def test_a_change_that_is_refused_is_told(tmp_path: Path) -> None:
         )
 
 
-async def test_callers_are_those_of_the_file_with_the_days_before(tmp_path: Path) -> None:
+async def test_callers_are_those_of_the_file_with_the_days_before(browser: Browser, tmp_path: Path) -> None:
     kept = {"path": str(tmp_path / "callers.sqlite3")}
     now = time.time()
     file = CallersFile(kept["path"], 10)

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from tests.support.browsers import LIVE, ROWS, Watched, browser, needs_chromium, patch, rows, serving
+from tests.support.browsers import LIVE, ROWS, Browser, Watched, needs_chromium, patch, rows, serving
 from tests.support.mocking import mock
 
 axe = pytest.importorskip("axe_playwright_python.async_playwright", reason="axe-core is not installed")
-pytestmark = needs_chromium
+pytestmark = [needs_chromium, pytest.mark.asyncio(loop_scope="module")]
 
 LOOKS = {"light": {}, "dark": {"color_scheme": "dark"}, "phone": {"viewport": {"width": 360, "height": 740}}}
 looks = pytest.mark.parametrize("options", LOOKS.values(), ids=LOOKS)
@@ -27,7 +27,9 @@ async def violations(watched: Watched) -> list[str]:
 
 
 @looks
-async def test_calls_one_open_callers_and_a_question(tmp_path: Path, options: dict[str, Any]) -> None:
+async def test_calls_one_open_callers_and_a_question(
+    browser: Browser, tmp_path: Path, options: dict[str, Any]
+) -> None:
     kept = {"path": str(tmp_path / "callers.sqlite3")}
     async with (
         mock() as upstream,
@@ -59,7 +61,7 @@ async def test_calls_one_open_callers_and_a_question(tmp_path: Path, options: di
 
 
 @looks
-async def test_disconnected(tmp_path: Path, options: dict[str, Any]) -> None:
+async def test_disconnected(browser: Browser, tmp_path: Path, options: dict[str, Any]) -> None:
     async with mock() as upstream:
         async with serving(upstream.url, tmp_path) as (client, origin):
             opened = browser(origin, reduced_motion="reduce", **options)
@@ -74,7 +76,7 @@ async def test_disconnected(tmp_path: Path, options: dict[str, Any]) -> None:
 
 
 @looks
-async def test_locked(tmp_path: Path, options: dict[str, Any]) -> None:
+async def test_locked(browser: Browser, tmp_path: Path, options: dict[str, Any]) -> None:
     token = {"token": "0123456789abcdef"}
     async with (
         serving("http://127.0.0.1:9", tmp_path, admin_more=token) as (_, origin),

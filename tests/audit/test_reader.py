@@ -155,6 +155,7 @@ def test_a_refill_is_told_as_sent_last_and_one_that_did_not_leave_is_not() -> No
     assert (calls[0].repaired, calls[0].reason) == (False, "unsent")
 
 
+@pytest.mark.no_cover
 def test_calls_whose_outcomes_are_missing_are_told_and_do_not_pile_up() -> None:
     reader = Reader(Wanted())
     calls = [call for number in range(KEPT + 2) for call in reader.read(rewrite(f"{number}"))]

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from tests.clients.refusing import AGAIN, ONCE, REFUSALS, refusing
-from tests.support.browsers import browser, needs_chromium
+from tests.support.browsers import chromium, needs_chromium
 from tests.support.gateways import gateway
 from tests.support.mocking import mock
 
@@ -75,7 +75,11 @@ async def dashboard() -> AsyncIterator[str]:
 async def test_a_dashboard_s_calls_are_repaired_and_it_reads_what_was_done() -> None:
     async with dashboard() as origin, mock() as upstream:
         cors = {"origins": [origin], "credentials": True}
-        async with gateway(upstream.url, cors=cors) as running, browser(origin) as watched:
+        async with (
+            gateway(upstream.url, cors=cors) as running,
+            chromium() as browser,
+            browser(origin) as watched,
+        ):
             told: list[Any] = await watched.page.evaluate(FETCHED, [running.url, CALLS, "include"])
             status, rewrite = await watched.page.evaluate(BY_XHR, [running.url])
             rewrites = running.lines("rewrite")
@@ -89,7 +93,12 @@ async def test_a_dashboard_s_calls_are_repaired_and_it_reads_what_was_done() -> 
 
 
 async def test_a_browser_sends_a_patch_as_often_as_the_table_says_when_it_is_refused_or_cut_off() -> None:
-    async with dashboard() as origin, refusing() as (refuser, times), browser(origin) as watched:
+    async with (
+        dashboard() as origin,
+        refusing() as (refuser, times),
+        chromium() as browser,
+        browser(origin) as watched,
+    ):
         told = await watched.page.evaluate(REFUSED, [refuser, list(REFUSALS)])
 
         assert told == [502, 503, 504, "TypeError"]

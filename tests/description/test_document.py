@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import copy
+import json
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
+from typer.testing import CliRunner
 
+from gateway.cli import cli
 from gateway.description import document
 from gateway.description.document import Description, NotADescription
+from tests.support.described import openapi
+from tests.support.gateways import SHIPPED
 
 
 @pytest.mark.parametrize(
@@ -59,3 +69,35 @@ def test_references_are_followed_within_the_file_and_nowhere_else() -> None:
     for elsewhere in ("http://127.0.0.1:1/x", "other.yaml#/a", "file:///etc/passwd"):
         assert found.resolved({"$ref": elsewhere}) == {}
         assert elsewhere in found.remote
+
+
+def large() -> dict[str, Any]:
+    """10 MB: 1,200 operations more, each with schemas of its own."""
+    described = openapi()
+    body = described["components"]["schemas"]["MediaParticipantRequest"]
+    for number in range(1_200):
+        schema = copy.deepcopy(body)
+        schema["properties"] |= {
+            f"member{n}": {"type": "string", "description": "What it is for. " * 10} for n in range(20)
+        }
+        content = {"application/json": {"schema": schema}}
+        described["paths"][f"/api/v2/other{number}/{{id}}"] = {
+            "get": {"responses": {"200": {"description": "found", "content": content}}},
+            "put": {"requestBody": {"content": copy.deepcopy(content)}, "responses": {}},
+        }
+    return described
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("written", [json.dumps, lambda large: yaml.dump(large, Dumper=yaml.CSafeDumper)])
+def test_a_file_of_10_mb_takes_less_than_20_seconds(written: Callable[[Any], str], tmp_path: Path) -> None:
+    file = tmp_path / "api"
+    text = written(large())
+    assert len(text) > 10_000_000
+    file.write_text(text)
+    against = ["check", "--config", str(SHIPPED), "--against", str(file)]
+    for command in (["rules", "--from", str(file)], against):
+        began = time.process_time()
+        assert CliRunner().invoke(cli, command).exit_code == (1 if command is against else 0)
+
+        assert time.process_time() - began < 20

@@ -242,10 +242,10 @@ async def test_an_upstream_that_is_not_there_is_502_and_says_that_nothing_was_se
 
 
 @pytest.mark.parametrize("pieces", [(), (HEAD + b"Content-Length: 99\r\n\r\n", b"{")])
-@pytest.mark.parametrize("limit", ["max_age", "read_timeout"])
+@pytest.mark.parametrize("limit", ["lookup_timeout", "read_timeout"])
 async def test_a_look_up_that_takes_too_long_is_504(pieces: tuple[bytes, ...], limit: str) -> None:
     async with RawUpstream(answering_gets(*pieces)) as upstream:
-        changes: dict[str, Any] = {"fill": {"max_age": "150ms"}}
+        changes: dict[str, Any] = {"fill": {"lookup_timeout": "150ms"}}
         if limit == "read_timeout":
             transport = backend.connect(UpstreamSettings(url=upstream.url, read_timeout="150ms"))  # type: ignore[arg-type]
             changes = {"fill": {"max_age": 0}, "transport": transport}

@@ -11,7 +11,7 @@ from gateway.config import load
 from gateway.repairs.fill import FillSettings
 from gateway.repairs.json_text import MAX_VALUES
 from gateway.rules import RuleSettings
-from gateway.state.lookup import MAX_READ
+from gateway.state.documents import MAX_READ
 from tests.support.calls import STATE, answering_gets, patch, reply
 from tests.support.gateways import BODY, CONVERSATION, FILLED, PARTICIPANT, SHIPPED, TOKEN, gateway
 from tests.support.judging import told

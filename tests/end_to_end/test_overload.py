@@ -16,7 +16,8 @@ import pytest
 
 from gateway import backend
 from gateway.errors import LookupFailed
-from gateway.state.lookup import LookupRequest, LookupResults, Lookups
+from gateway.state.lookup import Lookups
+from gateway.state.lookup_results import LookupRequest, LookupResults
 from gateway.state.store import View
 from tests.support.calls import DOCUMENT, GET, OK_HEAD, PATCH, PATCH_HEAD, POST_HEAD
 from tests.support.gateways import CONVERSATION, FILLED, PARTICIPANT, Proxied, proxied

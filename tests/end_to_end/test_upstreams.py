@@ -143,10 +143,12 @@ async def test_each_call_goes_to_the_upstream_that_it_is_for_under_its_own_rule(
         await client.get("/gw/eu/elsewhere", headers=TOKEN)
         assert running.counts("gateway_requests_total", "none.eu", "GET", "4xx") == 1
         async with running.admin() as admin:
-            gauges = (await admin.get("/metrics")).text.splitlines()
-        for upstream in ("", 'upstream="eu",', 'upstream="us",'):
-            assert f'gateway_upstream_connections{{{upstream}state="open"}} 1' in gauges
-            assert f'gateway_store_entries{{{upstream}table="readings"}} 1' in gauges
+            exposed = (await admin.get("/metrics")).text.splitlines()
+        for upstream in ("", ',upstream="eu"', ',upstream="us"'):
+            assert f'gateway_upstream_connections{{state="open"{upstream}}} 1' in exposed
+            assert f'gateway_store_entries{{table="readings"{upstream}}} 1' in exposed
+            assert f'gateway_lookups_total{{result="sent"{upstream}}} 1' in exposed
+            assert f'gateway_lookup_duration_seconds_count{{result="read"{upstream}}} 1' in exposed
 
 
 async def test_a_value_that_one_upstream_told_never_fills_a_call_to_another() -> None:

@@ -90,6 +90,7 @@ async def test_on_demand_a_participant_exists_from_the_moment_it_is_named() -> N
             assert reply.status_code == 404
 
 
+@pytest.mark.no_cover
 def test_conversations_made_on_demand_are_bounded_and_listed_ones_are_kept() -> None:
     conversations = Conversations({"kept": Conversation()}, on_demand=True)
     for number in range(mock_module.MAX_MADE + 10):

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+from typer.testing import CliRunner
 
+from gateway.cli import cli
 from tests.support.clients import bare_client
 from tests.support.gateways import BODY, CONVERSATION, FILLED, PARTICIPANT
 from tests.support.processes import process
@@ -18,10 +20,22 @@ from tests.support.redis_servers import needs_redis
 from tests.support.waiting import until
 
 
-async def test_once_tells_the_story_and_exits_0(tmp_path: Path) -> None:
-    async with process("demo", "--once", folder=tmp_path) as running:
-        assert await running.exit(20) == 0, running.said
-    said = running.said
+def told_here(folder: Path, *arguments: str) -> str:
+    """What it says, told by this process: what it starts are processes all the same."""
+    ended_by = signal.getsignal(signal.SIGTERM)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(tempfile, "tempdir", str(folder))
+        try:
+            told = CliRunner().invoke(cli, ["demo", "--once", *arguments])
+        finally:
+            signal.signal(signal.SIGTERM, ended_by)
+    assert told.exit_code == 0, told.output
+    return told.output
+
+
+def test_once_tells_the_story_and_exits_0(tmp_path: Path) -> None:
+    said = told_here(tmp_path)
     assert "Traceback" not in said
     assert len(said.splitlines()) <= 22, said
     straight, through = said.split("2. through the gateway")
@@ -88,10 +102,8 @@ def short() -> Iterator[Path]:
 
 
 @needs_redis
-async def test_two_gateways_and_their_redis_tell_their_story(short: Path) -> None:
-    async with process("demo", "--cluster", "--once", folder=short, TMPDIR=str(short)) as running:
-        assert await running.exit(60) == 0, running.said
-    said = running.said
+def test_two_gateways_and_their_redis_tell_their_story(short: Path) -> None:
+    said = told_here(short, "--cluster")
     assert "NOT AS" not in said
     assert "Traceback" not in said
     _, written, killed, again = said.split("\n2. ")[0], *(said.split(f"\n{n}. ")[1] for n in (2, 3, 4))

@@ -37,6 +37,7 @@ class Loop(asyncio.BaseEventLoop):
         self._rng = rng
         self._now = 0.0
         self._steps = steps
+        self._numbers: dict[asyncio.TimerHandle, int] = {}  # in the order in which they were set
         self.failures: list[BaseException | str] = []
         self.set_exception_handler(lambda _, context: self._failed(context))
 
@@ -45,6 +46,11 @@ class Loop(asyncio.BaseEventLoop):
 
     def time(self) -> float:
         return self._now
+
+    def call_at(self, *args: Any, **more: Any) -> asyncio.TimerHandle:  # type: ignore[override]
+        timer = super().call_at(*args, **more)
+        self._numbers[timer] = len(self._numbers)
+        return timer
 
     def clock(self) -> float:
         """The monotonic clock of all that is simulated: it never shows the same time twice."""
@@ -74,10 +80,14 @@ class Loop(asyncio.BaseEventLoop):
             if not timers:
                 raise Deadlock("everybody waits for somebody else")
             self._now = max(self._now, timers[0].when())
+        due: list[asyncio.TimerHandle] = []
         while timers and timers[0].when() <= self._now + AT_ONCE:
-            timer = heapq.heappop(timers)
-            self._now = max(self._now, timer.when())
-            self._ready.append(timer)
+            due.append(heapq.heappop(timers))
+            self._now = max(self._now, due[-1].when())
+        if self._rng is None:
+            # Of those for one moment nanoseconds would decide, which others' looks at the clock add.
+            due.sort(key=self._numbers.__getitem__)
+        self._ready.extend(due)
 
     def _chosen(self) -> asyncio.Handle:
         ready = self._ready

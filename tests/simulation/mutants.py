@@ -22,7 +22,8 @@ from gateway.http.slots import Values
 from gateway.rules import FillTarget
 from gateway.state.credentials import CredentialFingerprints
 from gateway.state.locks import MemoryLock, MemoryLocks
-from gateway.state.lookup import LookupRequest, Lookups, OpenWrite
+from gateway.state.lookup import Lookups, OpenWrite
+from gateway.state.lookup_results import LookupRequest
 from gateway.state.memory import MemoryStore
 from gateway.state.store import Key, Reading, Stamp, Store, Suspension, View
 from gateway.upstream.reply import Reply

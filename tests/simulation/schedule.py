@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Literal
 
 PREFIX = "/api/v2/conversations"
@@ -55,6 +56,7 @@ _BELOW = re.compile(PREFIX + r"/(?:web/instances/|calls/)?([^/]+)(?:/.*)?")
 BULK = f"{PREFIX}/callbacks/bulk/disconnect"
 
 
+@lru_cache(maxsize=1024)
 def about(method: str, target: str) -> About:
     if target == BULK:
         return About("bulk")
@@ -200,6 +202,8 @@ def caller_of(fields: Mapping[bytes, bytes]) -> str:
     return fields.get(b"x-api-key", fields.get(b"authorization", b"")).decode()
 
 
+# The judges ask the same of a call again and again.
+@lru_cache(maxsize=1024)
 def members(body: bytes) -> list[tuple[str, Any]] | None:
     """Of a JSON object, in order and with repeats; None where the body is none."""
     try:

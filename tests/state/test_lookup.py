@@ -23,18 +23,12 @@ from gateway import paths as templates
 from gateway.admin.metrics import Counts
 from gateway.errors import ConnectionTerminated, LookupFailed, Overloaded, ReadTimeout
 from gateway.http.headers import Fields, Header, Headers
+from gateway.http.times import retry_after
 from gateway.proxy.buffered import BufferBudget
 from gateway.repairs import Fill, Unfilled
 from gateway.rules import FillTarget
-from gateway.state.lookup import (
-    UNCOUNTED,
-    LookupRefused,
-    LookupRequest,
-    LookupResult,
-    LookupResults,
-    Lookups,
-    retry_after,
-)
+from gateway.state.lookup import UNCOUNTED, Lookups
+from gateway.state.lookup_results import LookupRefused, LookupRequest, LookupResult, LookupResults
 from gateway.state.memory import MemoryStore
 from gateway.state.store import Key, Reading
 from gateway.state.sweeps import SweepRate
@@ -251,7 +245,7 @@ async def test_a_429_that_does_not_say_until_when_holds_nothing_back(value: byte
 
 def test_a_date_without_a_zone_is_utc_wherever_the_gateway_runs() -> None:
     told = (
-        "from gateway.state.lookup import retry_after; "
+        "from gateway.http.times import retry_after; "
         "print(retry_after(b'Sun Nov  6 08:49:37 1994', 784111770))"
     )
     ran = subprocess.run(

@@ -15,15 +15,9 @@ from gateway.errors import LookupFailed
 from gateway.proxy.buffered import BufferBudget
 from gateway.repairs import Unfilled, select
 from gateway.repairs.select import Listed
-from gateway.state.lookup import (
-    MAX_READ,
-    MAX_SEARCHED,
-    MAX_SEARCHED_SIZE,
-    LookupResult,
-    judged,
-    names_a_member_twice,
-    parsed,
-)
+from gateway.state.documents import MAX_READ, judged, names_a_member_twice, parsed
+from gateway.state.lookup import MAX_SEARCHED, MAX_SEARCHED_SIZE
+from gateway.state.lookup_results import LookupResult
 from tests.state.test_lookup import JSON, Bench
 from tests.support.counting import calls_of
 

@@ -257,16 +257,31 @@ async def test_two_processes_see_each_others_writes(own: RedisProcess) -> None:
         ("redis://r", ("r", 6379), None, 0),
         ("rediss://u:p%40@r:7000/3", ("r", 7000), None, 3),
         ("redis+sentinel://:p@s1,s2:7/main/2", ("s1", 26379), "main", 2),
+        ("rediss+cluster://:p@[::1],n2:7", ("::1", 6379), None, 0),
     ],
 )
 def test_urls(url: str, host: tuple[str, int], service: str | None, database: int) -> None:
     address = Address.parse(url)
     assert (address.hosts[0], address.service, address.database) == (host, service, database)
     assert "p" not in str(address).replace("redis", "")
+    assert (address.cluster, address.tls) == ("cluster" in url, url.startswith("rediss"))
 
 
 @pytest.mark.parametrize(
-    "url", ["http://r", "redis://", "redis://a,b", "redis://r/x", "redis://r?x=1", "unix://"]
+    "url",
+    [
+        "http://r",
+        "redis://",
+        "redis://a,b",
+        "redis://r/x",
+        "redis://r?x=1",
+        "unix://",
+        "unix+cluster:///x",
+        "redis+cluster://a/1",
+        "redis+cluster://a,",
+        "redis+sentinel://a",
+        "redis+other://a",
+    ],
 )
 def test_urls_that_are_none(url: str) -> None:
     with pytest.raises(ValueError, match="expected"):

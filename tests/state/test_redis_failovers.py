@@ -20,7 +20,7 @@ from gateway.state.shared import SharedState
 from gateway.state.store import View
 from tests.state.conformance import KEY, WHOSE, key, reading, shown
 from tests.state.test_redis_kinds import NAMES, state_on
-from tests.support.redis_kinds import RedisCluster, Watched, wait_for
+from tests.support.redis_kinds import RedisCluster, Watched, is_a, wait_for
 from tests.support.redis_servers import RedisProcess, needs_redis
 from tests.support.waiting import until
 
@@ -56,13 +56,10 @@ async def two_on(url: str) -> AsyncIterator[tuple[SharedState, SharedState]]:
 
 def cut_off(primary: RedisProcess) -> None:
     """Its replica has all until now, gets nothing any more, and does not get in again; all others stay."""
-    wait_for(lambda: re.search(rb"offset=(\d+),.*\bmaster_repl_offset:\1\r", _replication(primary), re.S))
+    alike = re.compile(rb"offset=(\d+),.*\bmaster_repl_offset:\1\r", re.S)
+    wait_for(lambda: alike.search(primary.command("INFO", "replication")))
     assert primary.command("ACL", "SETUSER", "default", "-psync", "-sync") == b"+OK\r\n"
     assert primary.command("CLIENT", "KILL", "TYPE", "replica") == b":1\r\n"
-
-
-def _replication(server: RedisProcess) -> bytes:
-    return server.command("INFO", "replication")
 
 
 async def viewed(state: SharedState) -> View:
@@ -107,7 +104,7 @@ async def test_sentinels_appoint_a_replica_that_lacks_the_last_writes(watched: W
     async with two_on(watched.url) as both:
         await loses_its_last_writes(*both, watched.servers[0])
         # The old primary comes back empty, and as a replica.
-        await until(lambda: b"role:slave" in _replication(watched.servers[0]), seconds=60)
+        await until(lambda: is_a("slave", watched.servers[0]), seconds=60)
         assert shown(await viewed(both[0])) == b"since"
 
 
@@ -120,9 +117,9 @@ async def test_a_primary_that_hung_and_goes_on_is_asked_nothing_once_another_has
         await other.store.stamp("c1")
         old.signal(signal.SIGSTOP)
         try:
-            await until(lambda: b"role:master" in _replication(new), seconds=60)
+            await until(lambda: is_a("master", new), seconds=60)
             assert shown(await viewed(one)) is None
-            await one.store.put(KEY, await reading(one.store, KEY, b"since"))
+            assert await one.store.put(KEY, await reading(one.store, KEY, b"since"))
         finally:
             old.signal(signal.SIGCONT)
         for _ in range(50):
@@ -167,8 +164,8 @@ async def test_a_cluster_hands_over_in_order_and_the_part_forgets(cluster: Redis
         replica = cluster.nodes[cluster.nodes.index(primary) + 3]
         await one.store.put(KEY, await reading(one.store, KEY))
         assert replica.command("CLUSTER", "FAILOVER") == b"+OK\r\n"
-        await until(lambda: b"role:master" in _replication(replica), seconds=30)
-        await until(lambda: b"role:slave" in _replication(primary), seconds=30)
+        await until(lambda: is_a("master", replica), seconds=30)
+        await until(lambda: is_a("slave", primary), seconds=30)
         for state in (one, other):
             view = await viewed(state)
             assert view.reading is not None

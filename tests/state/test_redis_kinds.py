@@ -27,7 +27,7 @@ from gateway.upstream.connect import tls_context
 from tests.state.conformance import KEY, REFUSAL, WHOSE, key, reading, shown
 from tests.support.certified import Pair
 from tests.support.ports import unused_ports
-from tests.support.redis_kinds import NAME, RedisCluster, Sentinel, Watched, over_tls
+from tests.support.redis_kinds import NAME, RedisCluster, Sentinel, Watched, is_a, over_tls
 from tests.support.redis_servers import RedisProcess, needs_redis
 from tests.support.waiting import until
 
@@ -302,7 +302,9 @@ async def test_a_server_whose_place_another_took_is_left_and_all_is_forgotten(
         async with state_on(own.url) as state:
             assert isinstance(state.server, RedisServer)
             await state.store.put(KEY, await reading(state.store, KEY))
-            assert b"+OK" in own.servers[1].command("REPLICAOF", "NO", "ONE")
+            first, second = own.servers
+            await until(lambda: first.command("DBSIZE") == second.command("DBSIZE"))
+            assert b"+OK" in second.command("REPLICAOF", "NO", "ONE")
             sentinel, other = own.sentinels[0], str(own.ports[1])
             sentinel.command("SENTINEL", "REMOVE", NAME)
             assert b"+OK" in sentinel.command("SENTINEL", "MONITOR", NAME, "127.0.0.1", other, "1")
@@ -312,9 +314,38 @@ async def test_a_server_whose_place_another_took_is_left_and_all_is_forgotten(
             view = await state.store.view(KEY, WHOSE)
             assert view.reading is not None, "the replica had it"
             assert shown(view) is None
-            assert b"role:master" in own.servers[0].command("INFO", "replication")
+            assert is_a("master", first)
     finally:
         own.close()
+
+
+class Replaced(Named):
+    """Its place is another's, as whoever asks a second time is told."""
+
+    replaceable = True
+
+    def __init__(self, *places: str) -> None:
+        self._places = list(places)
+
+    async def find(self) -> str:
+        return self._places.pop(0) if len(self._places) > 1 else self._places[0]
+
+
+async def test_a_server_whose_place_another_took_while_it_was_greeted_is_asked_nothing(
+    guarded: RedisProcess,
+) -> None:
+    old = RedisProcess()
+    try:
+        async with state_on(old.url) as state:
+            assert isinstance(state.server, RedisServer)
+            state.server._primary = Replaced(str(old.path), str(guarded.path))
+            with pytest.raises(StoreUnavailable, match="another server has taken its place"):
+                await state.store.stamp("c1")
+            await until(lambda: state.server.problem is None)
+            await state.store.stamp("c1")
+            assert b":1\r" in old.command("DBSIZE"), "what it is, and no conversation"
+    finally:
+        old.close()
 
 
 # --- a cluster
@@ -324,6 +355,15 @@ def test_the_parts_of_a_state_lie_evenly_over_a_clusters_slots() -> None:
     slots = [slot_of(root + ":index:reading") for root in roots("gateway:0123456789ab")]
     assert [slot * PARTS // SLOTS for slot in slots] == list(range(PARTS))
     assert slots != [slot_of(root) for root in roots("gateway:another")]
+
+
+async def test_a_cluster_is_named_as_one_and_no_other_is(cluster: RedisCluster, watched: Watched) -> None:
+    async with state_on(f"redis://127.0.0.1:{cluster.ports[0]}") as state:
+        with pytest.raises(StoreUnavailable, match=r"named by redis\+cluster://"):
+            await state.store.stamp("c1")
+    async with state_on(f"redis+cluster://127.0.0.1:{watched.ports[0]}") as state:
+        with pytest.raises(StoreUnavailable, match="cluster support disabled"):
+            await state.store.stamp("c1")
 
 
 @asynccontextmanager

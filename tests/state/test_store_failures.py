@@ -13,7 +13,8 @@ import pytest
 from gateway.errors import StoreUnavailable
 from gateway.proxy.buffered import BufferBudget
 from gateway.repairs import Unfilled
-from gateway.state.lookup import MISSED_KEPT, LookupRefused, LookupResult, LookupResults, Lookups
+from gateway.state.lookup import MISSED_KEPT, Lookups
+from gateway.state.lookup_results import LookupRefused, LookupResult, LookupResults
 from gateway.state.store import Key, Reading, Store
 from gateway.state.sweeps import SweepRate
 from tests.state.test_lookup import JSON, TARGET, Bench, document

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,17 +43,29 @@ class Watched:
         await self.page.wait_for_function(f"() => {script}", timeout=seconds * SECOND)
 
 
+Browser = Callable[..., AbstractAsyncContextManager[Watched]]
+
+
 @asynccontextmanager
-async def browser(origin: str, **options: Any) -> AsyncIterator[Watched]:
+async def chromium() -> AsyncIterator[Browser]:
+    """Each page that it opens has a context of its own: what one keeps no other sees."""
     async with playwright.async_playwright() as driver:
-        chromium = await driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        running = await driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+
+        @asynccontextmanager
+        async def opened(origin: str, **options: Any) -> AsyncIterator[Watched]:
+            context = await running.new_context(**options)
+            try:
+                watched = Watched(await context.new_page(), origin)
+                await watched.page.goto(origin)
+                yield watched
+            finally:
+                await context.close()
+
         try:
-            context = await chromium.new_context(**options)
-            watched = Watched(await context.new_page(), origin)
-            await watched.page.goto(origin)
-            yield watched
+            yield opened
         finally:
-            await chromium.close()
+            await running.close()
 
 
 @asynccontextmanager

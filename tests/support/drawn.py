@@ -29,10 +29,9 @@ def metrics() -> Iterator[str]:
     yield "| name | kind | labels | is |"
     yield "|---|---|---|---|"
     for one in METRICS:
-        labels = (
-            "; ".join(f"`{label}`: {_values(label, values)}" for label, values in one.labels.items()) or "-"
-        )
-        yield f"| `{one.name}` | {one.kind} | {labels} | {one.help} |"
+        names = {**one.labels, "upstream": ()} if one.by_upstream else one.labels
+        labels = "; ".join(f"`{label}`: {_values(label, values)}" for label, values in names.items())
+        yield f"| `{one.name}` | {one.kind} | {labels or '-'} | {one.help} |"
 
 
 def _values(label: str, values: tuple[str, ...]) -> str:

@@ -26,6 +26,13 @@ def wait_for(condition: Callable[[], object], seconds: float = 20.0) -> None:
         time.sleep(0.02)
 
 
+def is_a(role: str, server: RedisProcess) -> bool:
+    """Sentinels end all connections to a server of which they change that."""
+    with contextlib.suppress(OSError):
+        return f"role:{role}\r".encode() in server.command("INFO", "replication")
+    return False
+
+
 def over_tls(pair: Pair) -> tuple[RedisProcess, int]:
     """One that takes only clients with a certificate, and its port."""
     (port,) = unused_ports(1)
@@ -92,6 +99,14 @@ class Watched:
         hosts = ",".join(f"127.0.0.1:{one.port}" for one in self.sentinels)
         return f"redis+sentinel://{hosts}/{NAME}"
 
+    def fail_over(self) -> None:
+        """The primary is killed; once the other has its place it comes back, empty."""
+        killed, other = sorted(self.servers, key=lambda server: is_a("slave", server))
+        killed.stop()
+        wait_for(lambda: is_a("master", other), 60.0)
+        killed.start()
+        wait_for(lambda: is_a("slave", killed), 60.0)
+
     def close(self) -> None:
         for sentinel in self.sentinels:
             sentinel.close()
@@ -104,6 +119,7 @@ class RedisCluster:
     """Three primaries with a third of the slots each, and `replicas` for each. For use once it is `ready`."""
 
     def __init__(self, replicas: int = 0, *, node_timeout: int = 1500) -> None:
+        self._failed_over = 0
         number = 3 * (1 + replicas)
         self.ports = unused_ports(2 * number)
         self.nodes = [
@@ -180,6 +196,17 @@ class RedisCluster:
             yield keys[0]
         for node in (to, source, *self.nodes[:3]):
             node.command("CLUSTER", "SETSLOT", str(slot), "NODE", target_id)
+
+    def fail_over(self) -> None:
+        """A primary is killed; once its replica has its place it comes back, empty. Another one each time."""
+        self._failed_over += 1
+        number = self._failed_over % 3
+        pair = [self.nodes[number], self.nodes[number + 3]]
+        killed, other = sorted(pair, key=lambda node: is_a("slave", node))
+        killed.stop()
+        wait_for(lambda: is_a("master", other), 60.0)
+        killed.start()
+        wait_for(lambda: is_a("slave", killed), 60.0)
 
     def close(self) -> None:
         for node in self.nodes:
