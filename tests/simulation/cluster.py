@@ -447,15 +447,16 @@ class ClusterEvidence(Evidence):
 
     def over(self, write: Sent, patch: Sent) -> float:
         """
-        What names no conversation takes no lock: elsewhere it is known once its client hears of it, and never
-        where its process was killed.
+        What names no conversation takes no lock: elsewhere it is known one message after its client hears of
+        it, and never where its process was killed.
         """
         homes = self.plan.homes
         if write.about.conversation is not None or homes[write.id] == homes[patch.id]:
             return super().over(write, patch)
         told = self.history.told[write.id]
-        unheard = told.ended is None or told.ended >= _left(patch) or isinstance(told.failure, Killed)
-        return math.inf if unheard else _end(write)
+        if told.ended is None or isinstance(told.failure, Killed):
+            return math.inf
+        return math.inf if told.ended + self.plan.latency >= _left(patch) else _end(write)
 
 
 def broken(plan: Plan, history: History, named: frozenset[str] | None = None) -> list[Violation]:
@@ -475,8 +476,19 @@ def is_named(violation: Violation, plan: Plan, history: History, named: frozense
     promises = set(violation.promise.split("+"))
     if named is not None or promises & residuals(plan):
         return bool(promises & (residuals(plan) if named is None else named))
-    # A fill that had its lock and its value when all locks were lost leaves with it.
+    if not promises <= {"S3", "S5"}:
+        return False
+    # A fill that had its lock and its value when all locks were lost leaves with it; or one that was read
+    # beside a write whose lock was lost, when that has just ended.
     flushed = max((blow.at for blow in plan.blows if blow.event == "flush"), default=-math.inf)
     reads = (history.ledger[int(number)] for number in re.findall(r"#(\d+) begun", violation.what))
     had = any(read.complete is not None and read.complete < flushed for read in reads)
-    return promises <= {"S3", "S5"} and had and history.told[violation.what.split()[0]].arrived < flushed
+    if had and history.told[violation.what.split()[0]].arrived < flushed:
+        return True
+    (number,) = re.findall(r"\(#(\d+)\)", violation.what)
+    fill = history.ledger[int(number)]
+    return any(
+        one.begun < flushed < _end(one) and _left(fill) < _end(one) + 2 * plan.latency
+        for one in history.ledger
+        if one is not fill and one.about.conversation == fill.about.conversation
+    )

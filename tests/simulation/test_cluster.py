@@ -66,6 +66,15 @@ def test_no_schedule_of_many_breaks_a_promise(kind: Callable[[Plan], Plan]) -> N
     examined(0, SOAK, kind)
 
 
+@pytest.mark.parametrize("seed", [1_013_091, 1_023_572, 1_060_828, 1_095_756])
+def test_nor_do_those_that_seemed_to(seed: int) -> None:
+    """
+    A clock that was set back, a write of all whose process was killed, one of which a message had yet to
+    tell, and a write whose lock was lost.
+    """
+    examined(seed, 1)
+
+
 @pytest.mark.parametrize("seed", [7, 25, 29])
 def test_a_plan_is_a_function_of_its_seed(seed: int) -> None:
     one, other = (list(story(Cluster(drawn(seed)).run())) for _ in range(2))
