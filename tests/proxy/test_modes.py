@@ -414,7 +414,7 @@ async def test_on_reject_relays_the_refusal_when_the_repair_cannot_be_recorded()
 
 
 async def test_on_reject_relays_the_refusal_when_the_deadline_ends_the_look_up() -> None:
-    times: dict[str, Any] = {"fill": {"max_age": 0}, "limits": {"deadline": "300ms"}}
+    times: dict[str, Any] = {"fill": {"max_age": 0}, "limits": {"deadline": "1s"}}
     async with mocked(rule=ON_REJECT, **times) as (upstream, _, client):
         held = asyncio.Event()
         upstream.faults.append(Fault(method="GET", delay=held))
