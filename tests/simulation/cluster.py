@@ -476,28 +476,33 @@ def is_named(violation: Violation, plan: Plan, history: History, named: frozense
     promises = set(violation.promise.split("+"))
     if named is not None or promises & residuals(plan):
         return bool(promises & (residuals(plan) if named is None else named))
-    if not promises <= {"S2", "S3", "S5"}:
+    if not promises & {"S2", "S3", "S5"}:
         return False
     (number,) = re.findall(r"\(#(\d+)\)", violation.what)
     fill = history.ledger[int(number)]
     reads = [history.ledger[int(number)] for number in re.findall(r"#(\d+) begun", violation.what)]
-    if promises == {"S2"}:
-        # The answer to its own GET came while it was stopped, and counts from when it goes on.
+    if "S2" in promises:
+        # The answer to a GET for it came while it was stopped, and counts from when it goes on.
+        arrived = history.told[fill.id].arrived
         stopped = [(one.at, one.at + one.seconds) for one in plan.blows if one.event == "pause"]
         waits = plan.schedule.terms.max_age
         return any(
-            read.complete is not None and begin < read.complete < end <= _left(fill) <= end + waits
+            read.begun >= arrived
+            and read.complete is not None
+            and begin < read.complete < end <= _left(fill) <= end + waits
             for read in reads
             for begin, end in stopped
         )
-    # A fill that had its lock and its value when all locks were lost leaves with it; or one that was read
-    # beside a write whose lock was lost, when that has just ended.
+    if not promises <= {"S3", "S5"}:
+        return False
+    # A fill that had its lock and its value when all locks were lost leaves with it; or one that has them,
+    # read beside a write whose lock was lost, when that ends.
     flushed = max((blow.at for blow in plan.blows if blow.event == "flush"), default=-math.inf)
     had = any(read.complete is not None and read.complete < flushed for read in reads)
     if had and history.told[violation.what.split()[0]].arrived < flushed:
         return True
     return any(
-        one.begun < flushed < _end(one) and _left(fill) < _end(one) + 2 * plan.latency
+        one.begun < flushed < _end(one) and fill.begun < _end(one) + 2 * plan.latency
         for one in history.ledger
         if one is not fill and one.about.conversation == fill.about.conversation
     )
