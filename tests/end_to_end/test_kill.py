@@ -18,7 +18,7 @@ from tests.support.processes import gateway_process
 from tests.support.serving import connect
 from tests.support.waiting import PATIENCE, until
 
-TURNS = 4
+TURNS = 8
 
 
 async def patch_after_patch(port: int, name: str, seed: int) -> int:

@@ -333,8 +333,9 @@ async def test_when_it_is_started_again_without_its_data_it_is_used_again() -> N
         stage.redis.start()
         await stage.asked_again()
         # A clock that is known to a few ms may say that what was accepted has yet to settle.
-        while (found := source(await stage.fill(0))) == "unsettled":
-            pass
+        async with asyncio.timeout(2):
+            while (found := source(await stage.fill(0))) == "unsettled":
+                pass
         assert found == "lookup"
         assert stage.sent(b"PATCH")[-1] == FILLED.replace(b"connected", b"active")
 

@@ -31,7 +31,7 @@ from tests.simulation.story import story
 
 pytestmark = pytest.mark.no_cover
 
-BLOCK, BLOCKS = 60, 1
+BLOCK, BLOCKS = 75, 2
 SOAK = int(os.environ.get("CLUSTER_SCHEDULES", "100000"))
 FOUND_WITHIN = 60  # from the seed at which the search for a mutant begins
 
