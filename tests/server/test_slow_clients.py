@@ -43,7 +43,7 @@ async def test_f7_a_connection_that_says_nothing_is_closed_without_a_word() -> N
 @on_both_loops
 async def test_f7_a_head_has_to_be_there_in_time_however_busily_it_drips() -> None:
     echo, stats = Echo(), ServerStats()
-    async with serve(echo, ServerLimits(head_timeout=0.05), stats) as port, connect(port) as client:
+    async with serve(echo, ServerLimits(head_timeout=0.3), stats) as port, connect(port) as client:
         start = asyncio.get_running_loop().time()
 
         async def drip() -> None:
@@ -55,7 +55,7 @@ async def test_f7_a_head_has_to_be_there_in_time_however_busily_it_drips() -> No
         status, headers, body = await client.reply()
         assert (status, headers[b"connection"]) == (408, b"close")
         assert json.loads(body)["code"] == "gateway.head-timeout"
-        assert 0.04 < asyncio.get_running_loop().time() - start < 2
+        assert 0.25 < asyncio.get_running_loop().time() - start < 2
         assert await client.rest() == b""
         dripping.cancel()
     assert stats.refused == {"head-timeout": 1}
