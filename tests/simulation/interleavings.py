@@ -75,12 +75,75 @@ class Step:
 
 
 @dataclass(slots=True)
-class _Choice:
+class Choice:
+    """
+    `wanted`: channels that are to be chosen here. `done`: those that were, and `sleeping`: earlier, each with
+    what its step touched.
+    """
+
     enabled: Sequence[str]
     sleeping: dict[str, Footprint]
     chosen: str
     wanted: set[str]
     done: dict[str, Footprint] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Course:
+    """
+    The choices of one run: those that are `given`, of which the last was never taken before, then its own.
+    `asleep`: what slept, or was done, where the last of the given is.
+    """
+
+    given: Sequence[str] = ()
+    asleep: dict[str, Footprint] = field(default_factory=dict)
+    steps: list[Step] = field(default_factory=list)
+    choices: list[Choice] = field(default_factory=list)  # its own
+    decided: int | None = None  # how many steps there were when nothing was left that is judged
+
+    @property
+    def step(self) -> Step | None:
+        """The one under way."""
+        return self.steps[-1] if self.steps else None
+
+    @property
+    def number(self) -> int | None:
+        return len(self.steps) - 1 if self.steps else None
+
+    def decide(self) -> None:
+        """Nothing that may still come is judged: from here one order is enough."""
+        if self.decided is None:
+            self.decided = len(self.steps)
+
+    def choose(self, due: Sequence[tuple[str, int | None]], rests: Container[str] = ()) -> str:
+        """
+        Of the channels that have a step due, each with its cause, in the order in which they are tried.
+        `rests`: those whose step comes only when nothing is due but what can wait; then each that is due is
+        tried. Raises Redundant.
+        """
+        at = len(self.steps)
+        if at < len(self.given):
+            chosen = self.given[at]
+        else:
+            enabled = [channel for channel, _ in due]
+            whole = self.decided is None and any(one in rests for one in enabled)
+            choice = self._new(enabled, whole)
+            self.choices.append(choice)
+            chosen = choice.chosen
+        self.steps.append(Step(chosen, dict(due)[chosen], chosen in rests))
+        return chosen
+
+    def _new(self, enabled: Sequence[str], whole: bool) -> Choice:
+        slept = self.choices[-1].sleeping if self.choices else self.asleep
+        sleeping = {
+            channel: footprint
+            for channel, footprint in slept.items()
+            if not footprint.conflicts(self.steps[-1].footprint)
+        }
+        awake = [channel for channel in enabled if channel not in sleeping]
+        if not awake:
+            raise Redundant
+        return Choice(enabled, sleeping, awake[0], set(awake if whole else awake[:1]))
 
 
 @dataclass(slots=True)
@@ -90,64 +153,35 @@ class Interleavings:
     runs: int = 0
     cut: int = 0
     longest: int = 0
-    _stack: list[_Choice] = field(default_factory=list)
+    _choices: list[Choice] = field(default_factory=list)
     _steps: list[Step] = field(default_factory=list)
 
-    def of(self, run: Callable[[Interleavings], Run]) -> Iterator[Run]:
-        """What came of each. `run` asks `choose` before each step."""
+    def of(self, run: Callable[[Course], Run]) -> Iterator[Run]:
+        """What came of each. `run` asks its course before each step."""
         while True:
-            self._steps = []
-            known = max(0, len(self._stack) - 1)
+            known = len(self._choices)
+            asleep = {**self._choices[-1].sleeping, **self._choices[-1].done} if known else {}
+            course = Course([choice.chosen for choice in self._choices], asleep)
+            parted = max(0, known - 1)
             try:
-                result = run(self)
+                result = run(course)
             except Redundant:
                 self.cut += 1
+                self._follow(course, parted)
             else:
                 self.runs += 1
+                self._follow(course, parted)
                 self.longest = max(self.longest, len(self._steps))
                 yield result
-            self._note_races(known)
             if not self._turn_back():
                 return
 
-    @property
-    def step(self) -> Step | None:
-        """The one under way."""
-        return self._steps[-1] if self._steps else None
+    def _follow(self, course: Course, parted: int) -> None:
+        self._choices += course.choices
+        self._steps[parted:] = course.steps[parted:]
+        self._note_races(parted, len(self._steps) if course.decided is None else course.decided)
 
-    @property
-    def number(self) -> int | None:
-        return len(self._steps) - 1 if self._steps else None
-
-    def choose(self, due: Sequence[tuple[str, int | None]], rests: Container[str] = ()) -> str:
-        """
-        Of the channels that have a step due, each with its cause, in the order in which they are tried.
-        `rests`: those whose step comes only when nothing is due but what can wait; then each that is due is
-        tried.
-        """
-        at = len(self._steps)
-        if at == len(self._stack):
-            enabled = [channel for channel, _ in due]
-            self._stack.append(self._new(enabled, any(one in rests for one in enabled)))
-        chosen = self._stack[at].chosen
-        self._steps.append(Step(chosen, dict(due)[chosen], chosen in rests))
-        return chosen
-
-    def _new(self, enabled: Sequence[str], whole: bool) -> _Choice:
-        sleeping: dict[str, Footprint] = {}
-        if self._stack:
-            before, taken = self._stack[-1], self._steps[-1].footprint
-            sleeping = {
-                channel: footprint
-                for channel, footprint in {**before.sleeping, **before.done}.items()
-                if not footprint.conflicts(taken)
-            }
-        awake = [channel for channel in enabled if channel not in sleeping]
-        if not awake:
-            raise Redundant
-        return _Choice(enabled, sleeping, awake[0], set(awake if whole else awake[:1]))
-
-    def _note_races(self, known: int) -> None:
+    def _note_races(self, parted: int, decided: int) -> None:
         steps = self._steps
         caused: list[int] = []  # of each step, as bits, all that it had to wait for
         last: dict[str, int] = {}
@@ -157,16 +191,17 @@ class Interleavings:
                 assert one is not None
                 before |= caused[one] | 1 << one
             last[step.channel] = at
-            for earlier in range(at - 1, -1, -1):
+            # The order of two that came after all was decided is no matter.
+            for earlier in range(min(at, decided) - 1, -1, -1):
                 if not before >> earlier & 1 and step.footprint.conflicts(steps[earlier].footprint):
-                    if at >= known:
+                    if at >= parted:
                         self._reverse(earlier, at, caused, before)
                     before |= caused[earlier] | 1 << earlier
             caused.append(before)
 
     def _reverse(self, earlier: int, later: int, caused: list[int], before: int) -> None:
         """What has to come instead of the earlier one, so that the later one comes first."""
-        choice = self._stack[earlier]
+        choice = self._choices[earlier]
         between = [at for at in range(earlier + 1, later) if not caused[at] >> earlier & 1]
         first: list[str] = []
         seen = 0
@@ -180,13 +215,13 @@ class Interleavings:
 
     def _turn_back(self) -> bool:
         """To the last choice where something else is wanted."""
-        while self._stack:
-            at = len(self._stack) - 1
-            choice = self._stack[at]
+        while self._choices:
+            at = len(self._choices) - 1
+            choice = self._choices[at]
             choice.done[choice.chosen] = self._steps[at].footprint
             left = choice.wanted - choice.done.keys() - choice.sleeping.keys()
             if left:
                 choice.chosen = next(one for one in choice.enabled if one in left)
                 return True
-            self._stack.pop()
+            self._choices.pop()
         return False

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
 from typing import Any, cast
 
 from lupa import lua51
@@ -16,6 +17,16 @@ from lupa.lua51 import lua_type
 
 ZSet = dict[bytes, float]
 Value = dict[bytes, bytes] | ZSet | bytes
+
+
+# One for all models: none of its scripts keeps anything in it.
+LUA = lua51.LuaRuntime(encoding=None, unpack_returned_tuples=False)
+_answers_to = LUA.eval(b"function(call) redis.call = call end")
+
+
+@cache
+def _compiled(text: bytes) -> Any:
+    return LUA.eval(b"function(KEYS, ARGV)\n" + text + b"\nend")
 
 
 class WrongCall(Exception):
@@ -30,13 +41,6 @@ class RedisModel:
         self._publish = publish
         self.data: dict[bytes, Value] = {}
         self.ends: dict[bytes, int] = {}  # microseconds
-        self._lua = lua51.LuaRuntime(encoding=None, unpack_returned_tuples=False)
-        self._compiled: dict[bytes, Any] = {}
-        wrap = self._lua.eval(
-            b"function(call, pack, unpacked) redis = {call = call};"
-            b" cmsgpack = {pack = pack, unpack = unpacked} end"
-        )
-        wrap(self._call, _Packed(self._lua).pack, _Packed(self._lua).unpack)
 
     # --- what is kept
 
@@ -66,10 +70,8 @@ class RedisModel:
 
     def evaluate(self, text: bytes, keys: list[bytes], arguments: list[bytes]) -> Any:
         """What the client gets, as RESP3 has it."""
-        made = self._compiled.get(text)
-        if made is None:
-            made = self._compiled[text] = self._lua.eval(b"function(KEYS, ARGV)\n" + text + b"\nend")
-        return self._told(made(self._lua.table(*keys), self._lua.table(*arguments)))
+        _answers_to(self._call)
+        return self._told(_compiled(text)(LUA.table(*keys), LUA.table(*arguments)))
 
     def _told(self, value: Any) -> Any:
         """As Redis turns Lua's values into replies: numbers lose their fractions, lists end at a nil."""
@@ -93,7 +95,7 @@ class RedisModel:
 
     def _for_lua(self, reply: Any) -> Any:
         if isinstance(reply, list):
-            return self._lua.table(*[self._for_lua(one) for one in reply])
+            return LUA.table(*[self._for_lua(one) for one in reply])
         return False if reply is None else reply
 
     # --- commands
@@ -190,9 +192,6 @@ def _word(given: Any) -> bytes:
 class _Packed:
     """cmsgpack: what is packed is only ever unpacked by the same script, so its form is not looked at."""
 
-    def __init__(self, lua: Any) -> None:
-        self._lua = lua
-
     def pack(self, value: Any) -> bytes:
         return repr(self._plain(value)).encode("latin-1")
 
@@ -206,5 +205,10 @@ class _Packed:
 
     def _table(self, value: Any) -> Any:
         if isinstance(value, list):
-            return self._lua.table(*[self._table(one) for one in value])
+            return LUA.table(*[self._table(one) for one in value])
         return value
+
+
+LUA.eval(b"function(pack, unpacked) redis = {}; cmsgpack = {pack = pack, unpack = unpacked} end")(
+    _Packed().pack, _Packed().unpack
+)

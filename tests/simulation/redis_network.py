@@ -118,6 +118,8 @@ class SimulatedRedis:
     runs the scripts, and keeps the data.
     """
 
+    connection = SimulatedConnection
+
     def __init__(
         self,
         loop: Loop,
@@ -150,7 +152,7 @@ class SimulatedRedis:
         await asyncio.sleep(self._delay())
         if self.down or self._cut_until.get(node, 0.0) > self.loop.time():
             raise StoreUnavailable("no connection to it could be made")
-        connection = SimulatedConnection(self, node, timeout, on_push, on_lost)
+        connection = self.connection(self, node, timeout, on_push, on_lost)
         self._connections[connection] = None
         return connection
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from random import Random
@@ -24,17 +24,21 @@ from typing import Any, Literal
 from gateway import app
 from gateway.backend import Parts
 from gateway.proxy.lifecycle import Lifecycle
+from gateway.state.redis_locks import RedisLocks
 from gateway.state.shared import shared_state
 from tests.simulation.cluster import NODE, Cluster, ClusterLoop, Killed, Makes, Plan, broken, lenient
-from tests.simulation.interleavings import WHOLE, Interleavings, Redundant
+from tests.simulation.interleavings import WHOLE, Course, Interleavings, Redundant
 from tests.simulation.plays import PEOPLE, legacy
 from tests.simulation.promises import Violation
 from tests.simulation.redis_model import RedisModel
-from tests.simulation.redis_network import NOON, Pipe, SimulatedRedis, outside
+from tests.simulation.redis_network import NOON, Pipe, SimulatedConnection, SimulatedRedis, outside
 from tests.simulation.schedule import Climate, Fate, Request, Schedule, Terms
+from tests.simulation.story import story
 from tests.simulation.upstream import Sent, SimulatedUpstream
+from tests.simulation.watched import watch
 from tests.simulation.world import Client, History, Recorded, Told
 
+CALL: contextvars.ContextVar[str] = contextvars.ContextVar("call")
 MOMENT = 1e-5  # seconds from one arrival to the next
 TIMER, LATER = "the next timer", "a time that is longer than any lease"
 FAULT, RESUMED = "fault", "resumed"
@@ -56,10 +60,11 @@ class Message:
 class WalkedLoop(ClusterLoop):
     """First come, first served; what is on its way arrives once nobody has anything left to do."""
 
-    def __init__(self, choices: Interleavings) -> None:
+    def __init__(self, course: Course) -> None:
         super().__init__(None)
-        self._choices = choices
+        self._course = course
         self.walking = False
+        self.watched: set[int] = set()  # nodes that are more than one thing
         self._under_way: dict[str, deque[Message]] = {}
         self.settled: Callable[[], None] = lambda: None  # told before each choice
         self.rests: Callable[[], list[str]] = list  # what may come when nothing is on its way
@@ -71,7 +76,7 @@ class WalkedLoop(ClusterLoop):
             self.call_soon(arrive, context=context)
             return
         self.touch(f"channel {channel}")
-        self._under_way.setdefault(channel, deque()).append(Message(self._choices.number, arrive, context))
+        self._under_way.setdefault(channel, deque()).append(Message(self._course.number, arrive, context))
 
     def drop(self, beginning: str) -> None:
         for channel in [one for one in self._under_way if one.startswith(beginning)]:
@@ -82,7 +87,7 @@ class WalkedLoop(ClusterLoop):
         return bool(self._under_way.get(channel))
 
     def touch(self, thing: str, part: str = WHOLE, *, write: bool = True) -> None:
-        step = self._choices.step
+        step = self._course.step
         if self.walking and step is not None:
             step.footprint.touch(thing, part, write=write)
 
@@ -101,12 +106,12 @@ class WalkedLoop(ClusterLoop):
             self._end(None)
             return
         try:
-            chosen = self._choices.choose(due, rests)
+            chosen = self._course.choose(due, rests)
         except Redundant as cut:
             self._end(cut)
             return
         if chosen in rests:
-            step = self._choices.step
+            step = self._course.step
             assert step is not None
             step.footprint.everything = True
             self._rest(chosen)
@@ -138,15 +143,35 @@ class WalkedLoop(ClusterLoop):
         self.walking = True
 
     def _seen(self, handle: asyncio.Handle) -> None:
-        """Who gets a message is touched by it, unless all that comes of it is that something is not owed."""
-        node = handle._context.get(NODE)  # type: ignore[attr-defined]
+        """
+        Whose turn it is touches what is that call's alone; or all of a process that is one thing, unless all
+        that comes of it is seen by who waits for it.
+        """
+        node: int | None = handle._context.get(NODE)  # type: ignore[attr-defined]
+        if node is None:
+            return
         callback: Any = handle._callback  # type: ignore[attr-defined]
-        if isinstance(callback, partial):
-            silent = callback.func.__name__ == "replied"  # what comes of it is seen by who waits for it
-        else:
-            silent = getattr(callback, "__qualname__", "") == "RedisLocks.give_up.<locals>.told"
-        if node is not None and not silent:
-            self.touch(f"node {node}")
+        task = getattr(callback, "__self__", None)
+        if node not in self.watched:
+            if _name(callback) not in SILENT:
+                self.touch(f"node {node}")
+        elif isinstance(task, asyncio.Task):
+            coroutine: Any = task.get_coro()
+            whose = handle._context.get(CALL, coroutine.__qualname__)  # type: ignore[attr-defined]
+            self.touch_part(node, f"of {whose}")
+
+    def touch_part(self, node: int, thing: str, part: str = WHOLE, write: bool = True) -> None:
+        self.touch(f"node {node}: {thing}", part, write=write)
+        self.touch(f"node {node}", "a part", write=False)
+
+
+SILENT = {"replied", "RedisLocks.give_up.<locals>.told"}
+
+
+def _name(callback: Any) -> str:
+    return str(
+        callback.func.__name__ if isinstance(callback, partial) else getattr(callback, "__qualname__", "")
+    )
 
 
 class WalkedPipe(Pipe):
@@ -175,6 +200,14 @@ PARTS: dict[bytes, tuple[bool, Callable[[Sequence[Any]], Sequence[Any]]]] = {
 UNTOUCHED = frozenset({b"TIME", b"PEXPIRE", b"ZADD", b"ZCARD", b"PUBLISH"})
 
 
+class WalkedConnection(SimulatedConnection):
+    def end(self, problem: str) -> None:
+        if self.problem is None:
+            loop: Any = self._loop
+            loop.touch(f"node {self.node}")
+        super().end(problem)
+
+
 class WalkedModel(RedisModel):
     loop: WalkedLoop
 
@@ -191,6 +224,7 @@ class WalkedModel(RedisModel):
 
 class WalkedRedis(SimulatedRedis):
     loop: WalkedLoop
+    connection = WalkedConnection
 
     def __init__(self, loop: WalkedLoop) -> None:
         super().__init__(loop, Random(0), 0.0)
@@ -227,9 +261,10 @@ class WalkedRedis(SimulatedRedis):
 class ToTheUpstream:
     """The loop, as the upstream has it: its timers are messages, each exchange on a connection of its own."""
 
-    def __init__(self, loop: WalkedLoop, homes: dict[str, int]) -> None:
+    def __init__(self, loop: WalkedLoop, homes: dict[str, int], truth: Callable[[], object]) -> None:
         self._loop = loop
         self._homes = homes
+        self._truth = truth
         self.clock, self.time, self.create_future = loop.clock, loop.time, loop.create_future
 
     def call_later(self, seconds: float, call: Callable[..., Any], *arguments: Any) -> None:
@@ -237,11 +272,13 @@ class ToTheUpstream:
         sent = next((one for one in arguments if isinstance(one, Sent)), None)
 
         def arrives() -> None:
-            if sent is not None:
-                self._asked = sent
-                self._loop.touch("truth", write=sent.about.kind != "read")
+            if sent is None:
+                call(*arguments)
+                return
+            self._asked, before = sent, self._truth()
             call(*arguments)
-            if sent is not None and self._homes[sent.id] in self._loop.dead:
+            self._loop.touch("truth", write=self._truth() != before)
+            if self._homes[sent.id] in self._loop.dead:
                 sent.ended = self._loop.clock()
 
         if sent is not None:
@@ -250,7 +287,8 @@ class ToTheUpstream:
         self._loop.post(f"upstream, {way}, {id}", arrives, contextvars.Context())
 
 
-SHORT = Terms(max_age=1.0, settle=0.3, deadline=2.0)
+# A lock is waited for no longer than until whoever waits has asked once whether it is free.
+SHORT = Terms(max_age=1.0, settle=0.3, deadline=2.0, lock_timeout=0.8)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -269,13 +307,8 @@ class Case:
     terms: Terms = SHORT
 
     def plan(self) -> Plan:
-        requests = (warm_up(0), warm_up(1), READ_BEFORE, *(call for call, _ in self.calls))
-        homes = {
-            "warm-up-0": 0,
-            "warm-up-1": 1,
-            "read-before": 0,
-            **{call.id: node for call, node in self.calls},
-        }
+        requests = (READ_BEFORE, *(call for call, _ in self.calls))
+        homes = {"read-before": 0, **{call.id: node for call, node in self.calls}}
         schedule = Schedule(
             seed=0,
             actions=requests,
@@ -290,38 +323,81 @@ class Case:
 READ_BEFORE = legacy("read-before", 0.0)
 
 
-def warm_up(node: int) -> Request:
-    """On another conversation: the node has a connection to Redis then, and a lease."""
-    return legacy(f"warm-up-{node}", 0.0, "c2")
+async def _connected(node: app.Gateway) -> None:
+    """It has a connection to Redis then, and a lease."""
+    shared = node.main.shared
+    assert shared is not None
+    assert isinstance(shared.locks._far, RedisLocks)
+    await shared.locks._far._leased()
+
+
+@dataclass(frozen=True, slots=True)
+class Walked:
+    """`judged`: all that a judge may see of what was sent. `broken`: the promises, and then its `story`."""
+
+    judged: frozenset[object]
+    broken: list[Violation]
+    story: list[str]
+
+
+def judged(ledger: Sequence[Sent], writes: Container[str]) -> frozenset[object]:
+    """Of each call that left, what it was, beside which writes, and what it could have been filled from."""
+    left = [sent for sent in ledger if sent.left is not None]
+    patches = [sent for sent in left if sent.about.kind != "read"]
+
+    def beside(sent: Sent) -> frozenset[object]:
+        return frozenset(
+            (one.id, one.begun < sent.begun, one.ended is not None and one.ended < sent.begun)
+            for one in patches
+            if one is not sent and (one.id in writes or sent.id in writes)
+        )
+
+    def shown(sent: Sent) -> frozenset[object]:
+        return frozenset(
+            (one.id, tuple(one.shown.values()), beside(one))
+            for one in left
+            if one.about.kind == "read" and one.complete is not None and one.complete < (sent.left or 0.0)
+        )
+
+    return frozenset((sent.id, sent.body, beside(sent), shown(sent)) for sent in patches)
 
 
 @dataclass(slots=True)
 class Walk:
-    """One case, in every order. `parts` and `makes` replace the gateways' own, for a mutant."""
+    """
+    One case, in every order. `parts` and `makes` replace the gateways' own, for a mutant. `finely`: what two
+    calls in one process do may change places if they share none of it.
+    """
 
     case: Case
     parts: Parts = field(default_factory=Parts)
     makes: Makes = shared_state
+    finely: bool = True
     found: Interleavings = field(default_factory=Interleavings)
 
-    def violations(self, named: frozenset[str] = frozenset()) -> Iterator[tuple[History, list[Violation]]]:
-        """Each run, with what it broke but for what is named."""
-        plan = self.case.plan()
-        for history in self.found.of(self._run):
-            yield history, broken(plan, history, named)
+    def runs(self) -> Iterator[Walked]:
+        """Each, with what it broke."""
+        return self.found.of(self._run)
 
-    def _run(self, choices: Interleavings) -> History:
-        return _Run(self.case, Cluster(self.case.plan(), self.parts, self.makes), choices).history()
+    def _run(self, course: Course) -> Walked:
+        cluster = Cluster(self.case.plan(), self.parts, self.makes)
+        history = _Run(self.case, cluster, course, self.finely).history()
+        found = broken(cluster.plan, history, frozenset())
+        writes = {call.id for call, _ in self.case.calls if call.changing}
+        return Walked(judged(history.ledger, writes), found, list(story(history)) if found else [])
 
 
 class _Run:
-    def __init__(self, case: Case, cluster: Cluster, choices: Interleavings) -> None:
+    def __init__(self, case: Case, cluster: Cluster, course: Course, finely: bool) -> None:
         self._case = case
+        self._course = course
+        self._finely = finely
+        self._case_ids = [call.id for call, _ in case.calls]
         self._cluster = cluster
-        self._loop = WalkedLoop(choices)
+        self._loop = WalkedLoop(course)
         plan = cluster.plan
         self._homes = plan.homes
-        wires: Any = ToTheUpstream(self._loop, plan.homes)
+        wires: Any = ToTheUpstream(self._loop, plan.homes, self._truth)
         self._upstream = SimulatedUpstream(plan.schedule, wires, lambda: NOON + self._loop.time())
         self._redis = WalkedRedis(self._loop)
         self._nodes: list[app.Gateway] = []
@@ -352,15 +428,20 @@ class _Run:
             self._nodes.append(
                 await self._cluster._begun(number, loop, self._upstream, [self._redis], self._log)
             )
-        for number in (0, 1):
-            await self._begin(warm_up(number))
+            if self._finely and watch(self._nodes[-1], partial(loop.touch_part, number)):
+                loop.watched.add(number)
+            await self._cluster._in(number, loop, _connected(self._nodes[-1]))
+        await asyncio.sleep(2 * self._case.terms.settle)  # a new server may have lost what was accepted
         if self._case.warm:
             await self._begin(READ_BEFORE)
         began = self._redis.model.snapshot()
         loop.settled, loop.rests = self._note_the_ledger, self._rests
         loop.walking = True
-        for request, _ in self._case.calls:
-            loop.post(f"call {request.id}", partial(self._begin, request), contextvars.Context())
+        for request, node in self._case.calls:
+            # Those that are alike come in one order: in the other they only had each other's names.
+            body = request.body.replace(request.id.encode(), b"its id")
+            alike = f"call of {request.method} {request.target} {body!r} to node {node}"
+            loop.post(alike, partial(self._begin, request), contextvars.Context())
         if self._case.fault is not None:
             loop.post(FAULT, partial(self._befall, self._case.fault, began), contextvars.Context())
         try:
@@ -376,6 +457,7 @@ class _Run:
         assert isinstance(lifecycle, Lifecycle)
         context = contextvars.Context()
         context.run(NODE.set, home)
+        context.run(CALL.set, request.id)
         task = self._tasks[request.id] = self._loop.create_task(client.call(lifecycle), context=context)
         return task
 
@@ -399,6 +481,23 @@ class _Run:
                 self._known[number] = times
                 changing = sent.about.kind != "read" and self._told[sent.id].request.changing
                 self._loop.touch("ledger", "moments", write=changing)
+        if all(self._is_decided(id) for id in self._case_ids):
+            self._course.decide()
+
+    def _truth(self) -> list[str]:
+        people = self._upstream.truth["c1"].values()
+        return [history[-1][1] for fields in people for history in fields.values()]
+
+    def _is_decided(self, id: str) -> bool:
+        """Whether nothing more of that call may leave."""
+        if self._homes[id] in self._loop.dead:
+            return True
+        if id not in self._tasks:
+            return False
+        return self._tasks[id].done() or any(
+            sent.id == id and sent.about.kind != "read" and sent.left is not None
+            for sent in self._upstream.ledger
+        )
 
     def _befall(self, fault: Fault, began: Any) -> None:
         loop, node, ledger = self._loop, self._case.node, self._upstream.ledger
