@@ -68,7 +68,8 @@ class WalkedLoop(ClusterLoop):
         self._under_way: dict[str, deque[Message]] = {}
         self.settled: Callable[[], None] = lambda: None  # told before each choice
         self.rests: Callable[[], list[str]] = list  # what may come when nothing is on its way
-        self.went_on = False
+        self.went_on = False  # by a long time
+        self.timed = False  # whether a timer went off, and then nothing came but from Redis
         self.over: asyncio.Future[None] = self.create_future()
 
     def post(self, channel: str, arrive: Callable[[], Any], context: contextvars.Context) -> None:
@@ -117,6 +118,7 @@ class WalkedLoop(ClusterLoop):
             self._rest(chosen)
             return
         self._now += MOMENT
+        self.timed = self.timed and chosen.startswith("redis")
         message = self._under_way[chosen].popleft()
         self.call_soon(message.arrive, context=message.context)
 
@@ -133,6 +135,7 @@ class WalkedLoop(ClusterLoop):
 
     def _rest(self, which: str) -> None:
         if which == TIMER:
+            self.timed = True
             self._wake()
             return
         # All that comes meanwhile comes at once.
@@ -462,11 +465,14 @@ class _Run:
         return task
 
     def _rests(self) -> list[str]:
-        """The next timer while anybody waits; once, after a fault that ends with a lease, a long time."""
+        """
+        The next timer while anybody waits. Once, after a fault that ends with a lease, a long time: at once,
+        or when nobody waits any more, as what comes of the timers between comes in a long time, too.
+        """
         loop = self._loop
-        waits = [id for id, task in self._tasks.items() if not task.done() and self._runs(self._homes[id])]
-        later = self._leases_end and not loop.went_on
-        return [TIMER] * bool(waits) + [LATER] * later
+        waits = any(not task.done() and self._runs(self._homes[id]) for id, task in self._tasks.items())
+        later = self._leases_end and not loop.went_on and not (waits and loop.timed)
+        return [TIMER] * waits + [LATER] * later
 
     def _runs(self, node: int) -> bool:
         return node not in self._loop.dead and node != self._paused
