@@ -88,7 +88,8 @@ async def test_many_users_at_once_each_get_their_own() -> None:
             assert (status, body, headers[b"x-secret"]) == (200, mine, mine)
             assert headers[b"set-cookie"] == b"s=" + mine
 
-    async with RawUpstream(echo) as upstream, gateway(upstream.url) as running:
+    # They are three for each connection to the upstream, and it is not the wait for one that is tried here.
+    async with proxied(echo, to={"pool_timeout": "10s"}) as (upstream, running, _):
         await asyncio.gather(*(user(running.port, number) for number in range(300)))
         assert len(upstream.requests) == 300
         assert all(request.header(b"cookie") is None for request in upstream.requests)
