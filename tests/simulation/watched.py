@@ -89,30 +89,33 @@ def _watch(part: Any, touch: Touch) -> None:
     known = uses.values | uses.tables | uses.things | uses.alone
     for name, value in vars(part).items():
         if name in uses.tables:
-            setattr(part, name, table(value, f"{kind.__name__}.{name}", touch))
+            vars(part)[name] = table(value, f"{kind.__name__}.{name}", touch)
         elif isinstance(value, dict | list | set | deque | asyncio.Event):
             assert name in known, f"{kind.__name__}.{name} is used by several calls: say how"
 
     class Watched(kind):  # type: ignore[misc, valid-type]
-        def __getattribute__(self, name: str) -> Any:
-            if name in uses.values:
-                touch(f"{kind.__name__}.{name}", WHOLE, False)
-            elif name in uses.things:
-                touch(f"{kind.__name__}.{name}", WHOLE, True)
-            return super().__getattribute__(name)
-
         def __setattr__(self, name: str, value: Any) -> None:
             assert name in known, f"{kind.__name__}.{name} is changed by a call: say how"
-            if name not in uses.alone:
-                touch(f"{kind.__name__}.{name}", WHOLE, True)
-            if name in uses.tables:
-                value = table(value, f"{kind.__name__}.{name}", touch)
             super().__setattr__(name, value)
 
-    if kind is RedisLocks:
-        part.__class__ = _with_lease(Watched, touch)
-    else:
-        part.__class__ = Watched
+    for name in uses.values | uses.tables | uses.things:
+        setattr(Watched, name, _attribute(kind, uses, name, touch))
+    part.__class__ = _with_lease(Watched, touch) if kind is RedisLocks else Watched
+
+
+def _attribute(kind: type, uses: Uses, name: str, touch: Touch) -> property:
+    told = f"{kind.__name__}.{name}"
+
+    def get(part: Any) -> Any:
+        if name not in uses.tables:
+            touch(told, WHOLE, name in uses.things)
+        return vars(part)[name]
+
+    def put(part: Any, value: Any) -> None:
+        touch(told, WHOLE, True)
+        vars(part)[name] = table(value, told, touch) if name in uses.tables else value
+
+    return property(get, put)
 
 
 def _with_lease(kind: Any, touch: Touch) -> Any:
