@@ -355,14 +355,16 @@ def judged(ledger: Sequence[Sent], writes: Container[str]) -> frozenset[object]:
             if one is not sent and (one.id in writes or sent.id in writes)
         )
 
-    def shown(sent: Sent) -> frozenset[object]:
+    def shown(fill: Sent) -> frozenset[object]:
         return frozenset(
             (one.id, tuple(one.shown.values()), beside(one))
             for one in left
-            if one.about.kind == "read" and one.complete is not None and one.complete < (sent.left or 0.0)
+            if one.about.kind == "read" and one.complete is not None and one.complete < (fill.left or 0.0)
         )
 
-    return frozenset((sent.id, sent.body, beside(sent), shown(sent)) for sent in patches)
+    return frozenset(
+        (sent.id, sent.body, beside(sent), sent.id not in writes and shown(sent)) for sent in patches
+    )
 
 
 @dataclass(slots=True)
@@ -478,14 +480,18 @@ class _Run:
         return node not in self._loop.dead and node != self._paused
 
     def _note_the_ledger(self) -> None:
-        """What is judged is in which order writes, and fills and their GETs, left and were answered."""
+        """
+        What is judged is in which order writes, fills and GETs left, and writes and fills were answered: when a
+        GET was, is between it and who has its answer.
+        """
         for number, sent in enumerate(self._upstream.ledger):
-            times = (sent.begun, sent.left, sent.ended, sent.complete)
+            read = sent.about.kind == "read"
+            times = (sent.begun, sent.left, None if read else sent.ended)
             if number == len(self._known):
                 self._known.append(())
             if self._known[number] != times:
                 self._known[number] = times
-                changing = sent.about.kind != "read" and self._told[sent.id].request.changing
+                changing = not read and self._told[sent.id].request.changing
                 self._loop.touch("ledger", "moments", write=changing)
         if all(self._is_decided(id) for id in self._case_ids):
             self._course.decide()
