@@ -481,8 +481,8 @@ class _Run:
 
     def _note_the_ledger(self) -> None:
         """
-        What is judged is in which order writes, fills and GETs left, and writes and fills were answered: when a
-        GET was, is between it and who has its answer.
+        What is judged is in which order writes, fills and GETs left, and writes and fills were answered: when
+        a GET was, is between it and who has its answer.
         """
         for number, sent in enumerate(self._upstream.ledger):
             read = sent.about.kind == "read"
