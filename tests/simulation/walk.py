@@ -305,9 +305,6 @@ class Case:
     fault: Fault | None = None
     node: int = 0
     warm: bool = False
-    skews: tuple[float, float] = (0.0, 0.0)
-    lag: float = 0.0
-    terms: Terms = SHORT
 
     def plan(self) -> Plan:
         requests = (READ_BEFORE, *(call for call, _ in self.calls))
@@ -315,12 +312,12 @@ class Case:
         schedule = Schedule(
             seed=0,
             actions=requests,
-            terms=self.terms,
+            terms=SHORT,
             climate=Climate(shuffled=False, store=0.02),
             conversations=PEOPLE,
-            fates={request.id: (Fate(out=0.0, back=0.0, lag=self.lag),) * 60 for request in requests},
+            fates={request.id: (Fate(out=0.0, back=0.0),) * 60 for request in requests},
         )
-        return Plan(schedule=schedule, nodes=2, homes=homes, skews=self.skews, blows=(), latency=0.0)
+        return Plan(schedule=schedule, nodes=2, homes=homes, skews=(0.0, 0.0), blows=(), latency=0.0)
 
 
 READ_BEFORE = legacy("read-before", 0.0)
@@ -436,7 +433,7 @@ class _Run:
             if self._finely and watch(self._nodes[-1], partial(loop.touch_part, number)):
                 loop.watched.add(number)
             await self._cluster._in(number, loop, _connected(self._nodes[-1]))
-        await asyncio.sleep(2 * self._case.terms.settle)  # a new server may have lost what was accepted
+        await asyncio.sleep(2 * SHORT.settle)  # a new server may have lost what was accepted
         if self._case.warm:
             await self._begin(READ_BEFORE)
         began = self._redis.model.snapshot()
