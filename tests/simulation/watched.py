@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple
 
 from gateway.app import Gateway
@@ -23,6 +24,7 @@ from tests.simulation.interleavings import WHOLE
 
 # Told what was used, which part of it, and whether it may be another then.
 Touch = Callable[[str, str, bool], None]
+TOUCH = "_touch"  # in what is watched
 CONSTANTS = (bytes, str, int, float, type(None), tuple, frozenset)
 
 
@@ -89,112 +91,139 @@ def _watch(part: Any, touch: Touch) -> None:
     known = uses.values | uses.tables | uses.things | uses.alone
     for name, value in vars(part).items():
         if name in uses.tables:
-            vars(part)[name] = table(value, f"{kind.__name__}.{name}", touch)
+            vars(part)[name] = _table(value, f"{kind.__name__}.{name}", touch)
         elif isinstance(value, dict | list | set | deque | asyncio.Event):
             assert name in known, f"{kind.__name__}.{name} is used by several calls: say how"
+    vars(part)[TOUCH] = touch
+    part.__class__ = _watched(kind)  # type: ignore[arg-type]
 
-    class Watched(kind):  # type: ignore[misc, valid-type]
+
+@cache
+def _watched(kind: Any) -> Any:
+    uses = USES[kind]
+    known = uses.values | uses.tables | uses.things | uses.alone
+
+    class Watched(kind):  # type: ignore[misc]
         def __setattr__(self, name: str, value: Any) -> None:
             assert name in known, f"{kind.__name__}.{name} is changed by a call: say how"
             super().__setattr__(name, value)
 
     for name in uses.values | uses.tables | uses.things:
-        setattr(Watched, name, _attribute(kind, uses, name, touch))
-    part.__class__ = _with_lease(Watched, touch) if kind is RedisLocks else Watched
+        setattr(Watched, name, _attribute(kind, uses, name))
+    return type("WithLease", (_WithLease, Watched), {}) if kind is RedisLocks else Watched
 
 
-def _attribute(kind: type, uses: Uses, name: str, touch: Touch) -> property:
+def _attribute(kind: type, uses: Uses, name: str) -> property:
     told = f"{kind.__name__}.{name}"
 
     def get(part: Any) -> Any:
+        own = vars(part)
         if name not in uses.tables:
-            touch(told, WHOLE, name in uses.things)
-        return vars(part)[name]
+            own[TOUCH](told, WHOLE, name in uses.things)
+        return own[name]
 
     def put(part: Any, value: Any) -> None:
-        touch(told, WHOLE, True)
-        vars(part)[name] = table(value, told, touch) if name in uses.tables else value
+        own = vars(part)
+        own[TOUCH](told, WHOLE, True)
+        own[name] = _table(value, told, own[TOUCH]) if name in uses.tables else value
 
     return property(get, put)
 
 
-def _with_lease(kind: Any, touch: Touch) -> Any:
-    class WithLease(kind):  # type: ignore[misc]
-        def lasts(self, lease: Any) -> bool:
-            touch("lease", WHOLE, False)
-            return bool(super().lasts(lease))
+class _WithLease:
+    """Of RedisLocks: the lease itself is changed."""
 
-        def _lose(self, lease: Any = None) -> None:
-            touch("lease", WHOLE, True)
-            super()._lose(lease)
+    def lasts(self, lease: Any) -> bool:
+        vars(self)[TOUCH]("lease", WHOLE, False)
+        return bool(super().lasts(lease))  # type: ignore[misc]
 
-        async def _renewed(self, *given: Any, **rest: Any) -> bool:
-            good: bool = await super()._renewed(*given, **rest)
-            touch("lease", WHOLE, True)
-            return good
+    def _lose(self, lease: Any = None) -> None:
+        vars(self)[TOUCH]("lease", WHOLE, True)
+        super()._lose(lease)  # type: ignore[misc]
 
-    return WithLease
+    async def _renewed(self, *given: Any, **rest: Any) -> bool:
+        good: bool = await super()._renewed(*given, **rest)  # type: ignore[misc]
+        vars(self)[TOUCH]("lease", WHOLE, True)
+        return good
 
 
-def table(entries: Any, name: str, touch: Touch) -> Any:
+def _table(entries: Any, name: str, touch: Touch) -> Any:
     """A copy of the dict, whatever kind it is of, each use of which is told."""
+    made = TABLES[type(entries)](entries)
+    made.name, made.touch = name, touch
+    return made
 
-    def told(key: Any, value: Any, *, changed: bool = False) -> Any:
+
+class _Table:
+    name: str
+    touch: Touch | None = None
+
+    def _told(self, key: Any, value: Any, *, changed: bool = False) -> Any:
         # What is no constant may be changed by whoever gets it.
-        touch(name, repr(key), changed or not isinstance(value, CONSTANTS))
+        if self.touch is not None:
+            self.touch(self.name, repr(key), changed or not isinstance(value, CONSTANTS))
         return value
 
-    class Table(type(entries)):  # type: ignore[misc]
-        def __getitem__(self, key: Any) -> Any:
-            return told(key, super().__getitem__(key))
+    def _told_of_all(self, *, changed: bool) -> Any:
+        if self.touch is not None:
+            self.touch(self.name, WHOLE, changed)
+        return super()
 
-        def get(self, key: Any, default: Any = None) -> Any:
-            return told(key, super().get(key, default))
+    def __getitem__(self, key: Any) -> Any:
+        return self._told(key, super().__getitem__(key))  # type: ignore[misc]
 
-        def __contains__(self, key: Any) -> bool:
-            return bool(told(key, super().__contains__(key)))
+    def get(self, key: Any, default: Any = None) -> Any:
+        return self._told(key, super().get(key, default))  # type: ignore[misc]
 
-        def __setitem__(self, key: Any, value: Any) -> None:
-            told(key, value, changed=True)
-            super().__setitem__(key, value)
+    def __contains__(self, key: Any) -> bool:
+        return bool(self._told(key, super().__contains__(key)))  # type: ignore[misc]
 
-        def __delitem__(self, key: Any) -> None:
-            told(key, None, changed=True)
-            super().__delitem__(key)
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self._told(key, value, changed=True)
+        super().__setitem__(key, value)  # type: ignore[misc]
 
-        def pop(self, key: Any, *default: Any) -> Any:
-            return told(key, super().pop(key, *default), changed=True)
+    def __delitem__(self, key: Any) -> None:
+        self._told(key, None, changed=True)
+        super().__delitem__(key)  # type: ignore[misc]
 
-        def setdefault(self, key: Any, default: Any = None) -> Any:
-            return told(key, super().setdefault(key, default), changed=True)
+    def pop(self, key: Any, *default: Any) -> Any:
+        return self._told(key, super().pop(key, *default), changed=True)  # type: ignore[misc]
 
-        def __iter__(self) -> Any:
-            touch(name, WHOLE, False)
-            return super().__iter__()
+    def setdefault(self, key: Any, default: Any = None) -> Any:
+        return self._told(key, super().setdefault(key, default), changed=True)  # type: ignore[misc]
 
-        def __len__(self) -> int:
-            touch(name, WHOLE, False)
-            return int(super().__len__())
+    def __iter__(self) -> Any:
+        return self._told_of_all(changed=False).__iter__()
 
-        def keys(self) -> Any:
-            touch(name, WHOLE, False)
-            return super().keys()
+    def __len__(self) -> int:
+        return int(self._told_of_all(changed=False).__len__())
 
-        def items(self) -> Any:
-            touch(name, WHOLE, True)
-            return super().items()
+    def keys(self) -> Any:
+        return self._told_of_all(changed=False).keys()
 
-        def values(self) -> Any:
-            touch(name, WHOLE, True)
-            return super().values()
+    def items(self) -> Any:
+        return self._told_of_all(changed=True).items()
 
-        def clear(self) -> None:
-            touch(name, WHOLE, True)
-            super().clear()
+    def values(self) -> Any:
+        return self._told_of_all(changed=True).values()
 
-        def popitem(self, *last: Any) -> Any:
-            touch(name, WHOLE, True)
-            return super().popitem(*last)
+    def clear(self) -> None:
+        self._told_of_all(changed=True).clear()
 
-    assert type(entries) in {dict, OrderedDict, Counter}
-    return Table(entries)
+    def popitem(self, *last: Any) -> Any:
+        return self._told_of_all(changed=True).popitem(*last)
+
+
+class Table(_Table, dict[Any, Any]):
+    pass
+
+
+class OrderedTable(_Table, OrderedDict[Any, Any]):
+    pass
+
+
+class CountingTable(_Table, Counter[Any]):
+    pass
+
+
+TABLES: dict[type, Callable[[Any], Any]] = {dict: Table, OrderedDict: OrderedTable, Counter: CountingTable}
