@@ -171,6 +171,9 @@ class ClusterLoop(Loop):
     def stop_node(self, node: int) -> None:
         self._paused.setdefault(node, [])
 
+    def is_stopped(self, node: int) -> bool:
+        return node in self._paused
+
     def resume(self, node: int) -> None:
         if node not in self.dead:
             self._ready.extend(self._paused.pop(node))

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import copy
 from collections import Counter, deque
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -268,26 +269,33 @@ class ToTheUpstream:
         self._loop = loop
         self._homes = homes
         self._truth = truth
+        self._asked: Sent | None = None  # what arrived last
+        self.kept: dict[int, float] = {}  # since when an answer was there for a process that was stopped
         self.clock, self.time, self.create_future = loop.clock, loop.time, loop.create_future
 
     def call_later(self, seconds: float, call: Callable[..., Any], *arguments: Any) -> None:
         """A request there, with what was sent; or then its reply back, with nothing."""
         sent = next((one for one in arguments if isinstance(one, Sent)), None)
-
-        def arrives() -> None:
-            if sent is None:
-                call(*arguments)
-                return
-            self._asked, before = sent, self._truth()
-            call(*arguments)
-            self._loop.touch("truth", write=self._truth() != before)
-            if self._homes[sent.id] in self._loop.dead:
-                sent.ended = self._loop.clock()
-
         if sent is not None:
-            self._asked = sent
-        id, way = self._asked.id, "back" if sent is None else "there"
-        self._loop.post(f"upstream, {way}, {id}", arrives, contextvars.Context())
+            self._post("there", sent, self._there, partial(call, *arguments))
+        else:
+            assert self._asked is not None
+            self._post("back", self._asked, self._back, partial(call, *arguments))
+
+    def _post(self, way: str, sent: Sent, arrives: Callable[..., None], call: Callable[[], None]) -> None:
+        self._loop.post(f"upstream, {way}, {sent.id}", partial(arrives, sent, call), contextvars.Context())
+
+    def _there(self, sent: Sent, call: Callable[[], None]) -> None:
+        self._asked, before = sent, self._truth()
+        call()
+        self._loop.touch("truth", write=self._truth() != before)
+        if self._homes[sent.id] in self._loop.dead:
+            sent.ended = self._loop.clock()
+
+    def _back(self, sent: Sent, call: Callable[[], None]) -> None:
+        if self._loop.is_stopped(self._homes[sent.id]):
+            self.kept[sent.number] = self._loop.clock()
+        call()
 
 
 # A lock is waited for no longer than until whoever waits has asked once whether it is free.
@@ -399,7 +407,8 @@ class _Run:
         self._loop = WalkedLoop(course)
         plan = cluster.plan
         self._homes = plan.homes
-        wires: Any = ToTheUpstream(self._loop, plan.homes, self._truth)
+        self._wires = ToTheUpstream(self._loop, plan.homes, self._truth)
+        wires: Any = self._wires
         self._upstream = SimulatedUpstream(plan.schedule, wires, lambda: NOON + self._loop.time())
         self._redis = WalkedRedis(self._loop)
         self._nodes: list[app.Gateway] = []
@@ -407,21 +416,30 @@ class _Run:
         self._told: dict[str, Told] = {}
         self._log: list[Recorded] = []
         self._known: list[tuple[float | None, ...]] = []
+        self._seen: list[History] = []
         self._paused: int | None = None
         self._leases_end = False  # of the node that a fault befell
 
     def history(self) -> History:
         self._loop.run(self._everything())
+        return self._seen[0]
+
+    def _history(self) -> History:
+        """As of now: to clear a process away is no part of it."""
+        for id, task in self._tasks.items():
+            if not task.done():
+                told = self._told[id]
+                told.failure, told.ended = Killed("its process was killed"), self._loop.clock()
         schedule = self._cluster.plan.schedule
         return History(
             replace(schedule, terms=lenient(schedule.terms)),
-            self._upstream.ledger,
-            self._told,
-            self._log,
+            [replace(sent, ended=self._ended(sent)) for sent in self._upstream.ledger],
+            {id: copy.copy(told) for id, told in self._told.items()},
+            list(self._log),
             Counter(),
             [],
             0,
-            self._loop.failures,
+            list(self._loop.failures),
         )
 
     async def _everything(self) -> None:
@@ -448,6 +466,7 @@ class _Run:
             loop.post(FAULT, partial(self._befall, self._case.fault, began), contextvars.Context())
         try:
             await loop.over
+            self._seen.append(self._history())
         finally:
             await self._clear_away()
 
@@ -483,7 +502,7 @@ class _Run:
         """
         for number, sent in enumerate(self._upstream.ledger):
             read = sent.about.kind == "read"
-            times = (sent.begun, sent.left, None if read else sent.ended)
+            times = (sent.begun, sent.left, None if read else self._ended(sent))
             if number == len(self._known):
                 self._known.append(())
             if self._known[number] != times:
@@ -492,6 +511,10 @@ class _Run:
                 self._loop.touch("ledger", "moments", write=changing)
         if all(self._is_decided(id) for id in self._case_ids):
             self._course.decide()
+
+    def _ended(self, sent: Sent) -> float | None:
+        """When its answer was there, whenever a process that was stopped then looked at it."""
+        return self._wires.kept.get(sent.number, sent.ended)
 
     def _truth(self) -> list[str]:
         people = self._upstream.truth["c1"].values()
@@ -545,10 +568,6 @@ class _Run:
 
     async def _clear_away(self) -> None:
         loop = self._loop
-        for id, task in self._tasks.items():
-            if not task.done():
-                told = self._told[id]
-                told.failure, told.ended = Killed("its process was killed"), loop.clock()
         loop.bury()
         if self._paused is not None:
             loop.resume(self._paused)
