@@ -157,8 +157,8 @@ class Interleavings:
     _steps: list[Step] = field(default_factory=list)
 
     def of(self, run: Callable[[Course], Run]) -> Iterator[Run]:
-        """What came of each. `run` asks its course before each step."""
-        while True:
+        """What came of each, but for those before. `run` asks its course before each step."""
+        while not self._choices or self._turn_back():
             known = len(self._choices)
             asleep = {**self._choices[-1].sleeping, **self._choices[-1].done} if known else {}
             course = Course([choice.chosen for choice in self._choices], asleep)
@@ -173,7 +173,7 @@ class Interleavings:
                 self._follow(course, parted)
                 self.longest = max(self.longest, len(self._steps))
                 yield result
-            if not self._turn_back():
+            if not self._choices:
                 return
 
     def _follow(self, course: Course, parted: int) -> None:

@@ -17,9 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.simulation.interleavings import Course, Interleavings
-from tests.simulation.plays import explicit, legacy
 from tests.simulation.redis_mutants import MUTANTS
-from tests.simulation.walk import Case, Fault, Walk
+from tests.simulation.walk import CASES, Case, Fault, Walk
 
 pytestmark = pytest.mark.no_cover
 
@@ -116,10 +115,7 @@ def test_what_comes_after_all_is_decided_is_walked_in_one_order() -> None:
 
 # --- two gateways
 
-FILL, OTHER, WRITE = legacy("f1", 0.0), legacy("f2", 0.0), explicit("w", 0.0, "s5")
-ONE = Case(calls=((FILL, 0), (WRITE, 1)), warm=True)
-APART = Case(calls=((FILL, 0), (OTHER, 0), (WRITE, 1)), warm=True)
-BESIDE = Case(calls=((FILL, 0), (WRITE, 0), (OTHER, 1)), warm=True)
+ONE, APART, BESIDE = CASES["one"], CASES["apart"], CASES["beside"]
 # docs/promises.md: where a lock is lost, a fill that has it may leave beside the write, with what it had read
 # before. While a gateway has no connection to Redis it writes without one, and tells the others later.
 LOST = frozenset({"S3", "S4"})
@@ -167,7 +163,8 @@ def test_a_walk_finds_a_guard_that_is_missing(name: str, case: Case) -> None:
 @pytest.mark.parametrize("warm", [True, False])
 @pytest.mark.parametrize("home", [0, 1])
 def test_no_order_of_a_fill_and_a_write_breaks_a_promise_whatever_was_read(home: int, warm: bool) -> None:
-    assert not breaks(Walk(Case(calls=((FILL, 0), (WRITE, home)), warm=warm)))
+    (fill, _), (write, _) = ONE.calls
+    assert not breaks(Walk(Case(calls=((fill, 0), (write, home)), warm=warm)))
 
 
 @pytest.mark.soak

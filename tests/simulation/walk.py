@@ -29,7 +29,7 @@ from gateway.state.redis_locks import RedisLocks
 from gateway.state.shared import shared_state
 from tests.simulation.cluster import NODE, Cluster, ClusterLoop, Killed, Makes, Plan, broken, lenient
 from tests.simulation.interleavings import WHOLE, Course, Interleavings, Redundant
-from tests.simulation.plays import PEOPLE, legacy
+from tests.simulation.plays import PEOPLE, explicit, legacy
 from tests.simulation.promises import Violation
 from tests.simulation.redis_model import RedisModel
 from tests.simulation.redis_network import NOON, Pipe, SimulatedConnection, SimulatedRedis, outside
@@ -329,6 +329,12 @@ class Case:
 
 
 READ_BEFORE = legacy("read-before", 0.0)
+FILL, OTHER, WRITE = legacy("f1", 0.0), legacy("f2", 0.0), explicit("w", 0.0, "s5")
+CASES = {
+    "one": Case(calls=((FILL, 0), (WRITE, 1)), warm=True),
+    "apart": Case(calls=((FILL, 0), (OTHER, 0), (WRITE, 1)), warm=True),
+    "beside": Case(calls=((FILL, 0), (WRITE, 0), (OTHER, 1)), warm=True),
+}
 
 
 async def _connected(node: app.Gateway) -> None:
