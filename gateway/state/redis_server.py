@@ -17,7 +17,7 @@ import ssl
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from importlib import resources
-from typing import Any
+from typing import Any, TypeAlias
 
 from gateway.errors import StoreUnavailable
 from gateway.state.address import Address
@@ -38,18 +38,24 @@ KEPT = {
 }
 
 
+# The text of a script's part, by its name.
+Source: TypeAlias = Callable[[str], str]
+
+
 @cache
-def _source(name: str) -> str:
-    return resources.files("gateway.state").joinpath(f"redis_scripts/{name}.lua").read_text("utf-8")
+def packaged(part: str) -> str:
+    return resources.files("gateway.state").joinpath(f"redis_scripts/{part}.lua").read_text("utf-8")
 
 
 class Script:
     """`parts`: files, one after the other, that are one step."""
 
-    def __init__(self, *parts: str, settle: float = 0.0, lock_ttl: float = 60.0) -> None:
+    def __init__(
+        self, *parts: str, source: Source = packaged, settle: float = 0.0, lock_ttl: float = 60.0
+    ) -> None:
         constants = {**KEPT, "SETTLE": round(settle * 1e6), "LOCK_TTL": round(lock_ttl * 1000)}
         given = "".join(f"local {name} = {value}\n" for name, value in constants.items())
-        self.text = given + "".join(map(_source, ("common", *parts)))
+        self.text = given + "".join(map(source, ("common", *parts)))
         self.digest = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
 
@@ -65,6 +71,8 @@ class RedisServer:
         tls: ssl.SSLContext | None = None,
         opened: Opened = RedisConnection.open,
         chance: Callable[[], float] = random.random,
+        source: Source = packaged,
+        watch_interval: float = WATCHED,
     ) -> None:
         """
         `root` begins all keys, and has their hash tag where they lie in a cluster. `timeout`: seconds that a
@@ -91,6 +99,8 @@ class RedisServer:
         self.name = secrets.token_hex(8)  # of this process, for what is published to it
         self._opened = opened
         self._chance = chance
+        self._source = source
+        self._watch_interval = watch_interval
         self._tls = tls
         if self.address.tls and tls is None:
             self._tls = ssl.create_default_context()
@@ -107,7 +117,7 @@ class RedisServer:
 
     def script(self, *parts: str, lock_ttl: float = 60.0) -> Script:
         """One that is loaded with each connection."""
-        script = Script(*parts, settle=self.settle, lock_ttl=lock_ttl)
+        script = Script(*parts, source=self._source, settle=self.settle, lock_ttl=lock_ttl)
         self._scripts[script.digest] = script
         return script
 
@@ -226,7 +236,7 @@ class RedisServer:
         know of that at once.
         """
         while True:
-            await asyncio.sleep(WATCHED)
+            await asyncio.sleep(self._watch_interval)
             try:
                 await connection.ask("EXISTS", self.root)
                 if not await self._primary.is_still(where):

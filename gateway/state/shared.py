@@ -17,7 +17,7 @@ from gateway.state.redis_cluster import PARTS, ClusterLocks, ClusterServer, Clus
 from gateway.state.redis_connection import RedisConnection
 from gateway.state.redis_locks import RedisLocks
 from gateway.state.redis_primary import Opened
-from gateway.state.redis_server import RedisServer
+from gateway.state.redis_server import WATCHED, RedisServer, Source, packaged
 from gateway.state.sealed import Sealed
 from gateway.state.store_clock import StoreClock
 
@@ -45,6 +45,8 @@ def shared_state(
     clock: StoreClock | None = None,
     opened: Opened = RedisConnection.open,
     chance: Callable[[], float] = random.random,
+    source: Source = packaged,
+    watch_interval: float = WATCHED,
 ) -> SharedState:
     """
     Processes with one `key` and `deployment` share one state, whatever else is on the server. `settle`: the
@@ -66,6 +68,8 @@ def shared_state(
             tls=tls,
             opened=opened,
             chance=chance,
+            source=source,
+            watch_interval=watch_interval,
         )
         bounds = {"max_entries": -(-max_entries // share), "max_remembered": max_remembered // share}
         store = RedisStore(server, sealed, local=cluster, **bounds)

@@ -48,13 +48,11 @@ def test_what_is_no_description_is_refused_with_what_was_expected(
     assert said in str(refused.value)
 
 
-def test_a_file_that_is_not_there_or_too_large_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_is_not_there_or_too_large_is_refused(tmp_path: Path) -> None:
     with pytest.raises(NotADescription, match="cannot be read"):
         document.read(tmp_path / "missing")
-    monkeypatch.setattr(document, "MOST_BYTES", 10)
-    (tmp_path / "api").write_text("openapi: 3.0.0\npaths: {}")
+    with (tmp_path / "api").open("wb") as file:
+        file.truncate(document.MOST_BYTES + 1)
     with pytest.raises(NotADescription, match="MiB at most"):
         document.read(tmp_path / "api")
 

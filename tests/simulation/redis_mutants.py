@@ -13,8 +13,8 @@ from typing import Any
 from msgspec import structs
 
 from gateway.backend import PARTS, Parts
-from gateway.state import redis_server
 from gateway.state.redis import RedisStore
+from gateway.state.redis_server import Source, packaged
 from gateway.state.shared import SharedState, shared_state
 from gateway.state.store import Key, Reading, View
 from gateway.upstream.transport import Transport
@@ -25,24 +25,16 @@ from tests.simulation.schedule import Fate
 from tests.simulation.upstream import SimulatedUpstream
 
 
+def changed(**changes: tuple[str, str]) -> Source:
+    """Scripts in which something stands instead of something else, which must be there."""
+    for part, (there, _) in changes.items():
+        assert there in packaged(part)
+    return lambda part: packaged(part).replace(*changes[part]) if part in changes else packaged(part)
+
+
 def scripted(**changes: tuple[str, str]) -> Makes:
-    """With scripts in which something stands instead of something else."""
-
     def makes(*given: Any, **rest: Any) -> SharedState:
-        source = redis_server._source
-
-        def changed(part: str) -> str:
-            text = source(part)
-            if part not in changes:
-                return text
-            assert changes[part][0] in text
-            return text.replace(*changes[part])
-
-        redis_server._source = changed  # type: ignore[assignment]
-        try:
-            return shared_state(*given, **rest)
-        finally:
-            redis_server._source = source
+        return shared_state(*given, source=changed(**changes), **rest)
 
     return makes
 

@@ -17,7 +17,6 @@ import pytest
 
 from gateway.backend import PARTS, Parts
 from gateway.rules import FillTarget
-from gateway.state import redis_server
 from gateway.state.lookup import Lookups
 from gateway.state.redis_cluster import ClusterStore
 from gateway.state.redis_locks import RedisLocks
@@ -26,6 +25,7 @@ from gateway.state.store_clock import StoreClock
 from tests.simulation.cluster import Blow, Cluster, Makes, Plan, broken, drawn, on_a_cluster, staged
 from tests.simulation.plays import bulk, legacy, other
 from tests.simulation.promises import Evidence, sources
+from tests.simulation.redis_mutants import scripted
 from tests.simulation.schedule import Fate
 from tests.simulation.story import story
 
@@ -263,12 +263,11 @@ def test_who_was_stopped_longer_than_the_lease_of_its_locks_sends_nothing() -> N
     assert "S4" in {one.promise for one in found}, "and one that does not look at its lease does"
 
 
-def test_generations_are_not_used_again_when_redis_has_lost_its_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    plan, source = flushed_after_a_write(), redis_server._source
+def test_generations_are_not_used_again_when_redis_has_lost_its_data() -> None:
+    plan = flushed_after_a_write()
 
     assert not broken(plan, Cluster(plan).run())
     # Counted from 1, and so from 1 again.
-    counted = ("local number = now\n", "local number = 1\n")
-    monkeypatch.setattr(redis_server, "_source", lambda part: source(part).replace(*counted))
-    found = broken(plan, Cluster(plan).run())
+    counted = scripted(common=("local number = now\n", "local number = 1\n"))
+    found = broken(plan, Cluster(plan, makes=counted).run())
     assert {"S3", "S5"} & {name for one in found for name in one.promise.split("+")}

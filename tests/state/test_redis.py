@@ -15,7 +15,7 @@ from msgspec import structs
 from gateway.errors import StoreUnavailable
 from gateway.state.address import Address
 from gateway.state.redis import RedisStore
-from gateway.state.redis_server import RedisServer
+from gateway.state.redis_server import RedisServer, Source, packaged
 from gateway.state.sealed import Sealed
 from gateway.state.store import Key
 from gateway.state.store_clock import StoreClock
@@ -34,6 +34,8 @@ def redis() -> Iterator[RedisProcess]:
 
 
 class TestRedisStore(StoreContract):
+    source: Source = staticmethod(packaged)
+
     @pytest.fixture(autouse=True)
     async def _redis(self, redis: RedisProcess) -> AsyncIterator[None]:
         self.redis = redis
@@ -43,7 +45,9 @@ class TestRedisStore(StoreContract):
             await store.close()
 
     def make(self, *, max_entries: int = 100) -> RedisStore:
-        server = RedisServer(self.redis.url, f"t{next(ROOTS)}", timeout=8.0, clock=StoreClock())
+        server = RedisServer(
+            self.redis.url, f"t{next(ROOTS)}", timeout=8.0, clock=StoreClock(), source=self.source
+        )
         store = RedisStore(server, Sealed(b"k" * 32), max_entries=max_entries)
         self.stores.append(store)
         return store
@@ -61,11 +65,10 @@ async def own() -> AsyncIterator[RedisProcess]:
 
 
 @contextlib.asynccontextmanager
-async def store_on(process: RedisProcess, **changes: float) -> AsyncIterator[RedisStore]:
-    given = {"timeout": 8.0, "settle": 0.0, **changes}
-    server = RedisServer(
-        process.url, "t", timeout=given["timeout"], clock=StoreClock(), settle=given["settle"]
-    )
+async def store_on(
+    process: RedisProcess, *, timeout: float = 8.0, settle: float = 0.0, clock: StoreClock | None = None
+) -> AsyncIterator[RedisStore]:
+    server = RedisServer(process.url, "t", timeout=timeout, clock=clock or StoreClock(), settle=settle)
     store = RedisStore(server, Sealed(b"k" * 32), max_entries=100)
     try:
         yield store
@@ -156,25 +159,30 @@ async def test_a_server_that_hangs_is_an_error_in_time_and_does_nothing_of_it_la
         assert accepted.value == "connected"
 
 
-async def test_what_came_too_late_is_asked_once_more_and_no_more_often(
-    own: RedisProcess, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    wanted, long_ago = RedisServer._until, list[int]()
+class SlowClock(StoreClock):
+    late = 0  # so many times it says a time that is long past
 
-    def until(server: RedisServer, now: float) -> int:
-        return long_ago.pop() if long_ago else wanted(server, now)
+    def now(self) -> float:
+        now = super().now()
+        if not self.late:
+            return now
+        self.late -= 1
+        return now - 60.0
 
-    monkeypatch.setattr(RedisServer, "_until", until)
-    async with store_on(own) as store:
+
+async def test_what_came_too_late_is_asked_once_more_and_no_more_often(own: RedisProcess) -> None:
+    clock = SlowClock()
+    async with store_on(own, clock=clock) as store:
         await back(store)
-        long_ago.append(0)
-        await store.accept(WHOSE, "connected", 2.0)
-        long_ago.extend([0, 0])
+        before = (await store.stamp("c1")).generation
+        clock.late = 1
+        await store.invalidate("c1")
+        after = (await store.stamp("c1")).generation
+        assert after > before
+        clock.late = 2
         with pytest.raises(StoreUnavailable, match="too late"):
-            await store.accept(WHOSE, "alerting", 2.0)
-        accepted = (await store.view(KEY, WHOSE)).accepted
-        assert accepted is not None
-        assert accepted.value == "connected"
+            await store.invalidate("c1")
+        assert (await store.stamp("c1")).generation == after
 
 
 async def test_scripts_that_the_server_has_dropped_are_sent_again(own: RedisProcess) -> None:

@@ -16,12 +16,11 @@ import pytest
 import trustme
 
 from gateway.errors import StoreUnavailable
-from gateway.state import redis_server
 from gateway.state.address import Address
 from gateway.state.redis_cluster import PARTS, ClusterStore, Part, roots
 from gateway.state.redis_connection import RedisConnection
 from gateway.state.redis_primary import SLOTS, Named, Sentinels, Where, slot_of
-from gateway.state.redis_server import RedisServer
+from gateway.state.redis_server import WATCHED, RedisServer
 from gateway.state.shared import SharedState, shared_state
 from gateway.upstream.connect import tls_context
 from tests.state.conformance import KEY, REFUSAL, WHOSE, key, reading, shown
@@ -38,7 +37,13 @@ OPERATIONS = Path(__file__).parent.parent.parent / "docs/operations.md"
 
 @asynccontextmanager
 async def state_on(
-    url: str, tls: Any = None, *, name: str | None = None, timeout: float = 4.0, settle: float = 0.0
+    url: str,
+    tls: Any = None,
+    *,
+    name: str | None = None,
+    timeout: float = 4.0,
+    settle: float = 0.0,
+    watch_interval: float = WATCHED,
 ) -> AsyncIterator[SharedState]:
     state = shared_state(
         url,
@@ -51,6 +56,7 @@ async def state_on(
         max_remembered=2**24,
         lock_timeout=4.0,
         in_flight=5.0,
+        watch_interval=watch_interval,
     )
     try:
         yield state
@@ -277,12 +283,9 @@ async def test_of_what_sentinels_say_the_newest_counts_once_most_have_said_it(wa
         after.close()
 
 
-async def test_a_server_that_hangs_is_left_before_anything_is_asked(
-    watched: Watched, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_server_that_hangs_is_left_before_anything_is_asked(watched: Watched) -> None:
     """Else one that was idle would ask an old primary that goes on, and does not know yet that it is old."""
-    monkeypatch.setattr(redis_server, "WATCHED", 0.05)
-    async with state_on(watched.url, timeout=0.2) as state:
+    async with state_on(watched.url, timeout=0.2, watch_interval=0.05) as state:
         await state.store.stamp("c1")
         watched.servers[0].signal(signal.SIGSTOP)
         try:
@@ -292,14 +295,11 @@ async def test_a_server_that_hangs_is_left_before_anything_is_asked(
         await until(lambda: state.server.problem is None)
 
 
-async def test_a_server_whose_place_another_took_is_left_and_all_is_forgotten(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_a_server_whose_place_another_took_is_left_and_all_is_forgotten() -> None:
     """Though it still takes itself for the primary."""
-    monkeypatch.setattr(redis_server, "WATCHED", 0.05)
     own = Watched(1)
     try:
-        async with state_on(own.url) as state:
+        async with state_on(own.url, watch_interval=0.05) as state:
             assert isinstance(state.server, RedisServer)
             await state.store.put(KEY, await reading(state.store, KEY))
             first, second = own.servers

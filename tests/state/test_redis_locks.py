@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from gateway.errors import StoreUnavailable
 from gateway.state.redis import RedisStore
 from gateway.state.redis_locks import RedisLocks
-from gateway.state.redis_server import RedisServer
+from gateway.state.redis_server import RedisServer, Source, packaged
 from gateway.state.sealed import Sealed
 from gateway.state.store_clock import StoreClock
 from tests.state.conformance import KEY, WHOSE, Holders, LocksContract, reading, shown
@@ -35,12 +35,13 @@ class Bench:
         timeout: float = 0.6,
         max_waiting: int = 32,
         in_flight: float = 5.0,
+        source: Source = packaged,
     ) -> None:
         self.skipped = 0.0  # seconds that the local clock is ahead of what it was
         clock = StoreClock()
         local = clock.local
         clock.local = lambda: local() + self.skipped
-        self.server = RedisServer(process.url, root, timeout=8.0, clock=clock)
+        self.server = RedisServer(process.url, root, timeout=8.0, clock=clock, source=source)
         sealed = Sealed(b"k" * 32)
         self.store = RedisStore(self.server, sealed, max_entries=100)
         self.locks = RedisLocks(
@@ -72,6 +73,7 @@ class TestRedisLocks(LocksContract):
     MAX_WAITING = 8
     MOMENT = 0.04
     FLOOD = 2_000
+    source: Source = staticmethod(packaged)
 
     @pytest.fixture(autouse=True)
     def _redis(self, redis: RedisProcess) -> None:
@@ -79,7 +81,7 @@ class TestRedisLocks(LocksContract):
         self.benches: list[Bench] = []
 
     def make(self) -> RedisLocks:
-        bench = Bench(self.redis, f"t{next(ROOTS)}", self.TIMEOUT, self.MAX_WAITING)
+        bench = Bench(self.redis, f"t{next(ROOTS)}", self.TIMEOUT, self.MAX_WAITING, source=self.source)
         self.benches.append(bench)
         return bench.locks
 

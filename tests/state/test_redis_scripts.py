@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gateway.state import redis_server
+from tests.simulation.redis_mutants import changed
 from tests.state.test_redis import TestRedisStore as RedisStoreContract
 from tests.state.test_redis_locks import TestRedisLocks as RedisLocksContract
 from tests.support.redis_servers import RedisProcess, needs_redis
@@ -61,39 +61,27 @@ async def store(redis: RedisProcess) -> AsyncIterator[RedisStoreContract]:
         await store.close()
 
 
-def is_broken(monkeypatch: pytest.MonkeyPatch, broken: Broken) -> None:
-    part, there, instead, _, _ = broken
-    source = redis_server._source
-
-    def changed(name: str) -> str:
-        text = source(name)
-        assert name != part or there in text
-        return text.replace(there, instead) if name == part else text
-
-    monkeypatch.setattr(redis_server, "_source", changed)
-
-
 def name_of(broken: Broken) -> str:
     return f"{broken[0]}-{broken[1][:20].strip()}"
 
 
 @pytest.mark.parametrize("broken", OF_STORES, ids=name_of)
 async def test_a_script_of_the_store_with_a_guard_less_is_found_out(
-    broken: Broken, store: RedisStoreContract, monkeypatch: pytest.MonkeyPatch
+    broken: Broken, store: RedisStoreContract
 ) -> None:
-    is_broken(monkeypatch, broken)
+    part, there, instead, test, given = broken
+    store.source = changed(**{part: (there, instead)})
 
     with pytest.raises(AssertionError):
-        await getattr(store, broken[3])(*broken[4])
+        await getattr(store, test)(*given)
 
 
 @pytest.mark.parametrize("broken", OF_LOCKS, ids=name_of)
-def test_a_script_of_the_locks_with_a_guard_less_is_found_out(
-    broken: Broken, redis: RedisProcess, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    is_broken(monkeypatch, broken)
+def test_a_script_of_the_locks_with_a_guard_less_is_found_out(broken: Broken, redis: RedisProcess) -> None:
+    part, there, instead, test, given = broken
     contract = RedisLocksContract()
     contract.redis, contract.benches = redis, []
+    contract.source = changed(**{part: (there, instead)})
 
     with pytest.raises((AssertionError, asyncio.InvalidStateError)):
-        getattr(contract, broken[3])(*broken[4])
+        getattr(contract, test)(*given)
