@@ -41,6 +41,7 @@ from gateway.rules import Rules
 from gateway.server.limits import ServerStats
 from gateway.state.applications import Applications
 from gateway.state.credentials import CredentialFingerprints
+from gateway.state.layered_locks import LayeredLocks
 from gateway.state.locks import MemoryLocks
 from gateway.state.lookup import Lookups
 from gateway.state.memory import MemoryStore, Sizes
@@ -190,7 +191,7 @@ def backend(
         kept = settings.state_cache
         store = store or parts.memory(kept.max_entries, kept.max_bytes, common.clock)
         locks = parts.locks(limits.lock_timeout)
-    if isinstance(locks, MemoryLocks):
+    if isinstance(locks, MemoryLocks | LayeredLocks):
         locks.on_waited = histograms[_of(name, ("gateway_lock_wait_seconds",))].observe
     credentials = parts.credentials(
         to.url,

@@ -138,6 +138,7 @@ class Phases:
         try:
             entered = await self._entrance.enter(requests[0].key, requests[0].target.subject)
         except StoreUnavailable:
+            self._counts["gateway_store_failures_total",] += 1
             return None  # what comes next finds it too, and says what becomes of the call
         if entered is None:
             return None

@@ -7,12 +7,13 @@ the call is `alone` with the near one: it may go on if it needs no more than ord
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from types import TracebackType
 
 from msgspec import Struct
 
-from gateway.errors import StoreUnavailable
+from gateway.errors import LockBusy, StoreUnavailable
 from gateway.state.locks import MemoryLock, MemoryLocks
 from gateway.state.redis_cluster import ClusterLocks
 from gateway.state.redis_locks import RedisLock, RedisLocks
@@ -53,6 +54,8 @@ class LayeredLocks:
         self._far = far
         # Told of each lock for which the others could not be asked.
         self.on_alone: Callable[[], None] = lambda: None
+        # Told the seconds that a call had to wait, whether or not it then had the lock.
+        self.on_waited: Callable[[float], None] = lambda seconds: None
 
     def __len__(self) -> int:
         return len(self._near)
@@ -67,6 +70,19 @@ class LayeredLocks:
         return None if near is None else LayeredLock(near, None, False)
 
     async def acquire(self, conversation: str | None, *, exclusive: bool, caller: str) -> LayeredLock:
+        began, waited = asyncio.get_running_loop().time(), True
+        try:
+            lock = await self._acquired(conversation, exclusive, caller)
+            waited = lock.waited
+        except LockBusy:
+            waited = False
+            raise
+        finally:
+            if waited:
+                self.on_waited(asyncio.get_running_loop().time() - began)
+        return lock
+
+    async def _acquired(self, conversation: str | None, exclusive: bool, caller: str) -> LayeredLock:
         near = await self._near.acquire(conversation, exclusive=exclusive, caller=caller)
         if conversation is None:
             return LayeredLock(near, None, False)

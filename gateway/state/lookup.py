@@ -296,13 +296,20 @@ class Lookups:
         for result in results.values.values():
             request, reading = result.request, result.reading
             if stamp is None:  # one call is about one conversation
-                if self._missed:
-                    await self._catch_up(request.key.conversation)
-                stamp = await self._store.stamp(request.key.conversation)
+                stamp = await self._stamped(request.key.conversation)
             max_age = request.target.fill.max_age
             if not is_fresh(reading, stamp.generation, max_age, request.since, stamp.time):
                 return False
         return True
+
+    async def _stamped(self, conversation: str) -> Stamp:
+        try:
+            if self._missed:
+                await self._catch_up(conversation)
+            return await self._store.stamp(conversation)
+        except StoreUnavailable:
+            self._counts["gateway_store_failures_total",] += 1
+            raise
 
     def usable_without_store(self, results: LookupResults) -> bool:
         """
@@ -368,9 +375,13 @@ class Lookups:
         return target.fill.judged(index.values(target.data))
 
     async def _view(self, request: LookupRequest) -> View:
-        if self._missed:
-            await self._catch_up(request.key.conversation)
-        return await self._store.view(request.key, request.target.subject)
+        try:
+            if self._missed:
+                await self._catch_up(request.key.conversation)
+            return await self._store.view(request.key, request.target.subject)
+        except StoreUnavailable:
+            self._counts["gateway_store_failures_total",] += 1
+            raise
 
     async def _reading(
         self, request: LookupRequest, view: View, not_before: float, alone: bool, own: _Found | None

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import TracebackType
 from typing import cast
 
@@ -108,8 +108,6 @@ class RedisLocks:
         self._exclusive: Counter[str] = Counter()
         self._granted: dict[str, asyncio.Future[None]] = {}  # by token, who waits
         self._owed: dict[str, str] = {}  # tokens that the server may not know to be given up, with their keys
-        # Told the seconds that a call had to wait, whether or not it then had the lock.
-        self.on_waited: Callable[[float], None] = lambda seconds: None
         server.on_message = self._heard
         server.on_connected.append(self._pay)
         server.on_forgotten.append(self._lose)
@@ -155,10 +153,7 @@ class RedisLocks:
                 _, reply = await self._server.step(self._acquire, [key], *args)
                 outcome, told = reply[1], True
                 if outcome == b"waits":
-                    try:
-                        outcome = await self._waited_for(key, token, granted, began)
-                    finally:
-                        self.on_waited(self._server.clock.local() - began)
+                    outcome = await self._waited_for(key, token, granted, began)
                     if outcome == b"held":
                         return RedisLock(self, conversation, exclusive, key, token, lease, True)
                 if outcome == b"held":

@@ -155,6 +155,9 @@ async def test_a_fill_through_one_waits_for_a_write_through_the_other() -> None:
         assert (await write).status_code == 202
         assert source(await fill) == "lookup"
         assert stage.sent(b"PATCH")[-1] == FILLED.replace(b"connected", b"active")
+        waits = [one.gateway.metrics.histograms["gateway_lock_wait_seconds",] for one in stage.gateways]
+        assert [sum(one.counts) for one in waits] == [0, 1]
+        assert waits[1].total > 0.1
 
 
 async def test_a_write_that_names_no_conversation_makes_the_other_forget_all() -> None:
@@ -268,6 +271,7 @@ async def test_while_it_is_down_fills_are_refused_and_writes_go_on_and_all_forge
         shared.server.distrust("the network")
         shared.server._distrusted = False
         is_refused(await stage.fill(0))
+        assert stage.gateways[0].counts("gateway_store_failures_total") > 0
         assert len(stage.sent(b"PATCH")) == 1
         assert (await stage.explicit(0)).status_code == 202
         assert (await stage.clients[0].get("/api/v2/users/me", headers=TOKEN)).status_code == 200

@@ -61,6 +61,7 @@ async def test_without_a_view_there_is_no_look_up() -> None:
     with pytest.raises(StoreUnavailable):
         await bench.result()
     assert bench.transport.asked == []
+    assert bench.counts["gateway_store_failures_total",] == 1
 
 
 async def test_what_was_looked_up_may_be_filled_only_if_its_generation_can_be_told() -> None:
@@ -71,6 +72,7 @@ async def test_what_was_looked_up_may_be_filled_only_if_its_generation_can_be_to
 
     with pytest.raises(StoreUnavailable):
         await bench.lookups.usable(results)
+    assert bench.counts["gateway_store_failures_total",] == 1
     bench.failing.clear()
     assert await bench.lookups.usable(results)
 
