@@ -30,7 +30,21 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from functools import cache
-from typing import ClassVar
+from typing import ClassVar, Literal, TypeAlias
+
+# Why a client's connection is cut off where a close could pass for the end of what was under way.
+AbortCause: TypeAlias = Literal[
+    "application-error",
+    "body-rate",
+    "body-timeout",
+    "cancelled",
+    "stalled",
+    "tls-handshake",
+    "tls-record",
+    "tunnel",
+    "write-rate",
+    "write-timeout",
+]
 
 
 @cache

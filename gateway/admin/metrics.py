@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from heapq import merge
 from itertools import product
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 from gateway import errors
 
@@ -82,10 +82,7 @@ SECONDS = (
     5.0,
     10.0,
 )
-ABORTS = (
-    "application-error", "body-rate", "body-timeout", "cancelled", "stalled", "tunnel", "write-rate",
-    "write-timeout",
-)  # fmt: skip
+ABORTS: tuple[str, ...] = get_args(errors.AbortCause)
 TABLES = ("readings", "generations", "accepted", "pauses")
 
 
@@ -97,7 +94,8 @@ def _leaves(error: type[errors.GatewayError]) -> Iterator[str]:
         yield from _leaves(one)
 
 
-REFUSALS = tuple(sorted(_leaves(errors.GatewayError)))
+# The root is the answer to what nobody foresaw.
+REFUSALS = tuple(sorted({errors.GatewayError.slug(), *_leaves(errors.GatewayError)}))
 
 METRICS: tuple[Metric, ...] = (
     Metric(
@@ -394,6 +392,7 @@ class Metrics:
         self._tallies = tallies
         self.histograms = Histograms() if histograms is None else histograms
         self._readings: dict[MetricKey, Gauge] = {}
+        self._taken_over: Mapping[MetricKey, float] = {}
         self.digest = ""  # of the configuration in force
         self.follow(())
 
@@ -405,6 +404,10 @@ class Metrics:
         for key in readings:
             _declared(key, "gauge", "counter")
         self._readings |= readings
+
+    def take_over(self, samples: Mapping[MetricKey, float]) -> None:
+        """What other processes expose, who have checked it: one that they should not have costs no other."""
+        self._taken_over = samples
 
     def follow(self, rules: Sequence[WatchedRule]) -> None:
         """The series of these rules are there from now on, whether or not there is a call."""
@@ -421,7 +424,7 @@ class Metrics:
 
     def samples(self) -> Iterator[Sample]:
         """Counters and gauges, in the order of METRICS."""
-        values: dict[MetricKey, float] = self._first | self._counts
+        values: dict[MetricKey, float] = {**self._first, **self._counts, **self._taken_over}
         for name, tally in self._tallies.items():
             for label, count in tally.items():
                 values[name, label] = values.get((name, label), 0) + count

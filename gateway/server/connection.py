@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, TypeAlias, cas
 
 from gateway.direct_task import DirectTask
 from gateway.errors import (
+    AbortCause,
     BadRequest,
     BodyTimeout,
     GatewayError,
@@ -573,11 +574,11 @@ class ClientConnection(asyncio.Protocol):
         else:
             self.close()
 
-    def cut_off(self, cause: str) -> None:
+    def cut_off(self, cause: AbortCause) -> None:
         """In the middle of a reply or a body: a close could pass for its end."""
         self.abort(cause, reset=True)
 
-    def abort(self, cause: str, reset: bool = False) -> None:
+    def abort(self, cause: AbortCause, reset: bool = False) -> None:
         if self._lost:
             return
         self.stats.aborted[cause] += 1
@@ -626,7 +627,7 @@ class ClientConnection(asyncio.Protocol):
         if self.flow.deadline <= due:
             failure = self.flow.overdue(due)
             if failure is not None:
-                self.cut_off(f"write-{failure}")
+                self.cut_off("write-rate" if failure == "rate" else "write-timeout")
         if self._deadline <= due:
             self._deadline = inf
             self._on_deadline(due)
@@ -654,7 +655,7 @@ class ClientConnection(asyncio.Protocol):
                 self._deadline = watch.deadline
                 return
         if cycle.started and not cycle.complete:
-            self.cut_off(f"body-{failure}")
+            self.cut_off("body-rate" if failure == "rate" else "body-timeout")
         elif failure == "rate":
             rate = self.limits.min_rate
             self._body_failed(cycle, BodyTimeout(f"less than {rate} bytes a second came (limits.min_rate)"))

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
-from gateway.errors import GatewayError
+from gateway.errors import AbortCause, GatewayError
 from gateway.server.line_limit import LineLimit
 
 MAX_DETAIL: Final = 300  # characters of what an error says of itself
@@ -33,7 +33,7 @@ class RefusalLog:
         if self._admits(f"refused: {slug}"):
             logger.warning("refused: %s: %s; client %s", slug, _one_line(error.detail), client)
 
-    def aborted(self, cause: str, client: str) -> None:
+    def aborted(self, cause: AbortCause, client: str) -> None:
         if self._admits(f"connection aborted: {cause}"):
             logger.warning("connection aborted: %s; client %s", cause, client)
 

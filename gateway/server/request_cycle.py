@@ -17,7 +17,7 @@ from typing import Any, Final, Protocol
 from msgspec import Struct
 
 from gateway.direct_task import DirectTask
-from gateway.errors import GatewayError, MethodNotAllowed
+from gateway.errors import AbortCause, GatewayError, MethodNotAllowed
 from gateway.http.headers import Fields, Header, Headers
 from gateway.http.problem import problem
 from gateway.http.request_parser import RequestHead
@@ -49,7 +49,7 @@ class CycleConnection(Protocol):
 
     def switch(self, head: bytes) -> DuplexStream: ...
 
-    def abort(self, cause: str, reset: bool = False) -> None: ...
+    def abort(self, cause: AbortCause, reset: bool = False) -> None: ...
 
 
 class RequestCycle(Struct, eq=False):
@@ -204,7 +204,7 @@ class RequestCycle(Struct, eq=False):
         else:
             self.answer(GatewayError("the cause is in the gateway's log, under this request id"))
 
-    def _cut(self, cause: str) -> None:
+    def _cut(self, cause: AbortCause) -> None:
         # Where the end of the connection would be the body's, it must not look like that.
         self._connection.abort(cause, self._writer is not None and self._writer.ends_by_close)
 

@@ -13,6 +13,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Final, Protocol
 
+from gateway.errors import AbortCause
 from gateway.server.client_watch import CLOCK_SLACK
 
 STALL: Final = 0.5  # seconds for which any client may keep a reply waiting
@@ -27,7 +28,7 @@ class StalledReply(Protocol):
     def holds_connection(self) -> bool:
         """Whether the upstream is still to send some of it."""
 
-    def cut_off(self, cause: str) -> None: ...
+    def cut_off(self, cause: AbortCause) -> None: ...
 
 
 class StalledReplies:

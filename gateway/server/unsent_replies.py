@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from typing import Final, Protocol
 
+from gateway.errors import AbortCause
 from gateway.server.client_watch import CLOCK_SLACK
 
 PATIENCE: Final = 0.5  # seconds for which any client may leave its reply, however much there is
 
 
 class UnsentReply(Protocol):
-    def cut_off(self, cause: str) -> None: ...
+    def cut_off(self, cause: AbortCause) -> None: ...
 
 
 class UnsentReplies:

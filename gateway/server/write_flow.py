@@ -10,6 +10,7 @@ from collections.abc import Callable
 from math import inf
 from typing import Literal
 
+from gateway.errors import AbortCause
 from gateway.server.client_watch import ClientWatch
 from gateway.server.limits import ServerLimits, ServerStats
 from gateway.server.stalled_replies import StalledReplies
@@ -60,7 +61,7 @@ class WriteFlow:
         loop: asyncio.AbstractEventLoop,
         limits: ServerLimits,
         stats: ServerStats,
-        cut_off: Callable[[str], None],
+        cut_off: Callable[[AbortCause], None],
     ) -> None:
         self.transport = transport
         self._together = stats.together
@@ -71,7 +72,7 @@ class WriteFlow:
         self._limits = limits
         self._stalled: StalledReplies | None = stats.stalled
         self._unsent_replies: UnsentReplies | None = stats.unsent
-        self._cut_off: Callable[[str], None] | None = cut_off
+        self._cut_off: Callable[[AbortCause], None] | None = cut_off
         self._holds_connection: Callable[[], bool] = may_hold_one
         self._min_rate = limits.min_rate
         self._unsent = 0
@@ -123,7 +124,7 @@ class WriteFlow:
     def holds_connection(self) -> bool:
         return self._holds_connection()
 
-    def cut_off(self, cause: str) -> None:
+    def cut_off(self, cause: AbortCause) -> None:
         if self._cut_off is not None:
             self._cut_off(cause)
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from uvicorn.server import ServerState
 
+from gateway.errors import AbortCause
 from gateway.server.asgi import Message
 from gateway.server.held_back import LOT, TICK
 from gateway.server.limits import ServerLimits, ServerStats
@@ -422,7 +423,7 @@ class Stalled:
     def holds_connection(self) -> bool:
         return not self.over
 
-    def cut_off(self, cause: str) -> None:
+    def cut_off(self, cause: AbortCause) -> None:
         self.cut = True
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from gateway.admin.exposition import exposition
 from gateway.admin.live import strip
 from gateway.admin.metrics import METRICS, Counts, Histograms, Metrics
+from gateway.server.limits import ServerStats
 from gateway.workers import merged
 from gateway.workers.merged import Figures, summed
 
@@ -62,6 +63,15 @@ def test_one_process_alone_says_what_it_says_by_itself() -> None:
     assert {line.split()[2] for line in lines(one) if line.startswith("# TYPE")} <= {
         metric.name for metric in METRICS
     }
+
+
+def test_what_a_worker_should_not_have_counted_costs_no_other_figure() -> None:
+    stats = ServerStats()
+    stats.aborted["of a later version"] += 2
+    worker = Metrics(Counts(), {"gateway_aborts_total": stats.aborted})
+    told = lines(summed([Figures.of(worker), of(3, 0, 8, 6)]))
+    assert 'gateway_aborts_total{cause="of a later version"} 2' in told
+    assert "gateway_matched_calls_total 3" in told
 
 
 def test_the_latest_calls_of_all_are_told_apart() -> None:
