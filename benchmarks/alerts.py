@@ -1,5 +1,5 @@
 """
-Each alert of deploy/prometheus, fired by its fault, and what a scrape costs.
+Alerts of deploy/prometheus, fired by their faults, and what a scrape costs.
 
     .venv/bin/python -m benchmarks.alerts [--only GatewayConflicts]
 

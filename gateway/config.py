@@ -186,7 +186,7 @@ class TlsSettings(Section):
     switched off.
     """
     certificate: str | None = None
-    """A PEM file: what the gateway shows the upstream."""
+    """A PEM file: what the gateway shows the server."""
     key: str | None = None
     """The PEM file of its key, where the certificate's has none."""
 

@@ -182,6 +182,15 @@ def test_a_container_is_given_time_to_drain() -> None:
     assert [float(one) > drain for one in re.findall(r"--stop-timeout (\d+)", page)] == [True]
 
 
+@pytest.mark.parametrize("service", ["gateway", "gateway-1"])
+def test_compose_takes_from_the_shell_what_an_operator_sets(service: str) -> None:
+    compose = yaml.safe_load((ROOT / "compose.yaml").read_text("utf-8"))
+    given = compose["services"][service]["environment"]
+
+    for name in ("GATEWAY_UPSTREAM", "GATEWAY_MODE", "GATEWAY_KEY", "GATEWAY_ADMIN_TOKEN"):
+        assert given[name].startswith(f"${{{name}:-"), name
+
+
 def test_the_variables_of_the_image_are_those_that_stand_for_settings() -> None:
     image = re.findall(r"(GATEWAY_\w+)=", DOCKERFILE)
 
