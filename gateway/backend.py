@@ -6,7 +6,6 @@ What calls to several upstreams share is the client's side, and what is told of 
 
 from __future__ import annotations
 
-import asyncio
 import hmac
 import ipaddress
 import logging
@@ -147,7 +146,7 @@ class Backend:
         """When the store can't be asked, and when it can again: then it is told what it missed."""
         if self.shared is None:
             return
-        server, making_up = self.shared.server, set[asyncio.Task[None]]()
+        server, locks = self.shared.server, self.shared.locks
 
         def turned(problem: str | None) -> None:
             if problem is not None:
@@ -155,18 +154,13 @@ class Backend:
             else:
                 log.info("the store at %s is asked about %s again", server.address, self.url)
 
-        def connected() -> None:
-            task = asyncio.get_running_loop().create_task(self.lookups.make_up())
-            making_up.add(task)
-            task.add_done_callback(making_up.discard)
-
         def alone() -> None:
             counts["gateway_store_failures_total",] += 1
 
         server.on_turn = turned
-        self.shared.locks.on_alone = alone
+        locks.on_alone = alone
+        locks.after_writes(self.lookups.is_untold, self.lookups.make_up)
         server.on_swept.append(self.lookups.swept)
-        server.on_connected.append(connected)
 
 
 def backend(
@@ -214,6 +208,7 @@ def backend(
         sweeps=SweepRate(limits.unnamed_write_rate, limits.lock_timeout, common.clock),
         budget=common.budget,
         ignored=credentials.ignored,
+        isolates=_isolates(settings),
         timed=timed,
     )
 
@@ -255,6 +250,10 @@ def backend(
     )
     made.tell_of_store(counts)
     return made
+
+
+def _isolates(settings: Settings) -> bool:
+    return settings.store is not None and settings.store.on_failure == "isolate"
 
 
 def _of(name: str, key: MetricKey) -> MetricKey:
@@ -393,7 +392,7 @@ def _lifecycle(
         lookup_deadline=limits.deadline / 2,  # the call itself is to have the rest
         bodies=common.bodies,
         entrance=None if shared is None else shared.locks,
-        isolates=settings.store is not None and settings.store.on_failure == "isolate",
+        isolates=_isolates(settings),
     )
     return _kind_of_lifecycle(settings, common.tracing)(
         rules=rules_of(settings, name),

@@ -8,7 +8,7 @@ the call is `alone` with the near one: it may go on if it needs no more than ord
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from types import TracebackType
 
 from msgspec import Struct
@@ -72,7 +72,7 @@ class LayeredLocks:
     async def acquire(self, conversation: str | None, *, exclusive: bool, caller: str) -> LayeredLock:
         began, waited = asyncio.get_running_loop().time(), True
         try:
-            lock = await self._acquired(conversation, exclusive, caller)
+            lock = await self._acquired(conversation, exclusive, caller, began)
             waited = lock.waited
         except LockBusy:
             waited = False
@@ -82,15 +82,17 @@ class LayeredLocks:
                 self.on_waited(asyncio.get_running_loop().time() - began)
         return lock
 
-    async def _acquired(self, conversation: str | None, exclusive: bool, caller: str) -> LayeredLock:
+    async def _acquired(
+        self, conversation: str | None, exclusive: bool, caller: str, began: float
+    ) -> LayeredLock:
         near = await self._near.acquire(conversation, exclusive=exclusive, caller=caller)
         if conversation is None:
             return LayeredLock(near, None, False)
         lock = None
         try:
-            lock = LayeredLock(
-                near, await self._far.acquire(conversation, exclusive=exclusive, caller=caller), False
-            )
+            waited = asyncio.get_running_loop().time() - began
+            far = await self._far.acquire(conversation, exclusive=exclusive, caller=caller, waited=waited)
+            lock = LayeredLock(near, far, False)
         except StoreUnavailable:
             self.on_alone()
             lock = LayeredLock(near, None, True)
@@ -114,6 +116,14 @@ class LayeredLocks:
             return None
         far, view = entered
         return LayeredLock(near, far, False), view
+
+    def after_writes(self, is_untold: Callable[[str], bool], make_up: Callable[[], Awaitable[None]]) -> None:
+        """
+        What `make_up` tells is to be told before a lock is given to others; `is_untold` says of which
+        conversation it still has to.
+        """
+        for far in self._far.parts:
+            far.is_untold, far.make_up = is_untold, make_up
 
     async def close(self) -> None:
         await self._far.close()

@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import Any, NoReturn, Protocol
 from weakref import WeakKeyDictionary
 
-from msgspec import Struct
+from msgspec import Struct, field
 from msgspec.structs import replace
 
 from gateway.errors import GatewayError, LookupFailed, ReadTimeout, StoreUnavailable
@@ -41,7 +41,7 @@ CHOSEN_KEPT = 256  # participants of one reading whose value is remembered
 PARSED_KEPT = 16  # readings
 UNCOUNTED = 64 * 1024  # bytes of a reply, past which it counts in the budget while it is read
 MAX_SEARCHED = 700  # values of a reading that a query of an unusual shape goes through, at 12 µs each
-MISSED_KEPT = 10_000  # conversations of which the store could not be told
+MISSED_KEPT = 10_000  # conversations and subjects of which the store could not be told
 MAX_SEARCHED_SIZE = 256 * 1024  # bytes of it, since parsing more takes the rest of the time
 
 
@@ -101,10 +101,11 @@ class _Chosen(Struct, eq=False):
 class _Missed(Struct, eq=False):
     """
     What the store could not be told of calls about one conversation: that it is to be invalidated, and for
-    which subjects a value was accepted, with the seconds that each takes to settle.
+    which subjects a value was accepted, with the seconds that each takes to settle. `times`: how often.
     """
 
-    subjects: tuple[tuple[tuple[str, ...], float], ...] = ()
+    subjects: dict[tuple[str, ...], float] = field(default_factory=dict)
+    times: int = 0
 
 
 class Lookups:
@@ -126,11 +127,13 @@ class Lookups:
         sweeps: SweepRate,
         budget: Budget,
         ignored: Container[bytes],
+        isolates: bool = False,
         timed: Callable[[str, float], None] = lambda ended, seconds: None,
     ) -> None:
         """
-        `wall` gives Unix seconds; `max_body` in bytes, `max_pause` in seconds. `ignored`: fields in which the
-        calls of one key may differ. `timed` is told of each GET how it ended, and its seconds.
+        `wall` gives Unix seconds; `max_body` in bytes, `max_pause` in seconds. `ignored`: fields in which
+        the calls of one key may differ. `isolates`: look_up_isolated may be asked. `timed` is told of each
+        GET how it ended, and its seconds.
         """
         self._store = store
         self._sweeps = sweeps
@@ -144,6 +147,7 @@ class Lookups:
         self.on_pause: Callable[[float], None] | None = None
         self._budget = budget
         self._ignored = ignored
+        self._isolates = isolates
         self._timed = timed
         self._in_flight: dict[Key, _InFlight] = {}  # of each key the one that may be joined
         self._tasks: set[asyncio.Task[_Found]] = set()  # all look-ups that are under way
@@ -155,8 +159,9 @@ class Lookups:
         self._all_invalidated_at = -math.inf
         # By conversation; None for all of them.
         self._missed: dict[str | None, _Missed] = {}
-        # What was accepted while the store could not be told, until it has been.
-        self._accepted_unheard: dict[tuple[str, ...], Accepted] = {}
+        self._missed_subjects = 0  # in all of them
+        # What was accepted here and may not have settled, for when the store can't be asked: oldest first.
+        self._accepted_here: dict[tuple[str, ...], Accepted] = {}
 
     # --- look up
 
@@ -274,7 +279,7 @@ class Lookups:
                 view = View(self.now(), 0, None, None, None)
                 reading = await self._read_in_time(request, view)
                 value = self._chosen(reading, target)
-                if is_settled(reading, value, self._accepted_unheard.get(target.subject)):
+                if is_settled(reading, value, self._accepted_here.get(target.subject)):
                     break
                 if self.now() + delay >= give_up:
                     value = Unfilled("unsettled")
@@ -641,7 +646,7 @@ class Lookups:
             told = False
             with suppress(StoreUnavailable):
                 told = await self._catch_up(conversation)
-            if not told and len(self._missed) >= MISSED_KEPT:
+            if not told and len(self._missed) + self._missed_subjects >= MISSED_KEPT:
                 raise StoreUnavailable("it has missed more writes than can be remembered")
         if conversation is None:
             await self._sweeps.take(credential)
@@ -691,20 +696,38 @@ class Lookups:
     async def accept(self, conversation: str | None, target: FillTarget, value: str) -> None:
         """The upstream accepted this explicit value. Raises no StoreUnavailable: the call has left."""
         subject, settle = target.subject, target.fill.settle
+        if self._isolates:
+            self._remember(subject, value, settle)
         try:
             await self._store.accept(subject, value, settle)
         except StoreUnavailable:
             self._counts["gateway_store_failures_total",] += 1
-            since = self.now()
-            self._accepted_unheard[subject] = Accepted(value, since, since + settle)
-            self._miss(conversation, (subject, settle))
+            self._miss(conversation, subject, settle)
         except asyncio.CancelledError:
-            self._miss(conversation, (subject, settle))
+            self._miss(conversation, subject, settle)
             raise
 
-    def _miss(self, conversation: str | None, *subjects: tuple[tuple[str, ...], float]) -> None:
-        before = self._missed.get(conversation)
-        self._missed[conversation] = _Missed(subjects if before is None else (*before.subjects, *subjects))
+    def _remember(self, subject: tuple[str, ...], value: str, settle: float) -> None:
+        since, known = self.now(), self._accepted_here
+        while known and known[oldest := next(iter(known))].until <= since:
+            del known[oldest]
+        known.pop(subject, None)
+        known[subject] = Accepted(value, since, since + settle)
+
+    def _miss(
+        self, conversation: str | None, subject: tuple[str, ...] | None = None, settle: float = 0.0
+    ) -> None:
+        missed = self._missed.get(conversation)
+        if missed is None:
+            missed = self._missed[conversation] = _Missed()
+        missed.times += 1
+        if subject is not None:
+            self._missed_subjects += subject not in missed.subjects
+            missed.subjects[subject] = max(settle, missed.subjects.get(subject, 0.0))
+
+    def is_untold(self, conversation: str) -> bool:
+        """Whether the store is still to be told of a write to it."""
+        return conversation in self._missed
 
     async def make_up(self) -> None:
         """
@@ -740,17 +763,18 @@ class Lookups:
             told = False
             if oldest in self._missed:
                 self._missed[oldest] = self._missed.pop(oldest)
-        if not self._missed:
-            self._accepted_unheard.clear()
         return told
 
     async def _tell(self, conversation: str | None) -> None:
         missed = self._missed.get(conversation)
         if missed is None:
             return
-        for subject, settle in missed.subjects:
+        times = missed.times
+        for subject, settle in list(missed.subjects.items()):
             await self._store.accept(subject, None, settle)
+            # Unless more was missed meanwhile.
+            if missed.times == times and missed.subjects.pop(subject, None) is not None:
+                self._missed_subjects -= 1
         await self._store.invalidate(conversation)
-        # Unless more was missed meanwhile.
-        if self._missed.get(conversation) is missed:
+        if missed.times == times and self._missed.get(conversation) is missed:
             del self._missed[conversation]

@@ -46,14 +46,12 @@ class ClusterServer:
 
     def __init__(self, servers: Sequence[RedisServer]) -> None:
         self.address = servers[0].address
-        self.on_connected: list[Callable[[], None]] = []
         self.on_swept: list[Callable[[], None]] = []
         self.on_turn: Callable[[str | None], None] = lambda problem: None
         self._servers = servers
         self._failing: dict[int, str] = {}
         for number, server in enumerate(servers):
             server.on_turn = partial(self._turned, number)
-            server.on_connected.append(partial(_call, self.on_connected))
             server.on_swept.append(partial(_call, self.on_swept))
 
     @property
@@ -185,14 +183,14 @@ def _heard(task: asyncio.Task[None]) -> None:
 
 class ClusterLocks:
     def __init__(self, parts: Sequence[Part], store: ClusterStore) -> None:
-        self._parts = parts
+        self.parts = [part.locks for part in parts]
         self._store = store
 
     def __len__(self) -> int:
-        return sum(len(part.locks) for part in self._parts)
+        return sum(map(len, self.parts))
 
     def _part(self, conversation: str | None) -> RedisLocks:
-        return self._parts[0 if conversation is None else self._store.number(conversation)].locks
+        return self.parts[0 if conversation is None else self._store.number(conversation)]
 
     def exclusive_pending(self, conversation: str | None) -> bool:
         return self._part(conversation).exclusive_pending(conversation)
@@ -200,12 +198,15 @@ class ClusterLocks:
     def try_acquire(self, conversation: str | None, *, exclusive: bool) -> RedisLock | None:
         return self._part(conversation).try_acquire(conversation, exclusive=exclusive)
 
-    async def acquire(self, conversation: str | None, *, exclusive: bool, caller: str) -> RedisLock:
-        return await self._part(conversation).acquire(conversation, exclusive=exclusive, caller=caller)
+    async def acquire(
+        self, conversation: str | None, *, exclusive: bool, caller: str, waited: float = 0.0
+    ) -> RedisLock:
+        part = self._part(conversation)
+        return await part.acquire(conversation, exclusive=exclusive, caller=caller, waited=waited)
 
     async def enter(self, key: Key, subject: tuple[str, ...]) -> tuple[RedisLock, View] | None:
         await self._store.swept(key.conversation)
         return await self._part(key.conversation).enter(key, subject)
 
     async def close(self) -> None:
-        await asyncio.gather(*(part.locks.close() for part in self._parts))
+        await asyncio.gather(*(locks.close() for locks in self.parts))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
 from typing import cast
 
@@ -28,6 +28,7 @@ MARGIN = 6.0  # seconds for which a lease lasts beyond the longest call
 RENEWED = 1.5  # seconds from one renewal to the next
 POLLED = 0.5  # seconds after which who waits asks, should nobody have told it
 ATTEMPTS = 4  # at one lock: those who wait may be lost, and then this process's lease
+LOT = 256  # of what is owed, told at once; then the others have their turn
 MUCH_LATER = 2**53
 
 
@@ -61,7 +62,7 @@ class RedisLock(Struct, eq=False):
         conversation, self._conversation = self._conversation, None
         if conversation is not None:
             self._locks.forget(conversation, self._exclusive)
-            self._locks.give_up(self._key, self._token)
+            self._locks.give_back(conversation if self._exclusive else None, self._key, self._token)
 
     def __enter__(self) -> RedisLock:
         return self
@@ -107,13 +108,26 @@ class RedisLocks:
         self._held: Counter[str] = Counter()  # locks held or waited for, by conversation
         self._exclusive: Counter[str] = Counter()
         self._granted: dict[str, asyncio.Future[None]] = {}  # by token, who waits
-        self._owed: dict[str, str] = {}  # tokens that the server may not know to be given up, with their keys
+        # By token that the server may not know to be given up: its key, and the conversation where it held
+        # that lock exclusively.
+        self._owed: dict[str, tuple[str, str | None]] = {}
+        self._paying: asyncio.Task[None] | None = None
+        self._pays_again = False
+        # Whether the store is still to be told of a write to that conversation, and what tells it: before who
+        # waits for the lock gets it.
+        self.is_untold: Callable[[str], bool] = lambda conversation: False
+        self.make_up: Callable[[], Awaitable[None]] = _nothing
         server.on_message = self._heard
         server.on_connected.append(self._pay)
         server.on_forgotten.append(self._lose)
 
     def __len__(self) -> int:
         return len(self._held)
+
+    @property
+    def parts(self) -> Sequence[RedisLocks]:
+        """As those of a cluster have them."""
+        return [self]
 
     def exclusive_pending(self, conversation: str | None) -> bool:
         return conversation in self._exclusive
@@ -126,7 +140,10 @@ class RedisLocks:
             return RedisLock(self, None, exclusive, "", "", None, False)
         return None
 
-    async def acquire(self, conversation: str | None, *, exclusive: bool, caller: str) -> RedisLock:
+    async def acquire(
+        self, conversation: str | None, *, exclusive: bool, caller: str, waited: float = 0.0
+    ) -> RedisLock:
+        """`waited`: seconds of `timeout` that are gone."""
         if conversation is None:
             return RedisLock(self, None, exclusive, "", "", None, False)
         self._held[conversation] += 1
@@ -134,17 +151,19 @@ class RedisLocks:
             self._exclusive[conversation] += 1
         lock = None
         try:
-            lock = await self._acquired(conversation, exclusive, self._sealed.name("caller", caller))
+            began = self._server.clock.local() - waited
+            lock = await self._acquired(conversation, exclusive, self._sealed.name("caller", caller), began)
         finally:
             if lock is None:
                 self.forget(conversation, exclusive)
         return lock
 
-    async def _acquired(self, conversation: str, exclusive: bool, caller: str) -> RedisLock:
+    async def _acquired(self, conversation: str, exclusive: bool, caller: str, began: float) -> RedisLock:
         key = self._key(conversation)
-        began = self._server.clock.local()
         for _ in range(ATTEMPTS):
-            lease = self._lease or await self._leased()
+            lease = self._lease
+            if lease is None or self._server.problem is not None:
+                lease = await self._ready()
             token = self._token(lease)
             granted = self._granted[token] = asyncio.get_running_loop().create_future()
             outcome, told = b"", False
@@ -185,7 +204,9 @@ class RedisLocks:
 
     async def enter(self, key: Key, subject: tuple[str, ...]) -> tuple[RedisLock, View] | None:
         """As one step: a shared lock where it is free at once, and the view. None where it is not."""
-        lease = self._lease or await self._leased()
+        lease = self._lease
+        if lease is None or self._server.problem is not None:
+            lease = await self._ready()
         conversation = key.conversation
         place, token = self._key(conversation), self._token(lease)
         store = self._store
@@ -226,28 +247,71 @@ class RedisLocks:
             if not table[conversation]:
                 del table[conversation]
 
-    def give_up(self, key: str, token: str, *, whole: bool = False) -> None:
+    def give_back(self, written: str | None, key: str, token: str) -> None:
+        """
+        A lock that was held, exclusively for a call that may have `written` to the conversation: not before
+        the store knows of that.
+        """
+        if written is not None and self.is_untold(written):
+            self._owed[token] = key, written
+            self._pay()
+        else:
+            self.give_up(key, token, written)
+
+    def give_up(
+        self, key: str, token: str, written: str | None = None, *, whole: bool = False
+    ) -> asyncio.Future[object] | None:
         """What the token holds or waits for; told to the server until it is certain that it knows."""
         reply = self._server.tell(self._release, [key], token, until=MUCH_LATER, whole=whole)
         if reply is None:
-            self._owed[token] = key
-            return
+            self._owed[token] = key, written
+            return None
 
         def told(done: asyncio.Future[object]) -> None:
             error = None if done.cancelled() else done.exception()
             if isinstance(error, RedisError) and str(error).startswith("NOSCRIPT") and not whole:
-                self.give_up(key, token, whole=True)
+                self.give_up(key, token, written, whole=True)
             elif done.cancelled() or error is not None:
-                self._owed[token] = key
+                self._owed[token] = key, written
 
         reply.add_done_callback(told)
+        return reply
 
     def _pay(self) -> None:
-        owed, self._owed = self._owed, {}
-        for token, key in owed.items():
-            self.give_up(key, token)
+        if self._paying is not None:
+            self._pays_again = True
+            return
+        self._paying = asyncio.get_running_loop().create_task(self._paid())
+        self._paying.add_done_callback(self._paying_ended)
+
+    def _paying_ended(self, task: asyncio.Task[None]) -> None:
+        self._paying = None
+        if self._pays_again and not task.cancelled():
+            self._pays_again = False
+            self._pay()
+
+    async def _paid(self) -> None:
+        """What this process could not tell: first of its writes, then of the locks that it has given up."""
+        await self.make_up()
+        payable = [
+            (token, key, written)
+            for token, (key, written) in self._owed.items()
+            if written is None or not self.is_untold(written)
+        ]
+        for first in range(0, len(payable), LOT):
+            for token, key, written in payable[first : first + LOT]:
+                reply = None
+                if self._owed.pop(token, None) is not None:
+                    reply = self.give_up(key, token, written)
+            if reply is not None:
+                await asyncio.wait([reply])
 
     # --- the lease
+
+    async def _ready(self) -> _Lease:
+        """With a connection, too: else the server would be owed a token that it was never told of."""
+        await self._server.connected()
+        return self._lease or await self._leased()
 
     async def _leased(self) -> _Lease:
         if self._leasing is None:
@@ -292,18 +356,31 @@ class RedisLocks:
             try:
                 if not await self._renewed(lease, long_held):
                     self._lose(lease)
+                elif self._owed:
+                    self._pay()
             except StoreUnavailable:
-                continue  # what is left of the lease tells
+                if lease.good_until <= self._server.clock.local():
+                    self._lose(lease)
 
     def _lose(self, lease: _Lease | None = None) -> None:
-        """What was held under it may be others' by now."""
+        """
+        What was held under it may be others' by now. None: the server's data may not be what it was, and yet
+        have the lease still.
+        """
         lost = self._lease
         if lost is not None and lease in {None, lost}:
             lost.good_until = 0.0
             self._lease = None
-            self._owed.clear()
+        if lease is not None:
+            gone = f"{lease.name}/"
+            self._owed = {token: what for token, what in self._owed.items() if not token.startswith(gone)}
 
     async def close(self) -> None:
-        if self._renewing is not None:
-            self._renewing.cancel()
-            await asyncio.gather(self._renewing, return_exceptions=True)
+        for task in (self._renewing, self._paying):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+
+
+async def _nothing() -> None:
+    pass

@@ -28,6 +28,10 @@ from gateway.state.store_clock import StoreClock
 FIRST_PAUSE = 0.05  # seconds until a lost connection is tried for again; doubles
 LONGEST_PAUSE = 1.0
 WATCHED = 1.0  # seconds from one look at who takes the writes to the next
+# By what a server says that takes no more writes, or no more questions: it is left, and asked for again.
+REFUSES_ALL = (
+    "READONLY", "LOADING", "MASTERDOWN", "NOAUTH", "CLUSTERDOWN", "MOVED", "NOREPLICAS", "MISCONF",
+)  # fmt: skip
 PROBES = 5  # readings of its clock when a connection begins, of which the quickest counts
 # Milliseconds for which things are kept, each longer than anything of it can matter.
 KEPT = {
@@ -182,7 +186,7 @@ class RedisServer:
             return await connection.ask("EVAL", script.text, *words)
 
     def _refused(self, connection: RedisConnection, said: str) -> None:
-        if said.startswith(("READONLY", "LOADING", "MASTERDOWN", "NOAUTH", "CLUSTERDOWN", "MOVED")):
+        if said.startswith(REFUSES_ALL):
             connection.end(f"it said {said.partition(' ')[0]}")
 
     # --- connections

@@ -209,7 +209,9 @@ class NothingRefused(MemoryStore):
 
 
 class Careless(Lookups):
-    def _miss(self, conversation: str | None, *subjects: tuple[tuple[str, ...], float]) -> None:
+    def _miss(
+        self, conversation: str | None, subject: tuple[str, ...] | None = None, settle: float = 0.0
+    ) -> None:
         """What the store could not be told is forgotten."""
 
 

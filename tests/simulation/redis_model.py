@@ -107,6 +107,10 @@ class RedisModel:
     def _do_exists(self, key: bytes) -> int:
         return int(self._at(key) is not None)
 
+    def _do_keys(self, pattern: bytes) -> list[bytes]:
+        assert pattern.endswith(b"*")
+        return [key for key in list(self.data) if key.startswith(pattern[:-1]) and self._at(key) is not None]
+
     def _do_del(self, key: bytes) -> int:
         return self._drop(key)
 

@@ -93,6 +93,11 @@ class WalkedLoop(ClusterLoop):
         if self.walking and step is not None:
             step.footprint.touch(thing, part, write=write)
 
+    def touch_all(self) -> None:
+        step = self._course.step
+        if self.walking and step is not None:
+            step.footprint.everything = True
+
     def _run_once(self) -> None:
         if self._ready or not self.walking:
             if self.walking:
@@ -113,9 +118,7 @@ class WalkedLoop(ClusterLoop):
             self._end(cut)
             return
         if chosen in rests:
-            step = self._course.step
-            assert step is not None
-            step.footprint.everything = True
+            self.touch_all()
             self._rest(chosen)
             return
         self._now += MOMENT
@@ -221,8 +224,8 @@ class WalkedModel(RedisModel):
             for part in parts(given[1:]):
                 self.loop.touch(f"key {given[0]!r}", part if part == WHOLE else repr(part), write=writes)
             self.loop.touch("redis", "a key", write=False)
-        else:
-            assert name in UNTOUCHED, name
+        elif name not in UNTOUCHED:
+            self.loop.touch_all()
         return super()._call(name, *given)
 
 

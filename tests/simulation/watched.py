@@ -47,9 +47,9 @@ def names(text: str) -> frozenset[str]:
 USES: dict[type, Uses] = {
     Lookups: Uses(
         values=names("_all_invalidated_at"),
-        tables=names("_in_flight _missed _accepted_unheard"),
+        tables=names("_in_flight _missed _accepted_here"),
         # For the end of the process; for the metrics; and what a reading says, which is the same for all.
-        alone=names("_tasks _counts _parsed"),
+        alone=names("_tasks _counts _parsed _missed_subjects"),
     ),
     RedisStore: Uses(
         values=names("_forgotten_at"),
@@ -58,7 +58,7 @@ USES: dict[type, Uses] = {
     ),
     MemoryLocks: Uses(tables=names("_entries")),
     RedisLocks: Uses(
-        values=names("_lease _leasing _renewing"),
+        values=names("_lease _leasing _renewing _paying _pays_again"),
         tables=names("_exclusive _granted _owed"),
         alone=names("_held"),  # asked when a timer goes off
     ),

@@ -6,14 +6,17 @@ import asyncio
 import contextlib
 import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gateway.errors import StoreUnavailable
+from gateway.errors import LockTimeout, StoreUnavailable
+from gateway.state.layered_locks import LayeredLocks
+from gateway.state.locks import MemoryLocks
 from gateway.state.redis import RedisStore
-from gateway.state.redis_locks import RedisLocks
+from gateway.state.redis_locks import LOT, RedisLocks
 from gateway.state.redis_server import RedisServer, Source, packaged
 from gateway.state.sealed import Sealed
 from gateway.state.store_clock import StoreClock
@@ -63,6 +66,14 @@ class Bench:
 
 @pytest.fixture(scope="module")
 def redis() -> Iterator[RedisProcess]:
+    process = RedisProcess()
+    yield process
+    process.close()
+
+
+@pytest.fixture
+def own() -> Iterator[RedisProcess]:
+    """A server of one test's own, which it may do anything to."""
     process = RedisProcess()
     yield process
     process.close()
@@ -279,3 +290,110 @@ async def test_entering_is_a_shared_lock_and_the_view_in_one_step(redis: RedisPr
         lock.release()
         (await writer).release()
         assert len(other.locks) == 0
+
+
+# --- what the server could not be told
+
+
+async def test_what_the_server_was_never_asked_for_is_not_owed_to_it(own: RedisProcess) -> None:
+    """O1: an outage costs no memory for each call in it, and afterwards no time."""
+    async with two(own) as (one, _):
+        (await one.locks.acquire("c1", exclusive=True, caller="A")).release()
+        await one.settled()
+        own.stop()
+        await until(lambda: one.server.problem is not None)
+        for number in range(20):
+            with pytest.raises(StoreUnavailable):
+                await one.locks.acquire(f"c{number}", exclusive=True, caller="A")
+            with pytest.raises(StoreUnavailable):
+                await one.locks.enter(KEY, WHOSE)
+        assert not one.locks._owed
+        held = one.locks._lease
+        one.skipped += 60.0
+        await until(lambda: one.locks._lease is not held)
+
+
+async def test_a_lock_whose_release_was_refused_is_released_once_the_server_takes_writes(
+    own: RedisProcess,
+) -> None:
+    async with two(own, timeout=20.0) as (one, other):
+        lock = await one.locks.acquire("c1", exclusive=True, caller="A")
+        own.command("CONFIG", "SET", "min-replicas-to-write", "1")
+        lock.release()
+        await until(lambda: one.server.problem is not None)
+        own.command("CONFIG", "SET", "min-replicas-to-write", "0")
+        (await other.locks.acquire("c1", exclusive=True, caller="B")).release()
+
+
+async def test_a_lock_that_was_released_while_the_server_was_not_trusted_is_released(
+    own: RedisProcess,
+) -> None:
+    """The old lease is still there: else it would last as long as that does."""
+    async with two(own, timeout=5.0) as (one, other):
+        await other.server.connected()
+        lock = await one.locks.acquire("c1", exclusive=True, caller="A")
+        one.server.distrust("its clock was set back")
+        lock.release()
+        assert one.locks._owed
+        (await other.locks.acquire("c1", exclusive=True, caller="B")).release()
+
+
+@pytest.mark.parametrize("lost", [True, False])
+async def test_who_waits_for_a_lock_gets_it_once_the_store_knows_of_the_write_under_it(
+    own: RedisProcess, lost: bool
+) -> None:
+    """S3: also where the connection was lost in between, and all that was missed is told at once."""
+    async with two(own, timeout=20.0) as (one, other):
+        untold, go = {"c1"}, asyncio.Event()
+
+        async def make_up() -> None:
+            await go.wait()
+            untold.clear()
+
+        one.locks.is_untold, one.locks.make_up = untold.__contains__, make_up
+        lock = await one.locks.acquire("c1", exclusive=True, caller="A")
+        waiting = asyncio.ensure_future(other.locks.acquire("c1", exclusive=False, caller="B"))
+        await other.settled()
+        if lost:
+            (await one.server.connected()).end("the connection to it was lost")
+        lock.release()
+        await until(lambda: one.server.problem is None)
+        await one.settled()
+        await other.settled()
+        assert not waiting.done()
+        go.set()
+        (await waiting).release()
+
+
+async def test_all_that_is_owed_is_told_in_lots(own: RedisProcess) -> None:
+    async with two(own) as (one, other):
+        locks = [await one.locks.acquire(f"c{n}", exclusive=True, caller="A") for n in range(2 * LOT + 1)]
+        (await one.server.connected()).end("the connection to it was lost")
+        for lock in locks:
+            lock.release()
+        assert len(one.locks._owed) == len(locks)
+        await until(lambda: not one.locks._owed)
+        await one.settled()
+        for number in (0, LOT, 2 * LOT):
+            (await other.locks.acquire(f"c{number}", exclusive=True, caller="B")).release()
+
+
+async def test_a_call_waits_no_longer_for_both_locks_than_it_may_for_one(redis: RedisProcess) -> None:
+    async with two(redis, timeout=20.0) as (one, other):
+        given = list[float]()
+
+        class Told(RedisLocks):
+            async def acquire(self, *args: Any, waited: float = 0.0, **rest: Any) -> Any:
+                given.append(waited)
+                return await super().acquire(*args, waited=waited, **rest)
+
+        one.locks.__class__ = Told
+        layered = LayeredLocks(MemoryLocks(20.0), one.locks)
+        held = await layered.acquire("c1", exclusive=True, caller="A")
+        waiting = asyncio.ensure_future(layered.acquire("c1", exclusive=True, caller="A"))
+        await asyncio.sleep(0.05)
+        held.release()
+        (await waiting).release()
+        assert given[0] < 0.05 <= given[1]
+        with await other.locks.acquire("c2", exclusive=True, caller="B"), pytest.raises(LockTimeout):
+            await one.locks.acquire("c2", exclusive=True, caller="A", waited=20.0)

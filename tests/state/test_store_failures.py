@@ -9,6 +9,7 @@ import asyncio
 from random import Random
 
 import pytest
+from msgspec.structs import replace
 
 from gateway.errors import StoreUnavailable
 from gateway.proxy.buffered import BufferBudget
@@ -40,6 +41,7 @@ class Failing(Bench):
             sweeps=SweepRate(2, 5.0, lambda: self.now),
             budget=BufferBudget(2**20, 1024),
             ignored=frozenset(),
+            isolates=True,
         )
 
     def fail(self, *names: str, how: Failure = "not done") -> None:
@@ -235,6 +237,39 @@ async def test_of_an_accepted_value_that_was_missed_it_is_known_that_it_is_not_k
     assert (await bench.result(settle=0.04)).value == "active"
 
 
+async def test_what_was_accepted_before_the_store_was_lost_is_known_here_afterwards() -> None:
+    """S5, where fills are isolated."""
+    bench = Failing()
+    bench.shows(*["connected"] * 9, "active")
+    await bench.lookups.accept("c1", bench.request(settle=0.04).target, "active")
+    bench.fail(*EVERYTHING)
+
+    found = await bench.lookups.look_up_isolated([bench.request(settle=0.0)])
+    assert (found.values, found.unfilled) == ({}, "unsettled")
+    bench.now += 0.05
+    found = await bench.lookups.look_up_isolated([bench.request(settle=0.0)])
+    assert found.values["state"].value == "connected", "it has settled"
+    await bench.lookups.accept("c1", bench.request(participant="p2").target, "active")
+    assert len(bench.lookups._accepted_here) == 1, "nor is it kept longer"
+
+
+async def test_of_values_that_were_accepted_untold_each_subject_is_kept_once() -> None:
+    bench = Failing()
+    target = bench.request().target
+    bench.fail("accept", "invalidate", "suspend")
+    for _ in range(MISSED_KEPT + 1):
+        await bench.lookups.accept("c1", target, "active")
+    assert (bench.missed, bench.lookups._missed_subjects) == (1, 1)
+    await bench.lookups.begin_write("c1", "A", exclusive=True)
+    for number in range(MISSED_KEPT):
+        await bench.lookups.accept("c1", replace(target, subject=("state", "c1", f"q{number}")), "active")
+    with pytest.raises(StoreUnavailable, match="more writes than can be remembered"):
+        await bench.lookups.begin_write("c1", "A", exclusive=True)
+    bench.failing.clear()
+    await bench.lookups.make_up()
+    assert (bench.missed, bench.lookups._missed_subjects) == (0, 0)
+
+
 async def test_a_newer_accepted_value_is_not_replaced_by_one_that_was_missed() -> None:
     bench = Failing()
     target = bench.request().target
@@ -255,10 +290,10 @@ async def test_what_is_missed_again_while_it_is_made_up_for_is_not_lost() -> Non
     bench.failing.clear()
     catching_up = asyncio.ensure_future(bench.lookups._catch_up("c2"))
     await asyncio.sleep(0)
-    bench.lookups._miss("c1", (("state", "c1", "p1"), 2.0))
+    bench.lookups._miss("c1", ("state", "c1", "p1"), 2.0)
     await catching_up
 
-    assert [missed.subjects for missed in bench.lookups._missed.values()] == [((("state", "c1", "p1"), 2.0),)]
+    assert [missed.subjects for missed in bench.lookups._missed.values()] == [{("state", "c1", "p1"): 2.0}]
 
 
 @pytest.mark.parametrize("name", ["invalidate", "accept"])
