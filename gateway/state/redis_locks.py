@@ -26,7 +26,8 @@ from gateway.state.store import Key, View
 
 MARGIN = 6.0  # seconds for which a lease lasts beyond the longest call
 RENEWED = 1.5  # seconds from one renewal to the next
-POLLED = 0.5  # seconds after which who waits asks, should nobody have told it
+POLLED = 0.5  # seconds after which who waits asks, should nobody have told it; doubles
+LONGEST_POLLED = 2.0
 ATTEMPTS = 4  # at one lock: those who wait may be lost, and then this process's lease
 LOT = 256  # of what is owed, told at once; then the others have their turn
 MUCH_LATER = 2**53
@@ -189,13 +190,14 @@ class RedisLocks:
 
     async def _waited_for(self, key: str, token: str, granted: asyncio.Future[None], began: float) -> bytes:
         """`held` once it is; `gone` where the server has lost who waited."""
-        left = began + self._timeout - self._server.clock.local()
+        left, pause = began + self._timeout - self._server.clock.local(), POLLED
         try:
             async with asyncio.timeout(left):
                 while True:
-                    await asyncio.wait([granted], timeout=POLLED)
+                    await asyncio.wait([granted], timeout=pause)
                     if granted.done():
                         return b"held"
+                    pause = min(2 * pause, LONGEST_POLLED)
                     _, reply = await self._server.step(self._poll, [key], token)
                     if reply[1] != b"waits":
                         return cast(bytes, reply[1])
