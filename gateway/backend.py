@@ -116,6 +116,8 @@ class Backend:
 
     def follow(self, settings: Settings) -> None:
         """Calls that come from now on go by the rules of these settings."""
+        if self.shared is not None:
+            self.shared.server.settles(_longest_settle(settings))
         self.lifecycle.follow(rules_of(settings, self.name))
 
     async def close(self) -> None:
@@ -299,17 +301,16 @@ def connect(to: UpstreamSettings) -> Transport:
     )
 
 
+def _longest_settle(settings: Settings) -> float:
+    repairs = (repair for rule in settings.rules for repair in rule.repairs)
+    return max((one.settle for one in repairs if isinstance(one, FillSettings)), default=0.0)
+
+
 def _shared_of(common: Common, to: UpstreamSettings) -> SharedState | None:
     settings = common.settings
     where, limits = settings.store, settings.limits
     if where is None:
         return None
-    settles = (
-        repair.settle
-        for rule in settings.rules
-        for repair in rule.repairs
-        if isinstance(repair, FillSettings)
-    )
     encrypted = where.url.startswith("rediss")
     return shared_state(
         where.url,
@@ -317,7 +318,7 @@ def _shared_of(common: Common, to: UpstreamSettings) -> SharedState | None:
         deployment=to.url,
         tls=tls_context(where.tls.ca, where.tls.certificate, where.tls.key) if encrypted else None,
         timeout=where.timeout,
-        settle=max(settles, default=0.0),
+        settle=_longest_settle(settings),
         max_entries=where.max_entries,
         max_remembered=settings.state_cache.max_bytes,
         lock_timeout=limits.lock_timeout,

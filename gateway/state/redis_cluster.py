@@ -70,6 +70,10 @@ class ClusterServer:
         if before != bool(self._failing):
             self.on_turn(self.problem)
 
+    def settles(self, seconds: float) -> None:
+        for server in self._servers:
+            server.settles(seconds)
+
     async def connected(self) -> None:
         """Raises StoreUnavailable."""
         await asyncio.gather(*(server.connected() for server in self._servers))

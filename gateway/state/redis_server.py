@@ -57,9 +57,14 @@ class Script:
     def __init__(
         self, *parts: str, source: Source = packaged, settle: float = 0.0, lock_ttl: float = 60.0
     ) -> None:
-        constants = {**KEPT, "SETTLE": round(settle * 1e6), "LOCK_TTL": round(lock_ttl * 1000)}
+        self._constants = {**KEPT, "LOCK_TTL": round(lock_ttl * 1000)}
+        self._code = "".join(map(source, ("common", *parts)))
+        self.settles(settle)
+
+    def settles(self, seconds: float) -> None:
+        constants = {**self._constants, "SETTLE": round(seconds * 1e6)}
         given = "".join(f"local {name} = {value}\n" for name, value in constants.items())
-        self.text = given + "".join(map(source, ("common", *parts)))
+        self.text = given + self._code
         self.digest = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
 
@@ -124,6 +129,14 @@ class RedisServer:
         script = Script(*parts, source=self._source, settle=self.settle, lock_ttl=lock_ttl)
         self._scripts[script.digest] = script
         return script
+
+    def settles(self, seconds: float) -> None:
+        """A fill's value takes as long as that, if not longer: after a reload."""
+        if seconds > self.settle:
+            self.settle = seconds
+            for script in self._scripts.values():
+                script.settles(seconds)
+            self._scripts = {script.digest: script for script in self._scripts.values()}
 
     def key(self, *parts: str) -> str:
         return ":".join((self.root, *parts))

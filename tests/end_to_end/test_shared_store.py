@@ -17,7 +17,16 @@ from gateway.state.layered_locks import LayeredLocks
 from gateway.state.redis_locks import RedisLocks
 from gateway.state.redis_primary import Named
 from gateway.state.redis_server import RedisServer
-from tests.support.gateways import BODY, CONVERSATION, FILLED, PARTICIPANT, Running, document, gateway
+from tests.support.gateways import (
+    BODY,
+    CONVERSATION,
+    FILLED,
+    PARTICIPANT,
+    Running,
+    document,
+    gateway,
+    settings,
+)
 from tests.support.gateways import TOKEN as BEARER
 from tests.support.judging import refused_by_the_gateway, told
 from tests.support.mocking import RunningMock, mock, one_conversation
@@ -171,6 +180,21 @@ async def test_a_write_that_names_no_conversation_makes_the_other_forget_all() -
         assert (await stage.clients[0].post(bulk, content=b"{}", headers=JSON)).status_code == 202
         await until(lambda: lookups._all_invalidated_at > before)
         assert source(await stage.fill(1)) == "lookup"
+
+
+async def test_a_reload_tells_the_store_how_long_values_take_to_settle() -> None:
+    """S5: for as long it is not known what was accepted, should the server lose it."""
+    async with staged(number=1) as stage:
+        (running,) = stage.gateways
+        shared = running.gateway.main.shared
+        assert shared is not None
+        assert isinstance(shared.server, RedisServer)
+        assert source(await stage.fill(0)) == "lookup"
+        url = stage.upstream.url
+        longer = settings(url, "-", fill={"settle": "3s"}, store={"url": stage.redis.url}, credentials=KEY)
+        await running.gateway.follow(longer, True)
+        assert shared.server.settle == 3.0
+        assert source(await stage.fill(0)) == "lookup", "by rules of now it may have been written to"
 
 
 async def test_another_caller_does_not_get_it() -> None:

@@ -86,8 +86,14 @@ async def back(store: RedisStore) -> None:
             await asyncio.sleep(0.02)
 
 
-async def test_what_was_there_before_everything_was_flushed_is_never_current_again(own: RedisProcess) -> None:
-    async with store_on(own, settle=2.0) as store:
+@pytest.mark.parametrize("reloaded", [True, False])
+async def test_what_was_there_before_everything_was_flushed_is_never_current_again(
+    own: RedisProcess, reloaded: bool
+) -> None:
+    async with store_on(own, settle=0.0 if reloaded else 2.0) as store:
+        if reloaded:
+            await back(store)
+            store._server.settles(2.0)
         before = await reading(store, KEY)
         await store.put(KEY, before)
         await store.accept(WHOSE, "connected", 2.0)
