@@ -325,7 +325,7 @@ async def test_a_lock_whose_release_was_refused_is_released_once_the_server_take
         (await other.locks.acquire("c1", exclusive=True, caller="B")).release()
 
 
-async def test_a_lock_that_was_released_while_the_server_was_not_trusted_is_released(
+async def test_a_lock_that_was_released_while_the_server_was_not_trusted_is_free(
     own: RedisProcess,
 ) -> None:
     """The old lease is still there: else it would last as long as that does."""
