@@ -475,9 +475,49 @@ def broken(plan: Plan, history: History, named: frozenset[str] | None = None) ->
     return [one for one in found if not is_named(one, plan, history, named)]
 
 
+def _forgets_its_own(violation: Violation, plan: Plan, history: History) -> bool:
+    """S5 holds within a process that isolates: of what a call through it was told, before the next came."""
+    (number,) = re.findall(r"\(#(\d+)\)", violation.what)
+    evidence = Evidence(history)
+    fill = next(one for one in evidence.fills if one.sent.number == int(number))
+    about = fill.sent.about
+    accepted = [
+        (sent.ended, value)
+        for attempts in evidence.patches.values()
+        for sent in attempts
+        for name, value in evidence.request(sent).named
+        if sent.accepted
+        and sent.ended is not None
+        and (sent.about.conversation, sent.about.participant, name)
+        == (about.conversation, about.participant, fill.name)
+        and plan.homes[sent.id] == plan.homes[fill.sent.id]
+        and (history.told[sent.id].ended or math.inf) < fill.told.arrived
+    ]
+    if not accepted:
+        return False
+    last, value = max(accepted)
+    others = (
+        one
+        for one in evidence.writing
+        if one is not fill.sent and one.about.conversation in {about.conversation, None}
+    )
+    if value == fill.value or any(_end(one) > last for one in others):
+        return False
+    shown = (
+        read.begun
+        for read in evidence.reads
+        if read.complete is not None
+        and read.complete < _left(fill.sent)
+        and read.shown.get((about.participant or "", fill.name)) == fill.value
+    )
+    return max(shown, default=-math.inf) <= last + plan.schedule.terms.settle
+
+
 def is_named(violation: Violation, plan: Plan, history: History, named: frozenset[str] | None = None) -> bool:
     promises = set(violation.promise.split("+"))
     if named is not None or promises & residuals(plan):
+        if plan.isolates and "S5" in promises and _forgets_its_own(violation, plan, history):
+            return False
         return bool(promises & (residuals(plan) if named is None else named))
     if not promises & {"S2", "S3", "S5"}:
         return False

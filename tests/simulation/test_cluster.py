@@ -9,7 +9,7 @@ import asyncio
 import os
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -23,7 +23,7 @@ from gateway.state.redis_locks import RedisLocks
 from gateway.state.shared import SharedState, shared_state
 from gateway.state.store_clock import StoreClock
 from tests.simulation.cluster import Blow, Cluster, Makes, Plan, broken, drawn, on_a_cluster, staged
-from tests.simulation.plays import bulk, legacy, other
+from tests.simulation.plays import bulk, explicit, legacy, other
 from tests.simulation.promises import Evidence, sources
 from tests.simulation.redis_mutants import scripted
 from tests.simulation.schedule import Fate
@@ -217,6 +217,18 @@ def flushed_before_it_leaves() -> Plan:
     )
 
 
+def accepted_before_redis_is_lost() -> Plan:
+    """The same gateway then isolates its fills, and the upstream lags."""
+    plan = staged(
+        (explicit("w", 1.0, "s5"), legacy("f", 1.8)),
+        {"w": 0, "f": 0},
+        {"w": (), "f": (Fate(lag=1.5),) * 9},
+        Blow(at=1.5, event="redis stops", seconds=9.0),
+    )
+    terms = replace(plan.schedule.terms, settle=3.0)
+    return replace(plan, schedule=replace(plan.schedule, terms=terms), isolates=True)
+
+
 def killed_amid_a_write_of_all() -> Plan:
     """It takes effect after its gateway is gone; what the other reads meanwhile is from before it."""
     return staged(
@@ -244,6 +256,20 @@ def test_a_fill_whose_lock_was_lost_leaves_with_what_it_had() -> None:
 
     assert not broken(plan, history)
     assert "S3" in {one.promise for one in broken(plan, history, frozenset())}
+
+
+class Forgetful(Lookups):
+    def _remember(self, subject: tuple[str, ...], value: str, settle: float) -> None:
+        """What was accepted is in the store alone."""
+
+
+def test_what_a_process_that_isolates_has_told_its_callers_it_fills() -> None:
+    """S5, which is excused between processes only."""
+    plan = accepted_before_redis_is_lost()
+
+    assert not broken(plan, Cluster(plan).run())
+    found = broken(plan, Cluster(plan, replace(PARTS, lookups=Forgetful)).run())
+    assert {one.promise for one in found} == {"S5"}
 
 
 def test_of_a_write_of_all_whose_process_was_killed_nobody_hears() -> None:
