@@ -39,6 +39,8 @@ from gateway.errors import Unrecordable
 
 # Seconds between two looks for a rotation. What is written meanwhile is on the rotated file.
 LOOKED_FOR = 0.1
+# Seconds in which another process has written the line that it is in the middle of.
+WRITTEN_IN = 0.005
 # Bytes that must have room after a failure: what a short line finds is no room for a rewrite.
 ROOM = 4096
 
@@ -84,14 +86,12 @@ class AuditLog:
         synced: bool = False,
         sync: Callable[[int], None] = os.fdatasync,
         key: bytes | None = None,
-        shared: bool = False,
         rotation: Rotation | None = None,
     ) -> None:
         """
         Writes to `path`, "-" being standard output. `wall` gives Unix seconds; `soon` is a loop's. With
         `synced` a rewrite is recorded when `sync` has returned. `key` is that of the digests; without one
-        they have one of their own. `rotation` is told how large the file is. `shared`: other processes append
-        to the file too.
+        they have one of their own. `rotation` is told how large the file is.
         """
         self._path = path
         self._wall = wall
@@ -122,7 +122,6 @@ class AuditLog:
         self._timeout = timeout
         self._synced = synced
         self._sync = sync
-        self._shared = shared
         self._thread = WriterThread()
         self._writing: Batch | None = None  # by the thread, whose the file is meanwhile
         self._scheduled = False
@@ -189,6 +188,9 @@ class AuditLog:
                 await self._over()
         else:
             self.check()
+        if self._half_line:
+            # Another process may be in the middle of it: the first line looks once more.
+            await asyncio.sleep(WRITTEN_IN)
         if self._rotation is not None and self._regular and self.problem is None:
             self._rotation.begin()
         return self.problem
@@ -374,12 +376,12 @@ class AuditLog:
             if not line:
                 return
             lines = line.count(b"\n")
-            if self._half_line:
+            if self._half_line and not (self._regular and self._ends_with_a_line()):
                 line = b"\n" + line
             if self._regular:
                 written = os.write(self._file, line)
                 if written < len(line):
-                    self._take_back(written)
+                    self._take_back(line[:written])
                     raise OSError(f"only {written} of {len(line)} bytes were written")
             else:
                 until = time.monotonic() + patience
@@ -425,8 +427,12 @@ class AuditLog:
         except OSError as error:
             why = "nobody reads it" if error.errno == errno.ENXIO else error.strerror or error
             raise Unrecordable(f"the audit log {self._path} cannot be opened: {why}") from error
-        self._identity = (found.st_dev, found.st_ino)
-        self._half_line = self._regular and found.st_size > 0 and not self._ends_with_a_line()
+        before, self._identity = self._identity, (found.st_dev, found.st_ino)
+        if before is None:
+            self._half_line = self._regular and found.st_size > 0 and not self._ends_with_a_line()
+        elif not self._regular or before != self._identity:
+            # In a file that has just taken another's place half a line is one that somebody is writing.
+            self._half_line = False
         # Once it waits it goes on so: the thread may be at it.
         self.waits = self.waits or (not self._regular and not _never_waits(found.st_mode, self._file))
 
@@ -465,22 +471,25 @@ class AuditLog:
     def _look_again(self) -> None:
         self._looked = -math.inf
 
-    def _take_back(self, written: int) -> None:
-        """A full disk took half a line: cut it off again, so that each line stays one object (L2)."""
+    def _take_back(self, half: bytes) -> None:
+        """
+        A full disk took half a line: it becomes an empty one, so that all others stay one object each (L2).
+        It is not cut off, as what another process has written behind it may have left (L1).
+        """
         assert self._file is not None
-        if not written:
+        if not half:
             return
-        if self._shared:
-            # Another process may have written behind it: what is ours becomes an empty line.
-            end = os.lseek(self._file, 0, os.SEEK_CUR)
-            # By another descriptor: with O_APPEND the offset counts for nothing (pwrite(2)).
-            again = os.open(f"/dev/fd/{self._file}", os.O_WRONLY | os.O_CLOEXEC)
-            try:
-                os.pwrite(again, b" " * (written - 1) + b"\n", end - written)
-            finally:
-                os.close(again)
-        else:
-            os.ftruncate(self._file, os.fstat(self._file).st_size - written)
+        self._half_line = True
+        begins = os.lseek(self._file, 0, os.SEEK_CUR) - len(half)
+        # By another descriptor: with O_APPEND the offset counts for nothing (pwrite(2)).
+        again = os.open(f"/dev/fd/{self._file}", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            # It is not there where who shares standard output has moved the offset since.
+            if os.pread(again, len(half), begins) == half:
+                os.pwrite(again, b" " * (len(half) - 1) + b"\n", begins)
+                self._half_line = False
+        finally:
+            os.close(again)
 
     def _time(self, now: float) -> str:
         self._millisecond = int(now * 1000)  # many lines are of one

@@ -14,16 +14,15 @@ import signal
 import socket
 import sys
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import msgspec
 import uvloop
 
-from gateway import app, backend, lifetime
+from gateway import app, lifetime
 from gateway.audit.configurations import ConfigurationInForce
 from gateway.audit.mode_changes import ModeChanged
-from gateway.audit.writer import AuditLog, Line
+from gateway.audit.writer import Line
 from gateway.config import Settings
 from gateway.errors import Unrecordable
 from gateway.server import descriptors
@@ -33,9 +32,6 @@ from gateway.workers.start import Followed, Start
 from gateway.workers.watching import Watching
 
 log = logging.getLogger("gateway")
-
-# Several processes append to the one audit log.
-PARTS = backend.Parts(audit=partial(AuditLog, shared=True))
 
 
 def main() -> None:
@@ -61,7 +57,7 @@ async def work(control: socket.socket, listener: socket.socket) -> None:
     with lifetime.logging_to(2, settings.log) as observers:
         settings, shares, too_few = lifetime.fitted(settings, descriptors.raised())
         key = None if settings.credentials.key is not None else bytes.fromhex(start.key)
-        gateway = app.build(settings, parts=PARTS, credential_key=key, observers=observers)
+        gateway = app.build(settings, credential_key=key, observers=observers)
         lifetime.keep_what_is_there()
         channel = Channel(reader, writer, answers(gateway, settings, start.name))
         stopped = asyncio.Event()

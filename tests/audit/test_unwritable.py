@@ -210,14 +210,18 @@ async def test_when_the_disk_fills_up_no_half_line_stays_and_when_there_is_room_
         # The last page of the file still has room for a short line or two.
         while (await admin.get("/readyz")).status_code == 200:
             assert (await client.patch(PARTICIPANT, content=BODY, headers=TOKEN)).status_code == 503
-        written = audit_lines(path)
+        written = audit_lines(path, full=True)
         assert sum(line["event"] == "rewrite" for line in written) == len(upstream.ledger.of("PATCH"))
         await refuses_rewrites_and_lets_the_rest_pass(running, upstream)
-        assert audit_lines(path) == written
+        assert audit_lines(path, full=True) == written
 
         filler.unlink()
         assert (await admin.get("/readyz")).status_code == 200
         assert (await client.patch(PARTICIPANT, content=BODY, headers=TOKEN)).status_code == 202
-        assert [line["event"] for line in audit_lines(path)[len(written) :]] == ["gap", "rewrite", "outcome"]
-        rewrites = sum(line["event"] == "rewrite" for line in audit_lines(path))
+        assert [line["event"] for line in audit_lines(path, full=True)[len(written) :]] == [
+            "gap",
+            "rewrite",
+            "outcome",
+        ]
+        rewrites = sum(line["event"] == "rewrite" for line in audit_lines(path, full=True))
         assert rewrites == sum(entry.body == FILLED for entry in upstream.ledger.of("PATCH"))

@@ -14,6 +14,8 @@ import pytest
 from gateway.audit.reader import Reader, Wanted
 from gateway.audit.writer import AuditLog, Line
 from gateway.errors import Unrecordable
+from tests.support.audit_lines import audit_lines
+from tests.support.clock import Clock
 
 # Writes lines of many lengths to standard output, each of one letter.
 WRITER = """
@@ -38,18 +40,30 @@ class Note(Line):
 class Overtaken(AuditLog):
     """Of one write only a part is taken, and before that is taken back another process writes behind it."""
 
-    def _take_back(self, written: int) -> None:
+    def _take_back(self, half: bytes) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, UNLIMITED)
+        self.overtake()
+        super()._take_back(half)
+
+    def overtake(self) -> None:
         with open(self._path, "ab") as log:
             log.write(THEIRS)
-        super()._take_back(written)
 
 
+class OvertakenOnOneDescriptor(Overtaken):
+    """The other one has inherited it, as standard output is, so that the two have one offset."""
+
+    def overtake(self) -> None:
+        assert self._file is not None
+        os.write(self._file, THEIRS)
+
+
+@pytest.mark.parametrize(("overtaken", "damaged"), [(Overtaken, 0), (OvertakenOnOneDescriptor, 1)])
 def test_half_a_line_on_a_full_disk_is_taken_back_without_what_another_wrote_behind_it(
-    tmp_path: Path,
+    tmp_path: Path, overtaken: type[Overtaken], damaged: int
 ) -> None:
     path = tmp_path / "rewrites.jsonl"
-    log = Overtaken(str(path), time.time, shared=True)
+    log = overtaken(str(path), time.time)
     log.append(Note("rewrite", "", "first", "x"))
     log.commit()
     log.append(Note("rewrite", "", "half", "x" * 50))
@@ -60,12 +74,40 @@ def test_half_a_line_on_a_full_disk_is_taken_back_without_what_another_wrote_beh
     log.commit()
     log.close()
 
-    lines = path.read_bytes().splitlines(keepends=True)
-    assert THEIRS in lines
     reader = Reader(Wanted())
+    lines = path.read_bytes().splitlines(keepends=True)
     found = [call for line in lines for call in reader.read(line)] + list(reader.rest())
     assert [call.decision.id for call in found] == ["first", "theirs", "last"]
-    assert reader.damaged == 0
+    assert reader.damaged == damaged
+
+
+class Met(AuditLog):
+    """Opens a file to which another process is writing a line, which is whole a moment later."""
+
+    def _open(self) -> None:
+        super()._open()
+        if Path(self._path).read_bytes() == THEIRS[:20]:
+            with open(self._path, "ab") as log:
+                log.write(THEIRS[20:])
+
+
+async def test_who_opens_a_log_amid_anothers_write_puts_no_empty_line_behind_it(tmp_path: Path) -> None:
+    path = tmp_path / "rewrites.jsonl"
+    path.write_bytes(THEIRS[:20])
+    clock = Clock()
+    log = Met(str(path), clock)
+    assert await log.begin() is None
+    log.append(Note("rewrite", "", "first", "x"))
+    log.commit()
+    path.rename(tmp_path / "rewrites.jsonl.1")
+    path.write_bytes(THEIRS[:20])
+    clock.now += 1
+    log.append(Note("rewrite", "", "second", "x"))
+    log.commit()
+    await log.end()
+
+    for name, ours in {"rewrites.jsonl.1": "first", "rewrites.jsonl": "second"}.items():
+        assert [line["id"] for line in audit_lines(tmp_path / name)] == ["theirs", ours]
 
 
 def test_lines_of_several_processes_on_one_pipe_are_not_mixed() -> None:
