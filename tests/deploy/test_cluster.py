@@ -30,6 +30,8 @@ POD = NAMED["Deployment", "gateway"]["spec"]["template"]
 COMPOSE = yaml.safe_load((ROOT / "compose.yaml").read_text("utf-8"))["services"]
 HAPROXY = ROOT / "deploy/haproxy/haproxy.cfg"
 ENVOY = yaml.safe_load((ROOT / "deploy/envoy/envoy.yaml").read_text("utf-8"))["static_resources"]
+ENVOY_CALLS = ENVOY["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
+ENVOY_ROUTE = ENVOY_CALLS["route_config"]["virtual_hosts"][0]["routes"][0]["route"]
 
 
 def test_the_pods_share_a_store_and_a_key_and_their_settings_are_understood() -> None:
@@ -83,7 +85,9 @@ def test_what_scales_them_asks_for_a_metric_that_there_is() -> None:
 
     assert [one["metric"]["name"] for one in asked if one["metric"]["name"] in gauges]
     assert all(float(one["target"]["averageValue"]) < LimitSettings().max_in_flight for one in asked)
-    assert scaler["minReplicas"] == NAMED["Deployment", "gateway"]["spec"]["replicas"] >= 3
+    assert 3 <= scaler["minReplicas"] < scaler["maxReplicas"]
+    # Else each `kubectl apply` sets back what the scaler had made.
+    assert "replicas" not in NAMED["Deployment", "gateway"]["spec"]
     assert (scaler["scaleTargetRef"]["kind"], scaler["scaleTargetRef"]["name"]) in NAMED
 
 
@@ -137,12 +141,25 @@ PATHS = {
 
 
 def test_envoy_hashes_by_the_conversation() -> None:
-    manager = ENVOY["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
-    route = manager["route_config"]["virtual_hosts"][0]["routes"][0]["route"]
-    rewrite = route["hash_policy"][0]["header"]["regex_rewrite"]
+    rewrite = ENVOY_ROUTE["hash_policy"][0]["header"]["regex_rewrite"]
     for path, conversation in PATHS.items():
         assert re.sub(rewrite["pattern"]["regex"], rewrite["substitution"], path) == conversation
-    assert route["retry_policy"]["retry_on"] == "connect-failure"
+
+
+def test_envoy_sends_to_another_only_what_was_not_sent() -> None:
+    policy = ENVOY_ROUTE["retry_policy"]
+    assert policy["retry_on"] == "connect-failure"
+    # Else the same hash leads to the same gateway.
+    assert [one["name"] for one in policy["retry_host_predicate"]] == [
+        "envoy.retry_host_predicates.previous_hosts"
+    ]
+    assert policy["host_selection_retry_max_attempts"] > policy["num_retries"]
+
+
+def test_envoy_gives_up_an_idle_connection_long_before_the_gateway_does() -> None:
+    (options,) = ENVOY["clusters"][0]["typed_extension_protocol_options"].values()
+    idle = float(options["common_http_protocol_options"]["idle_timeout"].removesuffix("s"))
+    assert idle <= LimitSettings().keep_alive / 2
 
 
 @pytest.fixture
