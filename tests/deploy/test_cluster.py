@@ -75,6 +75,7 @@ def test_all_that_select_pods_select_these_and_the_monitor_its_service() -> None
     monitor = NAMED["ServiceMonitor", "gateway"]["spec"]
     service = NAMED["Service", "gateway-admin"]
     assert monitor["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
+    assert service["metadata"]["labels"][monitor["jobLabel"]] == "gateway"  # as the alerts have it
     assert {one["port"] for one in monitor["endpoints"]} == {one["name"] for one in service["spec"]["ports"]}
 
 

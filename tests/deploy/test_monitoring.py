@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import yaml
@@ -32,7 +33,8 @@ def names(query: str) -> set[str]:
 def test_every_query_names_metrics_that_there_are() -> None:
     samples = {f"{metric.name}_bucket" if metric.kind == "histogram" else metric.name for metric in METRICS}
     for query in queries():
-        assert names(query), query
+        # `up` is Prometheus's own.
+        assert names(query) or query.startswith("up{"), query
         assert names(query) <= samples, query
 
 
@@ -51,15 +53,45 @@ def test_each_alert_says_what_to_do() -> None:
         assert alert["annotations"]["summary"], alert["alert"]
 
 
+def promtool(*arguments: str) -> None:
+    found = shutil.which("promtool")
+    if found is None:
+        pytest.skip("promtool is not there: it comes with Debian's package prometheus")
+    done = subprocess.run([found, *arguments], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 @pytest.mark.parametrize(("what", "file"), [("rules", "gateway.rules.yaml"), ("config", "prometheus.yaml")])
 def test_prometheus_accepts_them(what: str, file: str) -> None:
-    promtool = shutil.which("promtool")
-    if promtool is None:
-        pytest.skip("promtool is not there: it comes with Debian's package prometheus")
-    done = subprocess.run(
-        [promtool, "check", what, str(RULES.with_name(file))], capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    promtool("check", what, str(RULES.with_name(file)))
+
+
+@pytest.mark.parametrize(
+    ("alert", "sample", "values", "fires"),
+    [
+        ("GatewayGone", "up", "1x3 0x5", True),
+        ("GatewayGone", "up", "1x7 0", False),  # one scrape that failed
+        ("GatewayWorkersEnd", "gateway_worker_exits_total", "0x2 1 2 3 4 5 6", True),
+        ("GatewayWorkersEnd", "gateway_worker_exits_total", "0x2 1x6", False),
+    ],
+)
+def test_an_alert_fires_when_it_should(
+    tmp_path: Path, alert: str, sample: str, values: str, fires: bool
+) -> None:
+    labels = {"instance": "one", "job": "gateway"}
+    (rule,) = (rule for rule in ALERTS if rule["alert"] == alert)
+    annotations = {
+        name: text.replace("{{ $labels.instance }}", "one") for name, text in rule["annotations"].items()
+    }
+    expected = {"exp_labels": labels | rule["labels"], "exp_annotations": annotations}
+    test = {
+        "interval": "1m",
+        "input_series": [{"series": f'{sample}{{instance="one", job="gateway"}}', "values": values}],
+        "alert_rule_test": [{"eval_time": "8m", "alertname": alert, "exp_alerts": [expected] * fires}],
+    }
+    file = tmp_path / "test.yaml"
+    file.write_text(yaml.safe_dump({"rule_files": [str(RULES)], "tests": [test]}))
+    promtool("test", "rules", str(file))
 
 
 def test_the_operators_page_names_each_alert() -> None:
