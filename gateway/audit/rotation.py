@@ -167,8 +167,10 @@ class Rotation:
             os.unlink(f"{self._path}.next")
         for number, endings in self._numbers().items():
             name = self._name(number)
-            if "" in endings and os.path.samestat(found, os.stat(name)):
-                os.unlink(name)
+            # Another process may have compressed or dropped it meanwhile, without this lock.
+            with contextlib.suppress(FileNotFoundError):
+                if "" in endings and os.path.samestat(found, os.stat(name)):
+                    os.unlink(name)
 
     def _rotate(self) -> None:
         with self._locked() as found:
