@@ -8,7 +8,6 @@ import asyncio
 import json
 import os
 import re
-import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -115,8 +114,6 @@ def run(
     env: Environment = None,
 ) -> None:
     """Run the gateway until SIGTERM. SIGHUP reads the configuration again."""
-    # Until its handler is there: what rotates a log may say so at any moment.
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     number = number_of(workers)
     if env is not None:
         os.environ["GATEWAY_ENV"] = env  # for the workers too, and each reload

@@ -22,7 +22,7 @@ import uvicorn
 from starlette.applications import Starlette
 from uvicorn.server import ServerState
 
-from gateway import __version__, app
+from gateway import __version__, app, signals
 from gateway.admin import changes
 from gateway.admin.access import admitting
 from gateway.admin.console import Console
@@ -333,8 +333,7 @@ async def serve_until_stopped(
 
     def stop(number: signal.Signals) -> None:
         if stopped.is_set():
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
+            signals.end_by(number)
         stopped.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -350,9 +349,6 @@ async def serve_until_stopped(
             tasks.add(task)
             task.add_done_callback(tasks.discard)
 
-    loop.add_signal_handler(signal.SIGHUP, hang_up)
-    if watch is not None:
-        tasks.add(loop.create_task(watched(watch, reloads)))
     for warning in app.warnings(settings):
         log.warning("%s", warning)
     gateway.metrics.measure({("gateway_audit_shared",): lambda: is_shared(claim)})
@@ -374,6 +370,10 @@ async def serve_until_stopped(
         for problem in (too_few, backlog.shortage(settings.listen.backlog)):
             if problem is not None:
                 log.warning("%s", problem)
+        loop.add_signal_handler(signal.SIGHUP, hang_up)
+        signals.hang_ups_followed()
+        if watch is not None:
+            tasks.add(loop.create_task(watched(watch, reloads)))
         await stopped.wait()
         for task in tasks:
             task.cancel()

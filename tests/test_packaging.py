@@ -169,6 +169,7 @@ def test_the_service_of_one_machine_is_given_time_to_drain() -> None:
 
     assert int(service["TimeoutStopSec"]) > LimitSettings().drain_timeout
     assert service["ExecReload"].endswith("kill -HUP $MAINPID")
+    assert service["Restart"] == "always", "on-failure takes an end by SIGHUP for a clean one"
     limits = LimitSettings().max_connections + UpstreamSettings(url="http://u").max_connections
     assert int(service["LimitNOFILE"]) > limits + 1_000
 

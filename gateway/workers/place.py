@@ -113,7 +113,7 @@ class Place:
                 sys.executable,
                 "-P",
                 "-m",
-                "gateway.workers.worker",
+                "gateway.workers",
                 *map(str, files),
                 pass_fds=files,
                 stdin=asyncio.subprocess.DEVNULL,

@@ -23,7 +23,7 @@ from typing import Any, Final
 import msgspec
 from starlette.applications import Starlette
 
-from gateway import app, config, lifetime
+from gateway import app, config, lifetime, signals
 from gateway.admin import changes, process
 from gateway.admin.metrics import Counts, Metrics
 from gateway.admin.shown_callers import ShownCallers
@@ -97,7 +97,7 @@ class Supervisor:
         try:
             private = lifetime.bind("admin", side.host, side.port, lifetime.ADMIN_CONNECTIONS)
             async with self._serving(private) as admin_port:
-                self._follow_signals()
+                self._follow_stops()
                 keeping = [asyncio.create_task(place.keep()) for place in self._places]
                 try:
                     await self._until(self._ready, keeping)
@@ -105,6 +105,8 @@ class Supervisor:
                         with contextlib.suppress(Unrecordable):  # told when calls are refused for it
                             await self._record([ConfigurationInForce.of(self._own.digest, "start")])
                         self._log_start(listen.host, port, side.host, admin_port)
+                    # Not before: while no worker is there nothing can be recorded, so nothing changes.
+                    self._follow_hang_ups()
                     if watch:
                         self._spawn(watched(self._path, self._reloads))
                     await self._until(self._stopped, keeping)
@@ -198,20 +200,23 @@ class Supervisor:
                 place.kill()
             await asyncio.wait(late)
 
-    def _follow_signals(self) -> None:
+    def _follow_stops(self) -> None:
         loop = asyncio.get_running_loop()
 
         def stop(number: signal.Signals) -> None:
             if self._stopped.is_set():
                 for place in self._places:
                     place.kill()
-                signal.signal(number, signal.SIG_DFL)
-                signal.raise_signal(number)
+                signals.end_by(number)
             self._stopped.set()
 
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop, number)
+
+    def _follow_hang_ups(self) -> None:
+        loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn(self._hang_up()))
+        signals.hang_ups_followed()
 
     def _spawn(self, what: Any) -> None:
         task = asyncio.create_task(what)

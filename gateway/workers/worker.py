@@ -37,8 +37,6 @@ log = logging.getLogger("gateway")
 def main() -> None:
     """With the numbers of two inherited sockets: of the channel, and of the listener."""
     channel, listener = (socket.socket(fileno=int(number)) for number in sys.argv[1:3])
-    # Until its handler is there.
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         try:
             runner.run(work(channel, listener))
@@ -143,7 +141,3 @@ def _name_in_the_log(number: int) -> None:
         return record
 
     logging.setLogRecordFactory(named)
-
-
-if __name__ == "__main__":
-    main()

@@ -19,6 +19,7 @@ GROUND = {"errors", "http/grammar"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "direct_task": set(),
+    "signals": set(),
     "bounded_reads": set(),
     "http/grammar": set(),
     "paths": set(),
@@ -58,8 +59,10 @@ MAY_IMPORT: dict[str, set[str]] = {
         "backend", "config", "rules", "repairs", "http", "server", "upstream", "state", "audit", "proxy",
         "tracing", "admin", "checks", "promotion",
     },
-    "lifetime": {"app", "config", "http", "server", "audit", "admin", "reloads", "promotion"},
-    "workers": {"app", "backend", "lifetime", "config", "reloads", "server", "audit", "admin", "promotion"},
+    "lifetime": {"app", "config", "http", "server", "audit", "admin", "reloads", "promotion", "signals"},
+    "workers": {
+        "app", "backend", "lifetime", "config", "reloads", "server", "audit", "admin", "promotion", "signals",
+    },
     "in_process": {"app", "lifetime", "config", "http", "server", "proxy", "upstream"},
     "asgi": {"in_process", "config", "server", "upstream"},
     "cli": {
@@ -67,7 +70,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "mock/cluster_demo", "rules", "http", "admin/client", "audit", "cases/replay", "description",
         "description/document", "promotion",
     },
-    "__main__": {"cli"},
+    "__main__": {"cli", "signals"},
 }  # fmt: skip
 
 

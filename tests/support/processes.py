@@ -10,7 +10,7 @@ import re
 import resource
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -67,17 +67,19 @@ async def process(
     *arguments: str,
     folder: Path,
     module: str = "gateway",
+    within: Sequence[str] = (),
     files: int | None = None,
     file_size: int | None = None,
     **environment: str,
 ) -> AsyncIterator[Process]:
     """
-    Killed, by its id, when the block ends. `files` is how many it may open, if not as many as we, and
-    `file_size` how many bytes one may have.
+    Killed, by its id, when the block ends. `within` is a command that starts it; `files` is how many it may
+    open, if not as many as we, and `file_size` how many bytes one may have.
     """
     asked = {resource.RLIMIT_NOFILE: files, resource.RLIMIT_FSIZE: file_size}
     limits = {name: most for name, most in asked.items() if most is not None}
     started = await asyncio.create_subprocess_exec(
+        *within,
         sys.executable,
         "-m",
         module,

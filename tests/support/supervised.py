@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import sys
 from pathlib import Path
 
 import uvloop
 
-from gateway import app, config, lifetime
+from gateway import app, config, lifetime, signals
 from gateway.workers import supervisor
 from gateway.workers.place import CannotStart
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signals.at_start()
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(

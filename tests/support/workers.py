@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,11 +100,11 @@ async def workers(folder: Path, upstream: str, count: int = 2, /, **changes: Any
 
 
 @asynccontextmanager
-async def supervised(folder: Path, count: int) -> AsyncIterator[Process]:
+async def supervised(folder: Path, count: int, within: Sequence[str] = ()) -> AsyncIterator[Process]:
     """Whatever becomes of it; its workers end with it."""
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     async with process(
-        str(count), folder=folder, module="tests.support.supervised", PYTHONPATH=path
+        str(count), folder=folder, module="tests.support.supervised", within=within, PYTHONPATH=path
     ) as running:
         try:
             yield running
