@@ -86,9 +86,9 @@ def failing(settings: config.Settings) -> Iterator[tuple[str, str]]:
     yield from cases.failures(settings.rules, settings.limits.max_body, settings.credentials.query)
 
 
-def loaded(path: Path, also: config.Also = config.nothing_more, place: str | None = None) -> config.Settings:
+def loaded(path: Path, place: str | None = None) -> config.Settings:
     try:
-        return config.load(path, also=also, place=place)
+        return config.load(path, place=place)
     except config.ConfigError as error:
         raise fail(str(error)) from None
 
@@ -117,12 +117,15 @@ def run(
     number = number_of(workers)
     if env is not None:
         os.environ["GATEWAY_ENV"] = env  # for the workers too, and each reload
-    if number > 1:
-        running = supervisor.run(path, number, of_workers(number, unusable), watch)
-    else:
-        settings = loaded(path, unusable)
-        running = lifetime.run(settings, lambda: config.load(path, also=unusable), path if watch else None)
     try:
+        file = config.read_file(path)
+        if number > 1:
+            running = supervisor.run(file, number, of_workers(number, unusable), watch)
+        else:
+            settings = config.parse(file.text, os.environ, path.name, unusable)
+            running = lifetime.run(
+                settings, lambda: config.load(path, also=unusable), file if watch else None
+            )
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(running)
     except config.ConfigError as error:

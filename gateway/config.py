@@ -42,11 +42,36 @@ from gateway.units import Duration, Section, Size, Timeout, at_least_one, checke
 
 
 class ConfigError(Exception):
-    """All that is wrong with a configuration: one line an error, each with its place."""
+    """
+    All that is wrong with a configuration: one line an error, each with its place. `elsewhere`: it may lie in
+    other files, and the same text be right later.
+    """
 
-    def __init__(self, errors: list[str]) -> None:
+    def __init__(self, errors: list[str], *, elsewhere: bool = False) -> None:
         super().__init__("\n".join(errors))
         self.errors = errors
+        self.elsewhere = elsewhere
+
+
+class FileIdentity(NamedTuple):
+    """By it a file is told from another that was put in its place, and from what it was before."""
+
+    device: int
+    inode: int
+    changed: int
+    size: int
+
+    @classmethod
+    def of(cls, found: os.stat_result) -> FileIdentity:
+        return cls(found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size)
+
+
+class ConfigFile(NamedTuple):
+    """As it was read."""
+
+    path: Path
+    text: str
+    identity: FileIdentity
 
 
 def _network(value: str) -> None:
@@ -872,7 +897,7 @@ def load_admin(path: Path, environment: Mapping[str, str] = os.environ) -> Admin
     def admin(whole: dict[Any, Any]) -> dict[Any, Any]:
         return {key: value for key, value in whole.items() if key == "admin"}
 
-    return _parsed(_AdminAlone, text_of(path), environment, path.name, lambda _: (), admin).admin
+    return _parsed(_AdminAlone, read_file(path).text, environment, path.name, lambda _: (), admin).admin
 
 
 Parsed = TypeVar("Parsed", bound=Section)
@@ -890,6 +915,13 @@ def _parsed(
     """`wanted` are the sections of a document that the model has."""
     errors: list[Problem] = []
     given: dict[str, str] = {}
+    elsewhere = False
+
+    def read_schema(reference: str) -> Any:
+        nonlocal elsewhere
+        elsewhere = True
+        return schema_files.read(reference)
+
     try:
         read = document.read(text)
         read = overlay.chosen(read, (environment.get("GATEWAY_ENV") if place is None else place) or None)
@@ -905,15 +937,17 @@ def _parsed(
         raise ConfigError([f"{name}: expected a mapping with upstream and rules"])
     try:
         settings = model.model_validate(
-            wanted(_completed(expanded, environment, given)), context={"read_schema": schema_files.read}
+            wanted(_completed(expanded, environment, given)), context={"read_schema": read_schema}
         )
     except ValidationError as error:
         known = {place.path for place in errors}
         errors += [place for one in error.errors() for place in _places(one) if place.path not in known]
     else:
-        errors += [Problem(*one) for one in also(settings)] if not errors else []
+        if not errors:
+            errors = [Problem(*one) for one in also(settings)]
+            elsewhere = True
     if errors:
-        raise ConfigError([_line(_from(one, given), name, read) for one in errors])
+        raise ConfigError([_line(_from(one, given), name, read) for one in errors], elsewhere=elsewhere)
     return settings
 
 
@@ -923,16 +957,21 @@ def load(
     also: Also = nothing_more,
     place: str | None = None,
 ) -> Settings:
-    return parse(text_of(path), environment, path.name, also, place)
+    return parse(read_file(path).text, environment, path.name, also, place)
 
 
-def text_of(path: Path) -> str:
-    """Raises ConfigError where the file cannot be read."""
+def read_file(path: Path) -> ConfigFile:
+    """Raises ConfigError where it cannot be read."""
     try:
         with path.open("rb") as file:
+            # Before it is read: what changes meanwhile is another.
+            identity = FileIdentity.of(os.fstat(file.fileno()))
             # Not more than what is refused anyway, however long the file is.
             content = file.read(document.MOST_BYTES + 1)
         # A last character that is cut in two is beyond what is allowed too.
-        return content.decode("utf-8-sig", "strict" if len(content) <= document.MOST_BYTES else "replace")
+        text = content.decode("utf-8-sig", "strict" if len(content) <= document.MOST_BYTES else "replace")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError([f"{path}: cannot be read: {error}"]) from error
+        raise ConfigError(
+            [f"{path}: cannot be read: {error}"], elsewhere=isinstance(error, OSError)
+        ) from error
+    return ConfigFile(path, text, identity)

@@ -15,7 +15,6 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import uvicorn
@@ -35,6 +34,7 @@ from gateway.audit.configurations import ConfigurationInForce
 from gateway.audit.finished_call import Observer
 from gateway.config import (
     AuditSettings,
+    ConfigFile,
     LogSettings,
     Settings,
 )
@@ -305,7 +305,7 @@ def keep_what_is_there() -> None:
     gc.set_threshold(5_000, 10, 10)
 
 
-async def run(settings: Settings, load: Callable[[], Settings], watch: Path | None = None) -> None:
+async def run(settings: Settings, load: Callable[[], Settings], watch: ConfigFile | None = None) -> None:
     """As `serve_until_stopped`, with the log on standard error. Raises LogInUse."""
     with logging_to(2, settings.log) as observers, claimed(settings.audit) as claim:
         await serve_until_stopped(settings, load, watch, observers, claim)
@@ -314,13 +314,14 @@ async def run(settings: Settings, load: Callable[[], Settings], watch: Path | No
 async def serve_until_stopped(
     settings: Settings,
     load: Callable[[], Settings],
-    watch: Path | None,
+    watch: ConfigFile | None,
     observers: Sequence[Observer],
     claim: Claim,
 ) -> None:
     """
     Until SIGTERM or SIGINT; a second one ends the process at once. SIGHUP reopens the audit log, loads
-    the certificate again, and has `load` read the configuration again; `watch` is a file whose changes do.
+    the certificate again, and has `load` read the configuration again; `watch` is the file whose changes do,
+    as the settings were read from it.
     """
     configured = settings
     settings, shares, too_few = fitted(settings, descriptors.raised())

@@ -20,23 +20,28 @@ from gateway.audit.configurations import ConfigurationInForce
 from gateway.audit.mode_changes import ModeChanged
 from gateway.audit.writer import Line
 from gateway.bounded_reads import BoundedReads, Hangs
-from gateway.config import ConfigError, Settings
+from gateway.config import ConfigError, ConfigFile, FileIdentity, Settings
 from gateway.errors import Unrecordable
 from gateway.promotion.effect import digest
 from gateway.rules import Mode, RuleSettings
 
 MODES: Final[tuple[str, ...]] = get_args(Mode)
 WATCHED: Final = 1.0  # seconds between two looks at the file
+TRIED_AGAIN: Final = 5.0  # seconds after a refusal
 
 log = logging.getLogger("gateway")
 
 
 @dataclass(frozen=True, slots=True)
 class Reloaded:
-    """What came of it. `said` tells an operator, line by line; where it is not `ok`, nothing was changed."""
+    """
+    What came of it. `said` tells an operator, line by line; where it is not `ok`, nothing was changed.
+    `elsewhere`: for something beside the configuration's own text, and the same one may be taken later.
+    """
 
     ok: bool
     said: list[str] = field(default_factory=list)
+    elsewhere: bool = False
 
 
 class Reloads:
@@ -69,8 +74,11 @@ class Reloads:
         self._set: dict[str, Mode] = {}
         self._turn = asyncio.Lock()
 
-    async def reload(self, by: str) -> Reloaded:
-        """`by`: who asked for it, for the log."""
+    async def reload(self, by: str, again: bool = False) -> Reloaded:
+        """
+        `by`: who asked for it, for the log. `again`: it is tried once more, and a refusal for what it was
+        refused for is neither told nor counted.
+        """
         async with self._turn:
             try:
                 settings = await self._reads.read(self._load)
@@ -79,10 +87,12 @@ class Reloads:
                 kept = self._modes_that_hold(settings)
                 said = await self._change(_with_modes(settings.rules, kept), by)
             except (ConfigError, Hangs, Unrecordable) as error:
-                self._counts["gateway_reloads_total", "failed"] += 1
-                self.problem = _why(error)
-                log.error("reload (%s) refused, nothing is changed: %s", by, self.problem)
-                return Reloaded(False, self.problem.splitlines())
+                why = _why(error)
+                if not again or why != self.problem:
+                    self._counts["gateway_reloads_total", "failed"] += 1
+                    log.error("reload (%s) refused, nothing is changed: %s", by, why)
+                self.problem = why
+                return Reloaded(False, why.splitlines(), _lies_elsewhere(error))
             self._counts["gateway_reloads_total", "ok"] += 1
             self.problem = None
             self._set, self._of_file = kept, {rule.name: rule.mode for rule in settings.rules}
@@ -154,6 +164,10 @@ def _why(error: ConfigError | Hangs | Unrecordable) -> str:
     return str(error)
 
 
+def _lies_elsewhere(error: ConfigError | Hangs | Unrecordable) -> bool:
+    return error.elsewhere if isinstance(error, ConfigError) else True
+
+
 def _said(before: RuleSettings | None, after: RuleSettings | None) -> str | None:
     if after is None:
         assert before is not None
@@ -197,28 +211,35 @@ def _differing(place: str, before: Any, after: Any) -> list[str]:
     return found
 
 
-async def watched(path: Path, reloads: Reloads, every: float = WATCHED) -> None:
+async def watched(
+    file: ConfigFile, reloads: Reloads, every: float = WATCHED, pause: float = TRIED_AGAIN
+) -> None:
     """
-    Reloads whenever the file is another, and stays so from one look to the next: also where a link in its
-    place was exchanged.
+    Reloads whenever the file is another than was read, and stays so from one look to the next: also where a
+    link in its place was exchanged. What is refused for something beside the file is tried again.
     """
     reads = BoundedReads()
-    known = before = _identity(path)
+    known = file.identity
+    before: FileIdentity | None = known
+    refused: FileIdentity | None = None
     while True:
         await asyncio.sleep(every)
         try:
-            found = await reads.read(lambda: _identity(path))
+            found = await reads.read(lambda: _identity(file.path))
         except Hangs:
             continue
         if found is not None and found == before and found != known:
-            known = found
-            await reloads.reload("the file changed")
+            told = await reloads.reload("the file changed", again=found == refused)
+            if told.elsewhere:
+                refused = found
+                await asyncio.sleep(pause)
+            else:
+                known = found
         before = found
 
 
-def _identity(path: Path) -> tuple[int, int, int, int] | None:
+def _identity(path: Path) -> FileIdentity | None:
     try:
-        found = os.stat(path)
+        return FileIdentity.of(os.stat(path))
     except OSError:
         return None  # between two files: what comes then counts
-    return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size

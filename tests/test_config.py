@@ -640,6 +640,30 @@ def test_a_file_that_cannot_be_read_is_an_error_that_names_it(tmp_path: Path) ->
         assert len(found.value.errors) == 1
 
 
+def test_an_error_says_whether_the_text_alone_is_to_blame(tmp_path: Path) -> None:
+    """If so, it is no use to read the same one again."""
+    match = {"method": "PATCH", "path": "/a"}
+    validated = {
+        "name": "r",
+        "match": match,
+        "repairs": [{"type": "validate", "schema": str(tmp_path / "none.json")}],
+    }
+
+    def elsewhere(text: bytes, also: config.Also = config.nothing_more) -> bool:
+        (tmp_path / "config.yaml").write_bytes(text)
+        with pytest.raises(ConfigError) as found:
+            config.load(tmp_path / "config.yaml", {}, also)
+        return found.value.elsewhere
+
+    with pytest.raises(ConfigError) as missing:
+        config.load(tmp_path / "missing.yaml", {})
+    assert missing.value.elsewhere
+    assert elsewhere(yaml.safe_dump({"upstream": {"url": "http://u"}, "rules": [validated]}).encode())
+    assert elsewhere(UPSTREAM.encode(), lambda _: [("audit.path", "cannot be written")])
+    for own in (b"\xff", b"a: [", b"[]", b"upstream: {url: '${NONE}'}", b"upstream: {}"):
+        assert not elsewhere(own), own
+
+
 def test_a_file_may_begin_with_a_byte_order_mark_and_have_the_line_ends_of_any_system(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_bytes(

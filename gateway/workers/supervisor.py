@@ -17,7 +17,6 @@ import signal
 import socket
 import time
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -31,7 +30,7 @@ from gateway.audit.claim import Claim
 from gateway.audit.configurations import ConfigurationInForce
 from gateway.audit.mode_changes import ModeChanged
 from gateway.audit.writer import Line
-from gateway.config import Settings
+from gateway.config import ConfigFile, Settings
 from gateway.errors import Unrecordable
 from gateway.promotion.effect import digest
 from gateway.reloads import Reloads, watched
@@ -52,26 +51,25 @@ class NotEnded(Exception):
     """Workers had to be killed at the end."""
 
 
-async def run(path: Path, workers: int, also: config.Also, watch: bool) -> None:
+async def run(file: ConfigFile, workers: int, also: config.Also, watch: bool) -> None:
     """
     Until SIGTERM or SIGINT; a second one kills what is left. Raises ConfigError, CannotListen, LogInUse,
     CannotStart and NotEnded.
     """
-    text = config.text_of(path)
-    settings = config.parse(text, os.environ, path.name, also)
+    settings = config.parse(file.text, os.environ, file.path.name, also)
     with lifetime.logging_to(2, settings.log), lifetime.claimed(settings.audit) as claim:
-        await Supervisor(settings, text, path, workers, also, claim).run(watch)
+        await Supervisor(settings, file, workers, also, claim).run(watch)
 
 
 class Supervisor:
     def __init__(
-        self, settings: Settings, text: str, path: Path, workers: int, also: config.Also, claim: Claim
+        self, settings: Settings, file: ConfigFile, workers: int, also: config.Also, claim: Claim
     ) -> None:
         self._settings = settings
         self._claim = claim
-        self._path = path
+        self._file = file  # as it was at the start
         self._also = also
-        self._first_text = self._loaded = self._text = text
+        self._loaded = self._text = file.text
         self._modes = _modes(settings)
         self._workers = workers
         self._key = secrets.token_hex(32)
@@ -108,7 +106,7 @@ class Supervisor:
                     # Not before: while no worker is there nothing can be recorded, so nothing changes.
                     self._follow_hang_ups()
                     if watch:
-                        self._spawn(watched(self._path, self._reloads))
+                        self._spawn(watched(self._file, self._reloads))
                     await self._until(self._stopped, keeping)
                 finally:
                     await self._end(keeping)
@@ -229,8 +227,8 @@ class Supervisor:
         return Start(
             number,
             self._workers,
-            self._path.name,
-            self._first_text,
+            self._file.path.name,
+            self._file.text,
             Followed(self._text, self._modes),
             self._key,
         )
@@ -252,9 +250,9 @@ class Supervisor:
     # --- the configuration
 
     def _load(self) -> Settings:
-        text = config.text_of(self._path)
-        settings = config.parse(text, os.environ, self._path.name, self._also)
-        self._loaded = text
+        read = config.read_file(self._file.path)
+        settings = config.parse(read.text, os.environ, read.path.name, self._also)
+        self._loaded = read.text
         return settings
 
     async def _follow(self, settings: Settings, rules_differ: bool) -> None:

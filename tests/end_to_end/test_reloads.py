@@ -19,7 +19,7 @@ from gateway.admin.access import admitting
 from gateway.admin.changes import routes
 from gateway.bounded_reads import BoundedReads
 from gateway.cli import cli
-from gateway.config import ConfigError, Settings
+from gateway.config import ConfigError, Settings, read_file
 from gateway.mock.server import Fault
 from gateway.reloads import Reloaded, Reloads, differing, watched
 from tests.support.gateways import BODY, CONVERSATION, PARTICIPANT, TOKEN, Running, gateway, settings
@@ -218,9 +218,11 @@ async def test_a_file_system_that_hangs_refuses_the_reload_and_holds_up_nothing_
         again = Reloads(first, load, built.follow, built.record, built.counts, reads)
         reloading = asyncio.create_task(again.reload("a test"))
         assert "filled=state" in await patched(client)
-        assert await reloading == Reloaded(False, ["the file system did not answer within 0.05 s"])
+        assert await reloading == Reloaded(
+            False, ["the file system did not answer within 0.05 s"], elsewhere=True
+        )
         assert await again.reload("a test") == Reloaded(
-            False, ["the file system hangs: a read that began before is not over"]
+            False, ["the file system hangs: a read that began before is not over"], elsewhere=True
         )
         assert (await again.set_mode("web-participant-state", "observe", "me")).ok
         assert running.counts("gateway_reloads_total", "failed") == 2
@@ -263,10 +265,11 @@ async def test_a_watched_file_is_read_when_it_is_another(tmp_path: Path) -> None
     asked: list[str] = []
 
     class Asked:
-        async def reload(self, by: str) -> None:
+        async def reload(self, by: str, again: bool) -> Reloaded:
             asked.append(by)
+            return Reloaded(True)
 
-    task = asyncio.create_task(watched(file, Asked(), every=0.01))  # type: ignore[arg-type]
+    task = asyncio.create_task(watched(read_file(file), cast(Reloads, Asked()), every=0.01))
     await asyncio.sleep(0.05)
     assert asked == []
     file.unlink()
@@ -275,6 +278,75 @@ async def test_a_watched_file_is_read_when_it_is_another(tmp_path: Path) -> None
     await until(lambda: asked)
     task.cancel()
     assert asked == ["the file changed"]
+
+
+class Answering:
+    """One reload after the other; `again` is what each was told."""
+
+    def __init__(self, *answers: Reloaded) -> None:
+        self.again: list[bool] = []
+        self._answers = list(answers)
+
+    async def reload(self, by: str, again: bool) -> Reloaded:
+        self.again.append(again)
+        return self._answers.pop(0)
+
+
+async def test_a_file_that_is_another_when_the_watch_begins_is_read(tmp_path: Path) -> None:
+    """Than the settings were read from: it changed during the start."""
+    file = tmp_path / "config.yaml"
+    file.write_text("one")
+    read = read_file(file)
+    file.write_text("another")
+    asked = Answering(Reloaded(True))
+    task = asyncio.create_task(watched(read, cast(Reloads, asked), every=0.001))
+    await until(lambda: asked.again)
+    task.cancel()
+
+
+async def test_what_is_refused_for_something_beside_the_watched_file_is_tried_again(tmp_path: Path) -> None:
+    """And what its own text is refused for is not: nor is what was taken."""
+    file = tmp_path / "config.yaml"
+    file.write_text("one")
+    elsewhere, own = Reloaded(False, elsewhere=True), Reloaded(False)
+    asked = Answering(elsewhere, elsewhere, Reloaded(True), own, Reloaded(True))
+    task = asyncio.create_task(watched(read_file(file), cast(Reloads, asked), every=0.001, pause=0.001))
+    for text, came in (("another", 3), ("wrong one", 4), ("right again", 5)):
+        file.write_text(text)
+        await until(lambda came=came: len(asked.again) == came)  # type: ignore[misc]
+        await asyncio.sleep(0.02)
+    assert asked.again == [False, True, True, False, False]
+    assert not task.done()
+    task.cancel()
+
+
+async def test_a_change_that_could_not_be_recorded_is_made_when_it_can_and_refused_on_the_log_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file, log = tmp_path / "config.yaml", tmp_path / "rewrites.jsonl"
+    file.write_text("one")
+    async with mock() as upstream, gateway(upstream.url, str(log)) as running:
+        later = settings(upstream.url, str(log), rule={"mode": "observe"})
+        loads = 0
+
+        def load() -> Settings:
+            nonlocal loads
+            loads += 1
+            return later
+
+        again = reloads(running, settings(upstream.url, str(log)), load)
+        running.gateway.audit.waits = True
+        await running.gateway.audit.begin()
+        task = asyncio.create_task(watched(read_file(file), again, every=0.001, pause=0.001))
+        log.unlink()
+        log.mkdir()
+        file.write_text("another")
+        await until(lambda: loads > 3)
+        log.rmdir()
+        await until(lambda: again.settings == later)
+        task.cancel()
+        assert running.counts("gateway_reloads_total", "failed") == 1
+    assert len([line for line in caplog.messages if "refused, nothing is changed" in line]) == 1
 
 
 @pytest.mark.parametrize(

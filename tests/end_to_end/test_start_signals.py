@@ -87,7 +87,7 @@ async def test_sigterm_during_the_start_ends_a_container_s_first_process(tmp_pat
 @contextlib.asynccontextmanager
 async def first(folder: Path, workers: int) -> AsyncIterator[GatewayProcess]:
     one = process("run", folder=folder, within=FIRST)
-    async with one if workers == 1 else supervised(folder, workers, FIRST) as running:
+    async with one if workers == 1 else supervised(folder, workers, within=FIRST) as running:
         yield await where_it_listens(running, folder)
 
 

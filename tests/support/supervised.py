@@ -17,7 +17,12 @@ if __name__ == "__main__":
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(
-                supervisor.run(Path("config.yaml"), int(sys.argv[1]), config.nothing_more, watch=False)
+                supervisor.run(
+                    config.read_file(Path("config.yaml")),
+                    int(sys.argv[1]),
+                    config.nothing_more,
+                    watch="--watch" in sys.argv,
+                )
             )
     except (app.CannotListen, lifetime.LogInUse, CannotStart, supervisor.NotEnded) as error:
         sys.exit(f"gateway: {error}")

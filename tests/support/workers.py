@@ -100,11 +100,13 @@ async def workers(folder: Path, upstream: str, count: int = 2, /, **changes: Any
 
 
 @asynccontextmanager
-async def supervised(folder: Path, count: int, within: Sequence[str] = ()) -> AsyncIterator[Process]:
+async def supervised(
+    folder: Path, count: int, *more: str, within: Sequence[str] = ()
+) -> AsyncIterator[Process]:
     """Whatever becomes of it; its workers end with it."""
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     async with process(
-        str(count), folder=folder, module="tests.support.supervised", within=within, PYTHONPATH=path
+        str(count), *more, folder=folder, module="tests.support.supervised", within=within, PYTHONPATH=path
     ) as running:
         try:
             yield running

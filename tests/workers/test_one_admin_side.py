@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 from gateway.cli import cli
 from tests.support.audit_lines import audit_lines
 from tests.support.mocking import mock
-from tests.support.processes import write_configuration
+from tests.support.processes import configured, listening, write_configuration
 from tests.support.waiting import PATIENCE, until
-from tests.support.workers import MANY, Workers, patch, workers, workers_of
+from tests.support.workers import MANY, STARTED, Workers, patch, supervised, workers, workers_of
 
 FILLED, OBSERVED = "filled=state", "skipped=observe"
 RULE = "web-participant-state"
@@ -114,6 +114,17 @@ async def test_on_sighup_each_follows_the_new_rules_and_has_the_rotated_log_anew
         assert {OBSERVED in one for one in await running.rewrites()} == {True}
         assert await running.metric('gateway_reloads_total{result="ok"}') == 1
     assert [line["event"] for line in audit_lines(log)].count("skip") == 2 * MANY
+
+
+async def test_a_watched_file_that_changes_before_they_are_ready_is_read_once_they_are(
+    tmp_path: Path,
+) -> None:
+    async with mock() as upstream:
+        port, side = configured(tmp_path, upstream.url)
+        async with supervised(tmp_path, 2, "--watch") as running:
+            await listening(running, side)
+            write_configuration(tmp_path, upstream.url, port, side, rule={"mode": "observe"})
+            await until(lambda: "mode enforce is now observe" in running.said, STARTED)
 
 
 async def test_a_file_that_is_refused_changes_nothing_anywhere(tmp_path: Path) -> None:
