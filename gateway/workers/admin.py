@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -23,6 +23,9 @@ from gateway.workers.channel import NoAnswerFromThere
 from gateway.workers.live import LiveOfAll
 from gateway.workers.merged import Figures
 from gateway.workers.place import Place
+from gateway.workers.worker_process import WorkerProcess
+
+CHECKED_IN: Final = 1.0  # seconds for a worker to answer
 
 
 def build(
@@ -34,14 +37,23 @@ def build(
 ) -> Starlette:
     """`own`: what the supervisor counts itself. `kept`: the callers on disk, where they are kept."""
 
-    async def asked(what: str, seconds: float = 2.0) -> list[tuple[Place, Any]]:
-        async def one(place: Place) -> tuple[Place, Any]:
-            try:
-                return place, await place.ask(what, seconds=seconds)
-            except NoAnswerFromThere:
-                return place, None
+    async def asked(what: str) -> list[tuple[WorkerProcess, Any]]:
+        """Those that leave too: they have calls in flight."""
 
-        return await asyncio.gather(*map(one, places))
+        async def one(worker: WorkerProcess) -> tuple[WorkerProcess, Any]:
+            try:
+                return worker, await worker.channel.ask(what, seconds=2.0)
+            except NoAnswerFromThere:
+                return worker, None
+
+        workers = [worker for place in places for worker in place.processes if worker.follows]
+        return await asyncio.gather(*map(one, workers))
+
+    async def checked(place: Place) -> tuple[int, dict[str, str] | None]:
+        try:
+            return place.number, await place.ask("ready", seconds=CHECKED_IN)
+        except NoAnswerFromThere:
+            return place.number, None
 
     async def metrics() -> Metrics:
         found = await asyncio.gather(*[place.figures() for place in places])
@@ -54,8 +66,8 @@ def build(
         return PlainTextResponse("ok\n")
 
     async def readyz(_: Request) -> Response:
-        told = {place.number: said for place, said in await asked("ready", 1.0)}
-        ready, said = merged.readiness(told, draining(), own.digest)
+        told = await asyncio.gather(*map(checked, places))
+        ready, said = merged.readiness(dict(told), draining(), own.digest)
         return JSONResponse(said, 200 if ready else 503)
 
     async def counted(_: Request) -> Response:
@@ -68,7 +80,7 @@ def build(
         return Response(exposition(await metrics(), openmetrics=openmetrics), headers=headers)
 
     async def rewrites(_: Request) -> Response:
-        found = [merged.numbered(said or [], place.ordinal) for place, said in await asked("recent")]
+        found = [merged.numbered(said or [], worker.ordinal) for worker, said in await asked("recent")]
         return JSONResponse({"run": live.run, "calls": merged.latest(found, KEPT)}, headers=HEADERS)
 
     async def callers() -> dict[str, Any]:

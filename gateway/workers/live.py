@@ -13,6 +13,7 @@ from gateway.audit.watched_bodies import WatchedBodies
 from gateway.workers import merged
 from gateway.workers.channel import NoAnswerFromThere
 from gateway.workers.place import Place
+from gateway.workers.worker_process import WorkerProcess
 
 
 class LiveOfAll(Live):
@@ -30,7 +31,7 @@ class LiveOfAll(Live):
         try:
             while True:
                 await asyncio.sleep(TICK)
-                found = await asyncio.gather(*map(_came, self._places))
+                found = await asyncio.gather(*map(_came, self._workers()))
                 now = clock()
                 told = merged.came([one for one in found if one is not None], SHOWN)
                 said = event("calls", {"seconds": round(now - before, 3), **told})
@@ -38,15 +39,16 @@ class LiveOfAll(Live):
                 for stream in self._streams:
                     stream.offer(said)
         finally:
-            for place in self._places:
-                if place.channel is not None:
-                    place.channel.tell("unwatch")
+            for worker in self._workers():
+                worker.channel.tell("unwatch")
+
+    def _workers(self) -> list[WorkerProcess]:
+        return [worker for place in self._places for worker in place.processes if worker.follows]
 
 
-async def _came(place: Place) -> dict[str, Any] | None:
-    ordinal = place.ordinal
+async def _came(worker: WorkerProcess) -> dict[str, Any] | None:
     try:
-        said: dict[str, Any] = await place.ask("came")
+        said: dict[str, Any] = await worker.channel.ask("came", seconds=2.0)
     except NoAnswerFromThere:
         return None
-    return {**said, "calls": merged.numbered(said["calls"], ordinal)}
+    return {**said, "calls": merged.numbered(said["calls"], worker.ordinal)}

@@ -1,6 +1,7 @@
 """
-The place of one worker, which one process after the other has: started, watched, and started anew when it
-ended by itself, at once if it had been well and else after a pause that doubles.
+The place of one worker, which one process after the other has: started, and started anew when it ended by
+itself, at once if it had been well and else after a pause that doubles. One that is told to stop by itself
+finishes what is in flight beside the next: at its socket nobody would accept meanwhile.
 """
 
 from __future__ import annotations
@@ -12,27 +13,23 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
-from itertools import count
 from typing import Any, Final
 
 import msgspec
 
 from gateway.workers import listeners
-from gateway.workers.channel import Channel, NoAnswerFromThere
+from gateway.workers.channel import NoAnswerFromThere
 from gateway.workers.merged import Figures, summed
-from gateway.workers.start import Start
+from gateway.workers.start import Followed, Start
+from gateway.workers.worker_process import WorkerProcess
 
 WELL: Final = 3.0  # seconds after which the end of a worker is not taken for a fault in its start
 FIRST_PAUSE: Final = 0.25
 LONGEST_PAUSE: Final = 30.0
 KEPT: Final = 1.0  # a pause that is longer is too long for the connections that wait at its listener
 ATTEMPTS: Final = 3  # starts that may fail while no worker runs
-STARTED_IN: Final = 30.0  # seconds
-LOOKED_AT: Final = 5.0  # seconds between two looks whether it still answers
-HANGS: Final = 10.0  # seconds without an answer
 
 log = logging.getLogger("gateway")
-_ordinals = count(1)
 
 
 class CannotStart(Exception):
@@ -46,8 +43,9 @@ def pause(failed: int) -> float:
 
 class Place:
     """
-    `start` gives what a worker is told. `alone`: whether no other worker serves. `ready` is told of each
-    process and its id, `ended` of each that ended by itself.
+    `start` gives what a worker is told at first, `holds` what it follows when it is about to listen.
+    `leaves_in`: seconds for what is in flight, when one is told to stop by itself. `alone`: whether no other
+    worker serves. `ready` is told of each process, `ended` of each that ended by itself, or is about to.
     """
 
     def __init__(
@@ -55,28 +53,37 @@ class Place:
         number: int,
         listener: socket.socket,
         start: Callable[[int], Start],
+        holds: Callable[[], Followed],
+        leaves_in: float,
         *,
         alone: Callable[[], bool],
-        ready: Callable[[Place, int], None],
+        ready: Callable[[WorkerProcess], None],
         ended: Callable[[], None],
     ) -> None:
         self.number = number
-        self.ordinal = 0  # of its process, among all that there were
-        self.channel: Channel | None = None  # while its worker is ready
         self.killed = False  # at the end, as it did not end in time
+        self.leaving: dict[WorkerProcess, asyncio.Task[None]] = {}
+        self._worker: WorkerProcess | None = None
         self._listener: socket.socket | None = listener
         self._address: tuple[str, int] = listener.getsockname()[:2]
         self._start = start
+        self._holds = holds
+        self._leaves_in = leaves_in
         self._alone = alone
         self._ready = ready
         self._ended = ended
-        self._process: asyncio.subprocess.Process | None = None
         self._stopping = asyncio.Event()
-        self._since = 0.0  # when its worker was ready
         self._gone = Figures([], [])
-        self._last = Figures([], [])
 
     # --- its processes
+
+    @property
+    def processes(self) -> list[WorkerProcess]:
+        return [*([] if self._worker is None else [self._worker]), *self.leaving]
+
+    @property
+    def serves(self) -> bool:
+        return self._worker is not None and self._worker.serves
 
     async def keep(self) -> None:
         """Until `stop`. Raises CannotStart."""
@@ -85,15 +92,15 @@ class Place:
             try:
                 lasted, how = await self._run_one()
             except OSError as error:  # no process, or no descriptor, is left
-                lasted, how = 0.0, f"before it began: {error.strerror or error}"
+                lasted, how = 0.0, f"ended before it began: {error.strerror or error}"
             if self._stopping.is_set():
                 return
             self._ended()
             failed = 0 if lasted >= WELL else failed + 1
             seconds = pause(failed)
             if failed >= ATTEMPTS and self._alone():
-                raise CannotStart(f"worker {self.number} ended {failed} times in a row, at last {how}")
-            log.error("worker %d ended %s: the next begins in %g s", self.number, how, seconds)
+                raise CannotStart(f"worker {self.number} failed {failed} times in a row: it {how}")
+            log.error("worker %d %s: the next begins in %g s", self.number, how, seconds)
             if seconds > KEPT and not self._alone():
                 self.close_listener()
             with contextlib.suppress(TimeoutError):
@@ -101,7 +108,24 @@ class Place:
                     await self._stopping.wait()
 
     async def _run_one(self) -> tuple[float, str]:
-        """How long its worker was ready, and how it ended."""
+        """Until it ended, or leaves: how long its worker served, and what became of it."""
+        worker = self._worker = await self._spawned()
+        ended = asyncio.create_task(worker.run())
+        leaves = asyncio.create_task(worker.leaving.wait())
+        if self._stopping.is_set():
+            worker.stop()
+        await asyncio.wait([ended, leaves], return_when=asyncio.FIRST_COMPLETED)
+        leaves.cancel()
+        if ended.done() or self._stopping.is_set():
+            code = await ended
+            self._worker = None
+            self._count(worker)
+            return worker.lasted(), said(code)
+        self._worker = None
+        self.leaving[worker] = asyncio.create_task(self._left(worker, ended))
+        return worker.lasted(), "leaves, and finishes what is in flight"
+
+    async def _spawned(self) -> WorkerProcess:
         if self._listener is None:
             self._listener = listeners.another(self._address)
         ours, theirs = socket.socketpair()
@@ -109,7 +133,7 @@ class Place:
         with theirs:
             files = theirs.fileno(), self._listener.fileno()
             # Not in the terminal's group, whose Ctrl-C is for the supervisor to pass on.
-            self._process = process = await asyncio.create_subprocess_exec(
+            process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-P",
                 "-m",
@@ -119,54 +143,21 @@ class Place:
                 stdin=asyncio.subprocess.DEVNULL,
                 start_new_session=True,
             )
-        if self._stopping.is_set():
-            process.terminate()
-        self.ordinal = next(_ordinals)
-        started, clock = asyncio.Event(), asyncio.get_running_loop().time
-        reader, writer = await asyncio.open_unix_connection(sock=ours)
+        streams = await asyncio.open_unix_connection(sock=ours)
+        worker = WorkerProcess(self.number, process, streams, self._holds, self._ready)
+        worker.channel.begin(msgspec.to_builtins(self._start(self.number)))
+        return worker
 
-        async def ready(_: Any) -> None:
-            self._since = clock()
-            started.set()
-
-        async def figures(said: Any) -> None:
-            self._last = msgspec.convert(said, Figures)
-
-        channel = Channel(reader, writer, {"ready": ready, "figures": figures})
-        channel.begin(msgspec.to_builtins(self._start(self.number)))
-        serving = asyncio.create_task(channel.serve())
-        watching = asyncio.create_task(self._watch(process, channel, started))
-        try:
-            code = await process.wait()
-            await serving  # what it said last counts
-            return (clock() - self._since if started.is_set() else 0.0), said(code)
-        finally:
-            watching.cancel()
-            self.channel = self._process = None
-            channel.close()
-            self._gone = summed([self._gone, self._last.counted()])
-            self._last = Figures([], [])
-
-    async def _watch(
-        self, process: asyncio.subprocess.Process, channel: Channel, started: asyncio.Event
-    ) -> None:
-        """Whether it begins, and then answers: one that hangs would keep its share of the connections."""
-        try:
-            async with asyncio.timeout(STARTED_IN):
-                await started.wait()
-        except TimeoutError:
-            log.error("worker %d has not begun in %g s: it is killed", self.number, STARTED_IN)
-            process.kill()
-            return
-        self.channel = channel
-        self._ready(self, process.pid)
-        with contextlib.suppress(NoAnswerFromThere):
-            while True:
-                await asyncio.sleep(LOOKED_AT)
-                await channel.ask("ready", seconds=HANGS)
-        if not channel.closed:
-            log.error("worker %d has not answered for %g s: it is killed", self.number, HANGS)
-            process.kill()
+    async def _left(self, worker: WorkerProcess, ended: asyncio.Task[int]) -> None:
+        await asyncio.wait([ended], timeout=self._leaves_in)
+        if not ended.done():
+            log.error("process %d of worker %d did not end in time: it is killed", worker.pid, self.number)
+            self.killed = self.killed or self._stopping.is_set()
+            worker.kill()
+        code = await ended
+        del self.leaving[worker]
+        self._count(worker)
+        log.info("process %d of worker %d %s", worker.pid, self.number, said(code))
 
     def close_listener(self) -> None:
         if self._listener is not None:
@@ -177,40 +168,35 @@ class Place:
         """It finishes what is in flight; no other follows it."""
         self._stopping.set()
         self.close_listener()
-        self._signal(signal.SIGTERM)
-
-    def replace(self) -> None:
-        """By another process, at once."""
-        self._signal(signal.SIGKILL)
+        for worker in self.processes:
+            worker.stop()
 
     def kill(self) -> None:
-        self.killed = self._process is not None
-        self._signal(signal.SIGKILL)
-
-    def _signal(self, number: signal.Signals) -> None:
-        if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.send_signal(number)
+        self.killed = self.killed or bool(self.processes)
+        for worker in self.processes:
+            worker.kill()
 
     # --- what its worker says
 
     async def ask(self, what: str, asked: Any = None, seconds: float = 2.0) -> Any:
         """Raises NoAnswerFromThere."""
-        if self.channel is None:
+        if self._worker is None or not self._worker.serves:
             raise NoAnswerFromThere("it is being started")
-        return await self.channel.ask(what, asked, seconds)
+        return await self._worker.channel.ask(what, asked, seconds)
 
     async def figures(self) -> list[Figures]:
-        """Of its process, and what those before it had counted when they were last asked."""
-        with contextlib.suppress(NoAnswerFromThere):
-            self._last = msgspec.convert(await self.ask("figures"), Figures)
-        return [self._gone, self._last]
+        """Of its processes, and what those before them had counted when they were last asked."""
+        await asyncio.gather(*[one.ask_figures() for one in self.processes if one.follows])
+        return [self._gone, *[one.figures for one in self.processes]]
+
+    def _count(self, worker: WorkerProcess) -> None:
+        self._gone = summed([self._gone, worker.figures.counted()])
 
 
 def said(code: int) -> str:
     if code >= 0:
-        return f"with exit code {code}"
+        return f"ended with exit code {code}"
     try:
-        return f"by {signal.Signals(-code).name}"
+        return f"ended by {signal.Signals(-code).name}"
     except ValueError:
-        return f"by signal {-code}"
+        return f"ended by signal {-code}"

@@ -2,8 +2,8 @@
 The process that keeps the workers: it has their listeners, the admin side and the configuration, and never a
 client's byte.
 
-A configuration is checked here, and then followed by one worker after the other. One that does not answer
-meanwhile is ended, and the next in its place begins with it: so all go by the same rules or are gone.
+A configuration is checked here, and then followed by all workers, each as soon as it can. One that does not
+answer meanwhile is ended, and the next in its place begins with it: so all go by the same rules or are gone.
 """
 
 from __future__ import annotations
@@ -40,8 +40,10 @@ from gateway.workers.channel import NoAnswerFromThere
 from gateway.workers.live import LiveOfAll
 from gateway.workers.place import Place
 from gateway.workers.start import Followed, Start
+from gateway.workers.worker_process import WorkerProcess
 
 FOLLOWS_IN: Final = 10.0  # seconds
+RECORDS_IN: Final = 2.0  # seconds, beside those of audit.timeout
 ENDS_IN: Final = 5.0  # seconds, beside those of limits.drain_timeout
 
 log = logging.getLogger("gateway")
@@ -124,6 +126,8 @@ class Supervisor:
                 number,
                 first if number == 1 else listeners.another(address),
                 self._start,
+                self._holds,
+                self._settings.limits.drain_timeout + ENDS_IN,
                 alone=self._nobody_serves,
                 ready=self._place_ready,
                 ended=self._place_ended,
@@ -192,7 +196,8 @@ class Supervisor:
             task.cancel()
         for place in self._places:
             place.stop()
-        _, late = await asyncio.wait(keeping, timeout=self._settings.limits.drain_timeout + ENDS_IN)
+        ending = [*keeping, *(one for place in self._places for one in place.leaving.values())]
+        _, late = await asyncio.wait(ending, timeout=self._settings.limits.drain_timeout + ENDS_IN)
         if late:
             for place in self._places:
                 place.kill()
@@ -229,19 +234,20 @@ class Supervisor:
             self._workers,
             self._file.path.name,
             self._file.text,
-            Followed(self._text, self._modes),
+            self._holds(),
             self._key,
         )
 
+    def _holds(self) -> Followed:
+        return Followed(self._text, self._modes)
+
     def _nobody_serves(self) -> bool:
         """Nor did, before all had begun for the first time."""
-        return not self._ready.is_set() or all(one.channel is None for one in self._places)
+        return not self._ready.is_set() or not any(one.serves for one in self._places)
 
-    def _place_ready(self, place: Place, pid: int) -> None:
-        log.info("worker %d is ready, as process %d", place.number, pid)
-        # It may have begun before what the others follow by now.
-        self._spawn(self._told(place, rules_differ=True))
-        if all(one.channel is not None for one in self._places):
+    def _place_ready(self, worker: WorkerProcess) -> None:
+        log.info("worker %d is ready, as process %d", worker.number, worker.pid)
+        if all(one.serves for one in self._places):
             self._ready.set()
 
     def _place_ended(self) -> None:
@@ -261,25 +267,31 @@ class Supervisor:
         self._modes = _modes(settings)
         self._own.digest = digest(settings)
         self._live.rules = app.shown_rules(settings)
-        for place in self._places:
-            await self._told(place, rules_differ)
+        said = {"followed": msgspec.to_builtins(self._holds()), "rules_differ": rules_differ}
+        # At once: one that hangs keeps no other from it. One that begins asks for it before it listens.
+        await asyncio.gather(*[self._told(one, said) for one in self._processes() if one.follows])
 
-    async def _told(self, place: Place, rules_differ: bool) -> None:
-        if place.channel is None:
-            return  # it will begin with it
-        followed = msgspec.to_builtins(Followed(self._text, self._modes))
-        said = {"followed": followed, "rules_differ": rules_differ}
+    async def _told(self, worker: WorkerProcess, said: dict[str, Any]) -> None:
         try:
-            await place.ask("follow", said, FOLLOWS_IN)
+            await worker.channel.ask("follow", said, FOLLOWS_IN)
         except NoAnswerFromThere as error:
-            log.error("worker %d does not follow (%s): another takes its place", place.number, error)
-            place.replace()
+            if not worker.channel.closed:
+                log.error("worker %d does not follow (%s): it is killed", worker.number, error)
+            worker.kill()
 
     async def _record(self, lines: list[Line]) -> None:
-        """On the audit log once, by one worker. Raises Unrecordable."""
-        for place in self._places:
+        """
+        On the audit log once, by the worker that answers first: one that hangs could write it down later,
+        when another has. Raises Unrecordable.
+        """
+        for answering in asyncio.as_completed([_answers(place) for place in self._places]):
+            place = await answering
+            if place is None:
+                continue
+            # A worker may wait for its log, and then says whether the lines are on it.
+            patience = self._settings.audit.timeout + RECORDS_IN
             try:
-                problem = await place.ask("record", msgspec.to_builtins(lines))
+                problem = await place.ask("record", msgspec.to_builtins(lines), patience)
             except NoAnswerFromThere:
                 continue
             if problem is not None:
@@ -291,10 +303,20 @@ class Supervisor:
         raise Unrecordable("no worker is there to record it")
 
     async def _hang_up(self) -> None:
-        for place in self._places:
-            if place.channel is not None:
-                place.channel.tell("reopen")
+        for worker in self._processes():
+            worker.channel.tell("reopen")  # one that begins finds it before it listens
         await self._reloads.reload("SIGHUP")
+
+    def _processes(self) -> list[WorkerProcess]:
+        return [worker for place in self._places for worker in place.processes]
+
+
+async def _answers(place: Place) -> Place | None:
+    try:
+        await place.ask("ready")
+    except NoAnswerFromThere:
+        return None
+    return place
 
 
 def _modes(settings: Settings) -> dict[str, str]:

@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 import uvloop
@@ -26,12 +26,14 @@ from gateway.audit.writer import Line
 from gateway.config import Settings
 from gateway.errors import Unrecordable
 from gateway.server import descriptors
-from gateway.workers.channel import Answer, Channel, receive
+from gateway.workers.channel import Answer, Channel, NoAnswerFromThere, receive
 from gateway.workers.merged import Figures
 from gateway.workers.start import Followed, Start
 from gateway.workers.watching import Watching
 
 log = logging.getLogger("gateway")
+
+HELD_IN: Final = 10.0  # seconds for the supervisor to answer
 
 
 def main() -> None:
@@ -42,6 +44,8 @@ def main() -> None:
             runner.run(work(channel, listener))
         except (app.CannotListen, OSError) as error:
             sys.exit(f"gateway: a worker cannot run: {error}")
+        except NoAnswerFromThere as error:
+            sys.exit(f"gateway: a worker cannot run: the supervisor does not say what to follow: {error}")
 
 
 async def work(control: socket.socket, listener: socket.socket) -> None:
@@ -68,10 +72,18 @@ async def work(control: socket.socket, listener: socket.socket) -> None:
         if too_few is not None:
             log.warning("%s", too_few)
         await gateway.audit.begin()
+        gateway.metrics.measure({("gateway_workers",): lambda: float(not stopped.is_set())})
+        # What changes after the answer, the supervisor tells, and waits for it. It is followed after this, as
+        # nothing is waited for from the answer until the rules are these.
+        held = msgspec.convert(await channel.ask("holds", seconds=HELD_IN), Followed)
+        if held != start.followed:
+            await gateway.follow(held.within(settings, start.name), held.text != start.followed.text)
         listener.listen(settings.listen.backlog)
         async with lifetime.running(settings, gateway, shares, listener):
             channel.tell("ready")
             await stopped.wait()
+            # The next one begins, and takes up who waits at the listener, while this one drains.
+            channel.tell("leaving")
         # What was counted to the end stays counted.
         channel.tell("figures", msgspec.to_builtins(Figures.of(gateway.metrics)))
         await channel.end()

@@ -174,7 +174,7 @@ async def test_workers_that_cannot_begin_end_it_after_some_attempts(tmp_path: Pa
     async with supervised(tmp_path, 2) as running:
         assert await running.exit(STARTED) == 1
         assert "a worker cannot run: [Errno 2] No such file or directory" in running.said
-        assert "ended 3 times in a row, at last with exit code 1\n" in running.said.splitlines(True)[-1]
+        assert "failed 3 times in a row: it ended with exit code 1\n" in running.said.splitlines(True)[-1]
         assert "Traceback" not in running.said
 
 
