@@ -6,17 +6,25 @@ import asyncio
 import os
 import signal
 from pathlib import Path
+from typing import Any, cast
 
 import trustme
 
+from gateway.admin.metrics import Counts, Metrics
+from gateway.workers import admin
+from gateway.workers.channel import NoAnswerFromThere
+from gateway.workers.live import LiveOfAll
+from gateway.workers.place import Place
 from tests.support.audit_lines import audit_lines
 from tests.support.certified import Pair
 from tests.support.mocking import mock
+from tests.support.virtual import in_virtual_time, now
 from tests.support.waiting import PATIENCE, until
 from tests.support.workers import STARTED, Workers, patch, workers
 
 OBSERVE = {"rule": "web-participant-state", "mode": "observe"}
 OBSERVED = "skipped=observe"
+PROBED = 1.0  # seconds for which every shipped probe waits
 
 
 async def test_one_that_hangs_keeps_no_other_from_a_mode_which_is_recorded_once(tmp_path: Path) -> None:
@@ -94,3 +102,37 @@ async def test_one_that_begins_meanwhile_reopens_its_logs_too(tmp_path: Path) ->
         # Said of the certificate only.
         loaded = "worker 2: listen.tls: the certificate was loaded again"
         await until(lambda: loaded in running.running.said, STARTED)
+
+
+class Hung:
+    number = 1
+
+    async def ask(self, what: str, asked: Any = None, seconds: float = 2.0) -> Any:
+        await asyncio.sleep(seconds)
+        raise NoAnswerFromThere("it hangs")
+
+
+class Well(Hung):
+    number = 2
+
+    async def ask(self, what: str, asked: Any = None, seconds: float = 2.0) -> Any:
+        return {"audit_log": "ok"}
+
+
+@in_virtual_time
+async def test_that_one_hangs_is_known_before_a_probe_gives_the_gateway_up() -> None:
+    places = [cast(Place, Hung()), cast(Place, Well())]
+    own = Metrics(Counts(), {})
+    side = admin.build(places, LiveOfAll(lambda: 0.0, [], places), own, None, lambda: False)
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b""}
+
+    scope = {"type": "http", "method": "GET", "path": "/readyz", "headers": [], "query_string": b""}
+    await side(scope, receive, send)
+    assert sent[0]["status"] == 200
+    assert now() < PROBED / 2
