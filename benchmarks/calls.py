@@ -31,8 +31,9 @@ from uvicorn.server import ServerState
 
 from benchmarks import rig
 from benchmarks.upstream import ANSWER
-from gateway import app, lifetime
+from gateway import app
 from gateway.config import Settings
+from gateway.process import lifetime
 from gateway.server import connection
 from gateway.server.connection import ClientConnection
 from gateway.server.limits import ServerLimits

@@ -2,7 +2,7 @@
 
 import sys
 
-from gateway import signals
+from gateway.process import signals
 
 
 def main() -> None:

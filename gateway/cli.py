@@ -20,7 +20,7 @@ import typer
 import uvloop
 from pydantic import SecretStr
 
-from gateway import __version__, app, config, lifetime
+from gateway import __version__, app, config
 from gateway.admin import client
 from gateway.audit import callers_file, logged_callers
 from gateway.audit import commands as audit_log
@@ -37,6 +37,7 @@ from gateway.description.proposals import configuration, proposals
 from gateway.errors import GatewayError, Unrecordable
 from gateway.explain import Explanation, explain
 from gateway.http.headers import Header, text
+from gateway.process import lifetime
 from gateway.promotion.difference import differences
 from gateway.promotion.effect import digest
 from gateway.rules import Rules

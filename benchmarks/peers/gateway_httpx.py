@@ -18,7 +18,8 @@ from pathlib import Path
 import httpx
 import uvloop
 
-from gateway import app, config, lifetime
+from gateway import app, config
+from gateway.process import lifetime
 from gateway.upstream.connection import Timeouts
 from gateway.upstream.http2 import HttpxTransport
 

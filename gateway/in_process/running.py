@@ -11,11 +11,12 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
-from gateway import app, config, lifetime
+from gateway import app, config
 from gateway.config import Settings
 from gateway.errors import GatewayError, Overloaded
 from gateway.http.head_shapes import HeadShapes
 from gateway.in_process.requests import ToldRequest
+from gateway.process import lifetime
 from gateway.server.limits import ServerLimits
 from gateway.upstream.transport import Transport
 

@@ -18,7 +18,7 @@ import socket
 
 from gateway.app import CannotListen
 from gateway.config import ListenSettings
-from gateway.lifetime import bind
+from gateway.process.lifetime import bind
 
 
 def first(settings: ListenSettings) -> socket.socket:

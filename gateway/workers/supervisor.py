@@ -22,7 +22,7 @@ from typing import Any, Final
 import msgspec
 from starlette.applications import Starlette
 
-from gateway import app, config, lifetime, signals
+from gateway import app, config
 from gateway.admin import changes, process
 from gateway.admin.metrics import Counts, Metrics
 from gateway.admin.shown_callers import ShownCallers
@@ -32,8 +32,9 @@ from gateway.audit.mode_changes import ModeChanged
 from gateway.audit.writer import Line
 from gateway.config import ConfigFile, Settings
 from gateway.errors import Unrecordable
+from gateway.process import lifetime, signals
+from gateway.process.reloads import Reloads, watched
 from gateway.promotion.effect import digest
-from gateway.reloads import Reloads, watched
 from gateway.server import backlog
 from gateway.workers import admin, listeners
 from gateway.workers.channel import NoAnswerFromThere

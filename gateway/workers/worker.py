@@ -19,12 +19,13 @@ from typing import Any, Final
 import msgspec
 import uvloop
 
-from gateway import app, lifetime
+from gateway import app
 from gateway.audit.configurations import ConfigurationInForce
 from gateway.audit.mode_changes import ModeChanged
 from gateway.audit.writer import Line
 from gateway.config import Settings
 from gateway.errors import Unrecordable
+from gateway.process import lifetime
 from gateway.server import descriptors
 from gateway.workers.channel import Answer, Channel, NoAnswerFromThere, receive
 from gateway.workers.merged import Figures

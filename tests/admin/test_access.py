@@ -10,7 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
-from gateway import app, config, lifetime
+from gateway import app, config
+from gateway.process import lifetime
 from tests.support.clients import bare_client
 from tests.support.gateways import document, settings
 

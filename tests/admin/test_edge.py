@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from gateway import app, lifetime
+from gateway import app
 from gateway.admin.hosts import answers_to
 from gateway.admin.live import STREAMS
+from gateway.process import lifetime
 from tests.support.gateways import BODY, PARTICIPANT, TOKEN, settings
 from tests.support.mocking import mock
 from tests.support.processes import GatewayProcess, gateway_process

@@ -11,12 +11,13 @@ import httpx
 import msgspec
 import pytest
 
-from gateway import app, lifetime
+from gateway import app
 from gateway.admin.live import KEPT, SHOWN, STREAMS, UNWATCHED, WAITING, Live, strip
 from gateway.admin.page_routes import EventStream
 from gateway.audit import watched_bodies as bodies_kept
 from gateway.audit.finished_call import FinishedCall
 from gateway.audit.watched_bodies import WatchedBodies
+from gateway.process import lifetime
 from tests.support.clients import bare_client
 from tests.support.gateways import BODY, PARTICIPANT, TOKEN, gateway, settings
 from tests.support.mocking import mock

@@ -7,8 +7,9 @@ from collections import Counter
 
 import pytest
 
-from gateway import app, lifetime
+from gateway import app
 from gateway.admin.metrics import METRICS, Counts, Metrics
+from gateway.process import lifetime
 from tests.support.gateways import BODY, PARTICIPANT, TOKEN, gateway, settings
 from tests.support.house import MODULES
 from tests.support.mocking import mock

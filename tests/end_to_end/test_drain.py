@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway import app, lifetime
+from gateway import app
+from gateway.process import lifetime
 from gateway.proxy.passthrough import MAX_READ_AHEAD
 from gateway.server.connection import GRACE
 from tests.support.audit_lines import audit_lines

@@ -21,7 +21,7 @@ from gateway.bounded_reads import BoundedReads
 from gateway.cli import cli
 from gateway.config import ConfigError, Settings, read_file
 from gateway.mock.server import Fault
-from gateway.reloads import Reloaded, Reloads, differing, watched
+from gateway.process.reloads import Reloaded, Reloads, differing, watched
 from tests.support.gateways import BODY, CONVERSATION, PARTICIPANT, TOKEN, Running, gateway, settings
 from tests.support.mocking import mock
 from tests.support.processes import gateway_process

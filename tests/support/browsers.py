@@ -11,7 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
-from gateway import app, lifetime
+from gateway import app
+from gateway.process import lifetime
 from tests.support.clients import bare_client
 from tests.support.gateways import BODY, PARTICIPANT, TOKEN, settings
 

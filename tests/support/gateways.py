@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 import httpx
 
-from gateway import app, lifetime
+from gateway import app
 from gateway.config import Settings
+from gateway.process import lifetime
 from gateway.proxy.lifecycle import Lifecycle
 from gateway.upstream.pool import Pool
 from tests.support.audit_lines import audit_lines

@@ -19,7 +19,6 @@ GROUND = {"errors", "http/grammar"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "direct_task": set(),
-    "signals": set(),
     "bounded_reads": set(),
     "http/grammar": set(),
     "paths": set(),
@@ -47,7 +46,6 @@ MAY_IMPORT: dict[str, set[str]] = {
     "admin": {"audit", "state"},
     "admin/client": set(),
     "promotion": {"config", "rules"},
-    "reloads": {"config", "promotion", "rules", "audit", "bounded_reads"},
     "mock": {"http"},
     "mock/demo": {"mock", "http"},
     "mock/cluster_demo": {"mock/demo"},
@@ -59,18 +57,16 @@ MAY_IMPORT: dict[str, set[str]] = {
         "backend", "config", "rules", "repairs", "http", "server", "upstream", "state", "audit", "proxy",
         "tracing", "admin", "checks", "promotion",
     },
-    "lifetime": {"app", "config", "http", "server", "audit", "admin", "reloads", "promotion", "signals"},
-    "workers": {
-        "app", "backend", "lifetime", "config", "reloads", "server", "audit", "admin", "promotion", "signals",
-    },
-    "in_process": {"app", "lifetime", "config", "http", "server", "proxy", "upstream"},
+    "process": {"app", "config", "http", "server", "audit", "admin", "promotion", "rules", "bounded_reads"},
+    "workers": {"app", "process", "config", "server", "audit", "admin", "promotion"},
+    "in_process": {"app", "process", "config", "http", "server", "proxy", "upstream"},
     "asgi": {"in_process", "config", "server", "upstream"},
     "cli": {
-        "app", "lifetime", "workers", "config", "checks", "cases", "explain", "mock", "mock/demo",
+        "app", "process", "workers", "config", "checks", "cases", "explain", "mock", "mock/demo",
         "mock/cluster_demo", "rules", "http", "admin/client", "audit", "cases/replay", "description",
         "description/document", "promotion",
     },
-    "__main__": {"cli", "signals"},
+    "__main__": {"cli", "process"},
 }  # fmt: skip
 
 

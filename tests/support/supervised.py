@@ -8,7 +8,8 @@ from pathlib import Path
 
 import uvloop
 
-from gateway import app, config, lifetime, signals
+from gateway import app, config
+from gateway.process import lifetime, signals
 from gateway.workers import supervisor
 from gateway.workers.place import CannotStart
 

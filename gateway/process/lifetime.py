@@ -21,7 +21,7 @@ import uvicorn
 from starlette.applications import Starlette
 from uvicorn.server import ServerState
 
-from gateway import __version__, app, signals
+from gateway import __version__, app
 from gateway.admin import changes
 from gateway.admin.access import admitting
 from gateway.admin.console import Console
@@ -40,8 +40,9 @@ from gateway.config import (
 )
 from gateway.errors import StoreUnavailable
 from gateway.http.head_shapes import HeadShapes
+from gateway.process import signals
+from gateway.process.reloads import Reloads, watched
 from gateway.promotion.effect import digest
-from gateway.reloads import Reloads, watched
 from gateway.server import backlog, connection, descriptors
 from gateway.server.descriptors import Shares
 from gateway.server.limits import ServerLimits, ServerStats

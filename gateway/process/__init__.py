@@ -1,0 +1,3 @@
+"""
+One process that serves: its start, its signals, its reloads, its end.
+"""
