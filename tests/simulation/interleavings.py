@@ -110,6 +110,11 @@ class Course:
     def number(self) -> int | None:
         return len(self.steps) - 1 if self.steps else None
 
+    @property
+    def is_new(self) -> bool:
+        """Whether the step under way was never taken before, in this order."""
+        return len(self.steps) >= len(self.given)
+
     def decide(self) -> None:
         """Nothing that may still come is judged: from here one order is enough."""
         if self.decided is None:

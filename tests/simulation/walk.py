@@ -25,14 +25,22 @@ from typing import Any, Literal
 from gateway import app
 from gateway.backend import Parts
 from gateway.proxy.lifecycle import Lifecycle
+from gateway.state.redis_connection import Word
 from gateway.state.redis_locks import RedisLocks
 from gateway.state.shared import shared_state
 from tests.simulation.cluster import NODE, Cluster, ClusterLoop, Killed, Makes, Plan, broken, lenient
-from tests.simulation.interleavings import WHOLE, Course, Interleavings, Redundant
+from tests.simulation.interleavings import WHOLE, Course, Interleavings, Redundant, Step
 from tests.simulation.plays import PEOPLE, explicit, legacy
 from tests.simulation.promises import Violation
 from tests.simulation.redis_model import RedisModel
-from tests.simulation.redis_network import NOON, Pipe, SimulatedConnection, SimulatedRedis, outside
+from tests.simulation.redis_network import (
+    NOON,
+    Pipe,
+    SimulatedConnection,
+    SimulatedRedis,
+    _bytes,
+    outside,
+)
 from tests.simulation.schedule import Climate, Fate, Request, Schedule, Terms
 from tests.simulation.story import story
 from tests.simulation.upstream import Sent, SimulatedUpstream
@@ -65,6 +73,7 @@ class WalkedLoop(ClusterLoop):
         super().__init__(None)
         self._course = course
         self.walking = False
+        self._noting = True  # what steps touch: of those that are repeated it is known
         self.watched: set[int] = set()  # nodes that are more than one thing
         self._under_way: dict[str, deque[Message]] = {}
         self.settled: Callable[[], None] = lambda: None  # told before each choice
@@ -89,14 +98,18 @@ class WalkedLoop(ClusterLoop):
         return bool(self._under_way.get(channel))
 
     def touch(self, thing: str, part: str = WHOLE, *, write: bool = True) -> None:
-        step = self._course.step
-        if self.walking and step is not None:
+        step = self.noted_step
+        if step is not None:
             step.footprint.touch(thing, part, write=write)
 
     def touch_all(self) -> None:
-        step = self._course.step
-        if self.walking and step is not None:
+        step = self.noted_step
+        if step is not None:
             step.footprint.everything = True
+
+    @property
+    def noted_step(self) -> Step | None:
+        return self._course.step if self.walking and self._noting else None
 
     def _run_once(self) -> None:
         if self._ready or not self.walking:
@@ -117,6 +130,7 @@ class WalkedLoop(ClusterLoop):
         except Redundant as cut:
             self._end(cut)
             return
+        self._noting = self._course.is_new
         if chosen in rests:
             self.touch_all()
             self._rest(chosen)
@@ -155,7 +169,7 @@ class WalkedLoop(ClusterLoop):
         that comes of it is seen by who waits for it.
         """
         node: int | None = handle._context.get(NODE)  # type: ignore[attr-defined]
-        if node is None:
+        if node is None or not self._noting:
             return
         callback: Any = handle._callback  # type: ignore[attr-defined]
         task = getattr(callback, "__self__", None)
@@ -168,6 +182,8 @@ class WalkedLoop(ClusterLoop):
             self.touch_part(node, f"of {whose}")
 
     def touch_part(self, node: int, thing: str, part: str = WHOLE, write: bool = True) -> None:
+        if not self._noting:
+            return
         self.touch(f"node {node}: {thing}", part, write=write)
         self.touch(f"node {node}", "a part", write=False)
 
@@ -208,6 +224,14 @@ UNTOUCHED = frozenset({b"TIME", b"PEXPIRE", b"ZADD", b"ZCARD", b"PUBLISH"})
 
 
 class WalkedConnection(SimulatedConnection):
+    def ask(self, *words: Word) -> asyncio.Future[Any]:
+        """That a script is loaded is no matter to anybody: no message of its own."""
+        if words[0] != "SCRIPT" or self.problem is not None:
+            return super().ask(*words)
+        reply = asyncio.get_running_loop().create_future()
+        reply.set_result(self._server._done(self, [_bytes(word) for word in words]))
+        return reply
+
     def end(self, problem: str) -> None:
         if self.problem is None:
             loop: Any = self._loop
@@ -219,7 +243,9 @@ class WalkedModel(RedisModel):
     loop: WalkedLoop
 
     def _call(self, name: bytes, *given: Any) -> Any:
-        if name in PARTS:
+        if self.loop.noted_step is None:
+            pass
+        elif name in PARTS:
             writes, parts = PARTS[name]
             for part in parts(given[1:]):
                 self.loop.touch(f"key {given[0]!r}", part if part == WHOLE else repr(part), write=writes)
