@@ -51,8 +51,8 @@ def pytest_collection_finish() -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """One more than there are processors: a third of the suite's time is waiting."""
-    return (os.cpu_count() or 1) + 1
+    """Two more than there are processors: a third of the suite's time is waiting."""
+    return (os.cpu_count() or 1) + 2
 
 
 @pytest.fixture(scope="session")
