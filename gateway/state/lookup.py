@@ -740,6 +740,7 @@ class Lookups:
                 await self._catch_up(conversation)
             except StoreUnavailable:
                 failed = True
+                await asyncio.sleep(0)  # there may be thousands
         if failed:
             self._counts["gateway_store_failures_total",] += 1
 

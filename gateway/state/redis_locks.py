@@ -256,7 +256,8 @@ class RedisLocks:
         """
         if written is not None and self.is_untold(written):
             self._owed[token] = key, written
-            self._pay()
+            if self._server.problem is None:
+                self._pay()  # else once there is a connection
         else:
             self.give_up(key, token, written)
 

@@ -365,6 +365,26 @@ async def test_who_waits_for_a_lock_gets_it_once_the_store_knows_of_the_write_un
         (await waiting).release()
 
 
+async def test_while_it_cannot_be_told_nothing_is_made_up_for_with_each_call_that_ends(
+    own: RedisProcess,
+) -> None:
+    async with two(own) as (one, _):
+        asked: list[None] = []
+
+        async def make_up() -> None:
+            asked.append(None)
+
+        one.locks.is_untold, one.locks.make_up = lambda conversation: True, make_up
+        locks = [await one.locks.acquire(f"c{n}", exclusive=True, caller="A") for n in range(9)]
+        own.stop()
+        await until(lambda: one.server.problem is not None)
+        before = len(asked)
+        for lock in locks:
+            lock.release()
+        await asyncio.sleep(0)
+        assert (len(asked), len(one.locks._owed)) == (before, 9)
+
+
 async def test_all_that_is_owed_is_told_in_lots(own: RedisProcess) -> None:
     async with two(own) as (one, other):
         locks = [await one.locks.acquire(f"c{n}", exclusive=True, caller="A") for n in range(2 * LOT + 1)]
