@@ -4,7 +4,10 @@ Every order in which the messages of two gateways, of Redis and of the upstream 
     python -m benchmarks.walks beside --fault kill --node 1
     python -m benchmarks.walks apart --fault flush --keep walk.state
 
-It takes minutes to hours. With --keep it goes on where it was when it was ended.
+It takes minutes to hours. With --keep it goes on where it was when it was ended. A process needs more memory
+with each order, and then more time, so a long walk is best made by several, of --seconds each:
+
+    until python -m benchmarks.walks … --keep FILE --seconds 240; [ $? != 3 ]; do :; done
 """
 
 from __future__ import annotations
@@ -35,8 +38,9 @@ def main(
     keep: Annotated[
         Path | None, typer.Option(help="A file of its own, read again as it is: trust it.")
     ] = None,
+    seconds: Annotated[float | None, typer.Option(help="Ends after so long, with what it has.")] = None,
 ) -> None:
-    """Exit status 1 when a promise was broken."""
+    """Exit status 1 when a promise was broken; 3 when it was not walked to the end."""
     logging.disable(logging.CRITICAL)
     walk = Walk(replace(CASES[case], fault=cast(Fault | None, fault), node=node, warm=not cold))
     broken: Counter[str] = Counter()
@@ -45,19 +49,23 @@ def main(
         print(f"goes on after {walk.found.runs:,} orders")
     gc.collect()
     gc.freeze()
-    told = time.monotonic()
+    began = told = time.monotonic()
     for run in walk.runs():
         for violation in run.broken:
             broken[violation.promise] += 1
             if broken[violation.promise] <= SHOWN:
                 print(*run.story, violation, sep="\n")
-        if time.monotonic() - told > KEPT:
-            told = time.monotonic()
+        now = time.monotonic()
+        over = seconds is not None and now - began > seconds
+        if over or now - told > KEPT:
+            told = now
             print(f"{walk.found.runs:,} orders, {dict(broken)}", flush=True)
             if keep is not None:
                 new = keep.with_suffix(".new")
                 new.write_bytes(pickle.dumps((walk.found, broken)))
                 os.replace(new, keep)
+        if over:
+            raise typer.Exit(3)
     found = walk.found
     print(f"all {found.runs:,} orders, of {found.longest} steps at most; {found.cut:,} cut; {dict(broken)}")
     raise typer.Exit(1 if broken else 0)
