@@ -141,12 +141,14 @@ def readiness(
         for number, checks in told.items()
     }
     one_is = any(ready.values())
+    lacking = {name for checks in told.values() for name, said in (checks or {}).items() if said != "ok"}
     checks = {
         "workers": "ok" if one_is else "none is ready",
         "draining": "the process is about to stop" if draining else "ok",
     }
     return one_is and not draining, {
         "ready": one_is and not draining,
+        **({"degraded": True} if lacking & PARTS else {}),
         "config": digest,
         "checks": checks,
         "workers": workers,

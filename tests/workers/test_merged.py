@@ -117,5 +117,8 @@ def test_ready_is_who_has_one_that_is_and_does_not_stop() -> None:
     good, bad = {"audit_log": "ok"}, {"audit_log": "it is full"}
     assert merged.readiness({1: bad, 2: good, 3: None}, draining=False, digest="d")[0]
     assert not merged.readiness({1: bad, 2: None}, draining=False, digest="d")[0]
+    ready, told = merged.readiness({1: good, 2: good | {"store": "it is down"}}, draining=False, digest="d")
+    assert (ready, told["degraded"]) == (True, True)
     ready, told = merged.readiness({1: good}, draining=True, digest="d")
+    assert "degraded" not in told
     assert (ready, told["checks"]["draining"]) == (False, "the process is about to stop")
