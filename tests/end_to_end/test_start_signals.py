@@ -39,12 +39,15 @@ async def test_sighup_during_the_start_is_a_reload_once_it_serves(tmp_path: Path
         await until(lambda: "reload (SIGHUP): nothing differs" in running.said)
 
 
-async def test_a_command_that_does_not_serve_ends_by_sighup(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("command", "number"), [("check", signal.SIGHUP), ("run", signal.SIGTERM)])
+async def test_what_is_told_to_end_during_the_start_ends(
+    command: str, number: signal.Signals, tmp_path: Path
+) -> None:
     held = HeldImport(tmp_path, "typer")
-    async with process("check", folder=tmp_path) as running:
+    async with process(command, folder=tmp_path) as running:
         await held.begun(running)
-        running.signal(signal.SIGHUP)
-        assert await running.exit() == -signal.SIGHUP
+        running.signal(number)
+        assert await running.exit() == -number
 
 
 async def test_sighup_does_not_end_a_worker_that_begins(tmp_path: Path) -> None:
@@ -65,14 +68,6 @@ async def test_sighup_before_all_workers_are_ready_is_a_reload_once_they_are(tmp
             running.signal(signal.SIGHUP)
             await until(lambda: "reload (SIGHUP)" in running.said, STARTED)
             assert "mode enforce is now observe" in running.said
-
-
-async def test_sigterm_during_the_start_ends_it(tmp_path: Path) -> None:
-    held = HeldImport(tmp_path, "typer")
-    async with process("run", folder=tmp_path) as running:
-        await held.begun(running)
-        running.signal(signal.SIGTERM)
-        assert await running.exit() == -signal.SIGTERM
 
 
 @needs_namespaces
