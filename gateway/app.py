@@ -228,15 +228,10 @@ def build(
     stats.log.on_refusal = main.troubles.refused
     audit.on_turn = main.troubles.audit_turned
     audit.on_write = histograms["gateway_audit_write_seconds",].observe
-    served: Lifecycle | Dispatcher = main.lifecycle
-    if others or settings.listen.path_prefix is not None:
-        by_name = {one.name: one.lifecycle for one in backends}
-        served = Dispatcher(destinations(settings), by_name, counts, stats.log.refused)
     metrics = exposed(settings, counts, histograms, stats)
-    metrics.measure(audit_gauges(audit))
     for one in backends:
         metrics.measure(one.gauges())
-    metrics.measure({**rotation_gauges(rotation), ("gateway_audit_shared",): lambda: 0})
+    metrics.measure({**audit_gauges(audit), **rotation_gauges(rotation)})
     metrics.measure({("gateway_access_lines_lost",): lambda: 0 if access is None else access.lost})
     metrics.measure({("gateway_buffered_bytes",): lambda: budget.held + unsent.held})
     problem = partial(store_problem, [one.shared.server for one in backends if one.shared is not None])
@@ -253,7 +248,7 @@ def build(
     shown_callers = ShownCallers(path, live.callers, wall, clock, settings.credentials.key is not None)
     admin.router.routes += page_routes.routes(live, shown_callers)
     return Gateway(
-        app=served if settings.cors is None else answering_cors(served, settings.cors),
+        app=served(settings, backends, counts, stats),
         backends=backends,
         admin=admin,
         audit=audit,
@@ -270,6 +265,17 @@ def build(
         certificates=shown,
         tracing=tracing,
     )
+
+
+def served(
+    settings: Settings, backends: Sequence[Backend], counts: Counts, stats: ServerStats
+) -> connection.App:
+    """The lifecycles, behind what chooses between several of them, and what answers for CORS."""
+    serving: Lifecycle | Dispatcher = backends[0].lifecycle
+    if len(backends) > 1 or settings.listen.path_prefix is not None:
+        by_name = {one.name: one.lifecycle for one in backends}
+        serving = Dispatcher(destinations(settings), by_name, counts, stats.log.refused)
+    return serving if settings.cors is None else answering_cors(serving, settings.cors)
 
 
 def traced(settings: Settings) -> Tracing | None:
@@ -387,6 +393,7 @@ def _key(settings: CredentialSettings) -> bytes | None:
 
 def audit_gauges(audit: AuditLog) -> dict[MetricKey, Gauge]:
     return {
+        ("gateway_audit_shared",): lambda: 0,  # the process that claims the log says otherwise
         ("gateway_audit_lines_total",): lambda: audit.written,
         ("gateway_audit_lines_lost_total",): lambda: audit.lost_in_all,
         ("gateway_audit_failures_total",): lambda: audit.failures,

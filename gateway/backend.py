@@ -189,44 +189,9 @@ def backend(
         locks = parts.locks(limits.lock_timeout)
     if isinstance(locks, MemoryLocks | LayeredLocks):
         locks.on_waited = histograms[_of(name, ("gateway_lock_wait_seconds",))].observe
-    credentials = parts.credentials(
-        to.url,
-        settings.credentials.headers,
-        settings.credentials.ignore,
-        settings.credentials.query,
-        key=derived(common.key, "credentials"),
-    )
-
-    def timed(ended: str, seconds: float) -> None:
-        histograms[_of(name, ("gateway_lookup_duration_seconds", ended))].observe(seconds)
-
-    lookups = parts.lookups(
-        store,
-        _carrier(transport, settings, to, common.tracing, "lookup"),
-        wall=common.wall,
-        counts=counts,
-        max_body=limits.max_body,
-        max_pause=to.max_pause,
-        sweeps=SweepRate(limits.unnamed_write_rate, limits.lock_timeout, common.clock),
-        budget=common.budget,
-        ignored=credentials.ignored,
-        isolates=_isolates(settings),
-        timed=timed,
-    )
-
-    def refusals() -> int:
-        """For overload, which is of all together: the first tells of it."""
-        if name != MAIN:
-            return 0
-        return stats.refused["overloaded"] + counts["gateway_refusals_total", "overloaded"]
-
-    troubles = parts.troubles(
-        to.url,
-        common.clock,
-        refusals=refusals,
-        held_back=lambda: counts["gateway_lookups_total", "held_back"],
-        answers=transport if isinstance(transport, Answers) else None,
-    )
+    credentials = _credentials(common, to)
+    lookups = _lookups(common, name, to, transport, store, credentials, counts)
+    troubles = _troubles(common, name, to, transport, counts)
     lookups.on_pause = troubles.paused
 
     def refused(error: GatewayError, address: str) -> None:
@@ -252,6 +217,63 @@ def backend(
     )
     made.tell_of_store(counts)
     return made
+
+
+def _credentials(common: Common, to: UpstreamSettings) -> CredentialFingerprints:
+    settings = common.settings.credentials
+    return common.parts.credentials(
+        to.url, settings.headers, settings.ignore, settings.query, key=derived(common.key, "credentials")
+    )
+
+
+def _lookups(
+    common: Common,
+    name: str,
+    to: UpstreamSettings,
+    transport: Transport,
+    store: Store,
+    credentials: CredentialFingerprints,
+    counts: Counter[MetricKey],
+) -> Lookups:
+    settings, histograms = common.settings, common.histograms
+    limits = settings.limits
+
+    def timed(ended: str, seconds: float) -> None:
+        histograms[_of(name, ("gateway_lookup_duration_seconds", ended))].observe(seconds)
+
+    return common.parts.lookups(
+        store,
+        _carrier(transport, settings, to, common.tracing, "lookup"),
+        wall=common.wall,
+        counts=counts,
+        max_body=limits.max_body,
+        max_pause=to.max_pause,
+        sweeps=SweepRate(limits.unnamed_write_rate, limits.lock_timeout, common.clock),
+        budget=common.budget,
+        ignored=credentials.ignored,
+        isolates=_isolates(settings),
+        timed=timed,
+    )
+
+
+def _troubles(
+    common: Common, name: str, to: UpstreamSettings, transport: Transport, counts: Counter[MetricKey]
+) -> Troubles:
+    stats = common.stats
+
+    def refusals() -> int:
+        """For overload, which is of all together: the first tells of it."""
+        if name != MAIN:
+            return 0
+        return stats.refused["overloaded"] + counts["gateway_refusals_total", "overloaded"]
+
+    return common.parts.troubles(
+        to.url,
+        common.clock,
+        refusals=refusals,
+        held_back=lambda: counts["gateway_lookups_total", "held_back"],
+        answers=transport if isinstance(transport, Answers) else None,
+    )
 
 
 def _isolates(settings: Settings) -> bool:

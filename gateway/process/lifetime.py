@@ -15,7 +15,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import uvicorn
 from starlette.applications import Starlette
@@ -48,14 +48,9 @@ from gateway.server.descriptors import Shares
 from gateway.server.limits import ServerLimits, ServerStats
 from gateway.server.tls import TlsListener
 
-if TYPE_CHECKING:
-    pass
-
-
 log = logging.getLogger("gateway")
 
 ADMIN_CONNECTIONS = 64  # at once; past it who has said nothing longest makes room
-
 
 QUIET: dict[str, Any] = {
     "lifespan": "off",
