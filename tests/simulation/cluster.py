@@ -462,9 +462,14 @@ class ClusterEvidence(Evidence):
         return math.inf if told.ended + self.plan.latency >= _left(patch) else _end(write)
 
 
-def broken(plan: Plan, history: History, named: frozenset[str] | None = None) -> list[Violation]:
+def broken(
+    plan: Plan,
+    history: History,
+    named: frozenset[str] | None = None,
+    evidence: ClusterEvidence | None = None,
+) -> list[Violation]:
     """But for the `named` residuals; without them, those of the plan."""
-    evidence = ClusterEvidence(history, plan)
+    evidence = evidence or ClusterEvidence(history, plan)
     found = [violation for promise in PROMISES for violation in promise(evidence)]
     found += [Violation("traces", f"nobody caught {failure!r}") for failure in history.failures]
     found += [

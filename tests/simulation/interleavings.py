@@ -120,19 +120,20 @@ class Course:
         if self.decided is None:
             self.decided = len(self.steps)
 
-    def choose(self, due: Sequence[tuple[str, int | None]], rests: Container[str] = ()) -> str:
+    def choose(
+        self, due: Sequence[tuple[str, int | None]], rests: Container[str] = (), *, whole: bool = False
+    ) -> str:
         """
         Of the channels that have a step due, each with its cause, in the order in which they are tried.
-        `rests`: those whose step comes only when nothing is due but what can wait; then each that is due is
-        tried. Raises Redundant.
+        `rests`: those whose step comes only when nothing is due but what can wait. `whole`: nothing else is;
+        then each is tried, for a rest that comes later may come before it. Raises Redundant.
         """
         at = len(self.steps)
         if at < len(self.given):
             chosen = self.given[at]
         else:
             enabled = [channel for channel, _ in due]
-            whole = self.decided is None and any(one in rests for one in enabled)
-            choice = self._new(enabled, whole)
+            choice = self._new(enabled, whole and self.decided is None)
             self.choices.append(choice)
             chosen = choice.chosen
         self.steps.append(Step(chosen, dict(due)[chosen], chosen in rests))
@@ -153,13 +154,22 @@ class Course:
 
 @dataclass(slots=True)
 class Interleavings:
-    """`runs`: those that came to an end; `cut`: those that were given up as Redundant."""
+    """
+    `runs`: those that came to an end; `cut`: those that were given up as Redundant. `caused`: of each step of
+    the last one, as bits, all that had to come before it, in whatever order that can't be told from this one.
+    """
 
     runs: int = 0
     cut: int = 0
     longest: int = 0
+    caused: list[int] = field(default_factory=list)
     _choices: list[Choice] = field(default_factory=list)
     _steps: list[Step] = field(default_factory=list)
+
+    @property
+    def order(self) -> list[str]:
+        """The channels of the last one's steps."""
+        return [step.channel for step in self._steps]
 
     def of(self, run: Callable[[Course], Run]) -> Iterator[Run]:
         """What came of each, but for those before. `run` asks its course before each step."""
@@ -188,7 +198,7 @@ class Interleavings:
 
     def _note_races(self, parted: int, decided: int) -> None:
         steps = self._steps
-        caused: list[int] = []  # of each step, as bits, all that it had to wait for
+        caused = self.caused = []
         last: dict[str, int] = {}
         for at, step in enumerate(steps):
             before = (1 << at) - 1 if step.last else 0

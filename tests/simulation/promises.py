@@ -71,6 +71,10 @@ class Evidence:
         """Whether it may change what is filled: what goes to another operation may, whatever it says."""
         return sent.about.kind == "write" or self.request(sent).changing
 
+    def had(self, read: Sent, patch: Sent) -> bool:
+        """Whether the GET was answered to the end before the PATCH left."""
+        return read.complete is not None and read.complete < _left(patch)
+
     @cached_property
     def moved(self) -> list[Sent]:
         """What went to another operation than the one that the client called."""
@@ -286,8 +290,7 @@ def sources(evidence: Evidence) -> Iterator[Violation]:
             read
             for read in evidence.reads
             if read.target == about.source
-            and read.complete is not None
-            and read.complete < _left(fill.sent)
+            and evidence.had(read, fill.sent)
             and read.shown.get((about.participant or "", fill.name)) == fill.value
         ]
         if showed:

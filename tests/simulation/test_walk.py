@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from tests.simulation.interleavings import Course, Interleavings
 from tests.simulation.redis_mutants import MUTANTS, SOUND
-from tests.simulation.walk import CASES, Case, Fault, Walk
+from tests.simulation.walk import CASES, LATER, Case, Fault, Walk
 
 pytestmark = pytest.mark.no_cover
 
@@ -113,6 +113,48 @@ def test_what_comes_after_all_is_decided_is_walked_in_one_order() -> None:
     assert len(walked(after)) == 1
 
 
+def test_what_can_wait_comes_before_a_rest_and_after_it() -> None:
+    """The rest comes once `y` waits: `x` may then have come or not, though it has nothing to do with `y`."""
+
+    def run(course: Course) -> str:
+        order = ""
+        while due := [(one, None) for one in "xy" if one not in order]:
+            order += take(course, due, ["rest"] if "y" in order and "-" not in order else [])
+        if "-" not in order:
+            order += take(course, [], ["rest"])
+        return order
+
+    def take(course: Course, due: list[tuple[str, None]], rests: list[str]) -> str:
+        chosen = course.choose([*due, *((one, None) for one in rests)], rests, whole=True)
+        assert course.step is not None
+        if chosen == "rest":
+            course.step.footprint.everything = True
+            return "-"
+        course.step.footprint.touch(chosen)
+        return chosen
+
+    assert set(Interleavings().of(run)) == {"xy-", "y-x"}
+
+
+def test_what_had_to_come_before_a_step_is_told_with_the_run() -> None:
+    found = Interleavings()
+
+    def run(course: Course) -> list[str]:
+        order: list[str] = []
+        for _ in range(3):
+            due = [(one, None) for one in ("reads a", "writes a", "writes b") if one not in order]
+            order.append(course.choose(due))
+            assert course.step is not None
+            verb, cell = order[-1].split()
+            course.step.footprint.touch(cell, write=verb == "writes")
+        return order
+
+    for order in found.of(run):
+        first, second = (one for one in order if one.endswith("a"))
+        caused = dict(zip(order, found.caused, strict=True))
+        assert caused == {"writes b": 0, first: 0, second: 1 << order.index(first)}
+
+
 # --- two gateways
 
 ONE, APART, BESIDE = CASES["one"], CASES["apart"], CASES["beside"]
@@ -141,6 +183,16 @@ def test_no_order_of_a_fill_and_a_write_breaks_a_promise() -> None:
 
     assert not breaks(walk)
     assert walk.found.runs > 20
+
+
+def test_a_call_may_come_once_the_lease_of_a_killed_process_has_ended() -> None:
+    walk = Walk(Case(calls=ONE.calls[:1], fault="kill", node=1))
+
+    def is_late() -> bool:
+        order = walk.found.order
+        return LATER in order[: next(at for at, one in enumerate(order) if one.endswith("to node 0"))]
+
+    assert any(is_late() for _ in walk.runs())
 
 
 @pytest.mark.parametrize(

@@ -27,8 +27,19 @@ from gateway.backend import Parts
 from gateway.proxy.lifecycle import Lifecycle
 from gateway.state.redis_connection import Word
 from gateway.state.redis_locks import RedisLocks
+from gateway.state.redis_server import RedisServer
 from gateway.state.shared import shared_state
-from tests.simulation.cluster import NODE, Cluster, ClusterLoop, Killed, Makes, Plan, broken, lenient
+from tests.simulation.cluster import (
+    NODE,
+    Cluster,
+    ClusterEvidence,
+    ClusterLoop,
+    Killed,
+    Makes,
+    Plan,
+    broken,
+    lenient,
+)
 from tests.simulation.interleavings import WHOLE, Course, Interleavings, Redundant, Step
 from tests.simulation.plays import PEOPLE, explicit, legacy
 from tests.simulation.promises import Violation
@@ -120,13 +131,14 @@ class WalkedLoop(ClusterLoop):
         self.settled()
         due = [(channel, waiting[0].cause) for channel, waiting in self._under_way.items() if waiting]
         due.sort(key=lambda one: self._patience(one[0]))
-        rests = [] if due and not self._patience(due[0][0]) else self.rests()
+        can_wait = not due or self._patience(due[0][0]) > 0
+        rests = self.rests() if can_wait else []
         due += [(channel, None) for channel in rests]
         if not due:
             self._end(None)
             return
         try:
-            chosen = self._course.choose(due, rests)
+            chosen = self._course.choose(due, rests, whole=can_wait)
         except Redundant as cut:
             self._end(cut)
             return
@@ -154,7 +166,7 @@ class WalkedLoop(ClusterLoop):
     def _rest(self, which: str) -> None:
         if which == TIMER:
             self.timed = True
-            self._wake()
+            super()._wake()
             return
         # All that comes meanwhile comes at once.
         self.walking, self.went_on = False, True
@@ -163,13 +175,20 @@ class WalkedLoop(ClusterLoop):
     def _go_on(self) -> None:
         self.walking = True
 
+    def _wake(self) -> None:
+        if not self.walking:
+            super()._wake()
+
     def _seen(self, handle: asyncio.Handle) -> None:
         """
         Whose turn it is touches what is that call's alone; or all of a process that is one thing, unless all
         that comes of it is seen by who waits for it.
         """
         node: int | None = handle._context.get(NODE)  # type: ignore[attr-defined]
-        if node is None or not self._noting:
+        if node is None or node in self.dead or not self._noting:
+            return
+        if self.is_stopped(node):
+            self.touch_part(node, "queue")
             return
         callback: Any = handle._callback  # type: ignore[attr-defined]
         task = getattr(callback, "__self__", None)
@@ -219,7 +238,8 @@ PARTS: dict[bytes, tuple[bool, Callable[[Sequence[Any]], Sequence[Any]]]] = {
     b"DEL": (True, lambda words: [WHOLE]),
     b"SET": (True, lambda words: [WHOLE]),
 }
-# How long a key is kept is no matter in so short a time, and no table is so full that it drops any.
+# How long a key is kept is no matter in so short a time, and no table is so full that it drops any. Who has
+# not subscribed waits for nothing, or its connection was lost: that may as well have been on its way then.
 UNTOUCHED = frozenset({b"TIME", b"PEXPIRE", b"ZADD", b"ZCARD", b"PUBLISH"})
 
 
@@ -327,8 +347,9 @@ class ToTheUpstream:
         call()
 
 
-# A lock is waited for no longer than until whoever waits has asked once whether it is free.
-SHORT = Terms(max_age=1.0, settle=0.3, deadline=2.0, lock_timeout=0.8)
+# A lock is waited for no longer than until whoever waits has asked once whether it is free; and a value that
+# does not agree with the accepted one is looked up once more.
+SHORT = Terms(max_age=1.0, settle=0.1, deadline=2.0, lock_timeout=0.8)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -366,12 +387,45 @@ CASES = {
 }
 
 
+def _named(node: app.Gateway, name: str) -> None:
+    """In every run alike: what is noted in one tells of others."""
+    shared = node.main.shared
+    assert shared is not None
+    assert isinstance(shared.server, RedisServer)
+    shared.server.name = name
+
+
 async def _connected(node: app.Gateway) -> None:
     """It has a connection to Redis then, and a lease."""
     shared = node.main.shared
     assert shared is not None
     assert isinstance(shared.locks._far, RedisLocks)
     await shared.locks._far._leased()
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """By the number of what was sent, the step in which it left, or was answered; None: before the first."""
+
+    left: dict[int, int | None] = field(default_factory=dict)
+    answered: dict[int, int | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class WalkedEvidence(ClusterEvidence):
+    """
+    A GET that may as well have been answered after the fill had left was not what it was filled from.
+    `caused`: as the interleavings have it.
+    """
+
+    moments: Moments
+    caused: Sequence[int]
+
+    def had(self, read: Sent, patch: Sent) -> bool:
+        answered, left = self.moments.answered.get(read.number), self.moments.left.get(patch.number)
+        if answered is None or left is None:
+            return super().had(read, patch)
+        return bool((self.caused[left] | 1 << left) >> answered & 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -422,12 +476,16 @@ class Walk:
 
     def runs(self) -> Iterator[Walked]:
         """Each, with what it broke."""
-        return self.found.of(self._run)
+        return map(self._judged, self.found.of(self._run))
 
-    def _run(self, course: Course) -> Walked:
+    def _run(self, course: Course) -> tuple[History, Moments]:
         cluster = Cluster(self.case.plan(), self.parts, self.makes)
-        history = _Run(self.case, cluster, course, self.finely).history()
-        found = broken(cluster.plan, history, frozenset())
+        return _Run(self.case, cluster, course, self.finely).history()
+
+    def _judged(self, ran: tuple[History, Moments]) -> Walked:
+        (history, moments), plan = ran, self.case.plan()
+        evidence = WalkedEvidence(history, plan, moments, self.found.caused)
+        found = broken(plan, history, frozenset(), evidence)
         writes = {call.id for call, _ in self.case.calls if call.changing}
         return Walked(judged(history.ledger, writes), found, list(story(history)) if found else [])
 
@@ -451,13 +509,14 @@ class _Run:
         self._told: dict[str, Told] = {}
         self._log: list[Recorded] = []
         self._known: list[tuple[float | None, ...]] = []
+        self._moments = Moments()
         self._seen: list[History] = []
         self._paused: int | None = None
         self._leases_end = False  # of the node that a fault befell
 
-    def history(self) -> History:
+    def history(self) -> tuple[History, Moments]:
         self._loop.run(self._everything())
-        return self._seen[0]
+        return self._seen[0], self._moments
 
     def _history(self) -> History:
         """As of now: to clear a process away is no part of it."""
@@ -483,6 +542,7 @@ class _Run:
             self._nodes.append(
                 await self._cluster._begun(number, loop, self._upstream, [self._redis], self._log)
             )
+            _named(self._nodes[-1], f"node-{number}")
             if self._finely and watch(self._nodes[-1], partial(loop.touch_part, number)):
                 loop.watched.add(number)
             await self._cluster._in(number, loop, _connected(self._nodes[-1]))
@@ -535,8 +595,13 @@ class _Run:
         What is judged is in which order writes, fills and GETs left, and writes and fills were answered: when
         a GET was, is between it and who has its answer.
         """
+        step = self._course.number
         for number, sent in enumerate(self._upstream.ledger):
             read = sent.about.kind == "read"
+            if sent.left is not None:
+                self._moments.left.setdefault(number, step)
+            if sent.complete is not None:
+                self._moments.answered.setdefault(number, step)
             times = (sent.begun, sent.left, None if read else self._ended(sent))
             if number == len(self._known):
                 self._known.append(())
