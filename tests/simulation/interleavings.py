@@ -121,25 +121,29 @@ class Course:
             self.decided = len(self.steps)
 
     def choose(
-        self, due: Sequence[tuple[str, int | None]], rests: Container[str] = (), *, whole: bool = False
+        self,
+        due: Sequence[tuple[str, int | None]],
+        rests: Container[str] = (),
+        waiting: Container[str] = (),
     ) -> str:
         """
         Of the channels that have a step due, each with its cause, in the order in which they are tried.
-        `rests`: those whose step comes only when nothing is due but what can wait. `whole`: nothing else is;
-        then each is tried, for a rest that comes later may come before it. Raises Redundant.
+        `rests`: those whose step comes only when nothing is due but what can wait: that, which comes after
+        all else, is `waiting`. Once it is its turn each of it is tried, for a rest that comes later may come
+        before it. Raises Redundant.
         """
         at = len(self.steps)
         if at < len(self.given):
             chosen = self.given[at]
         else:
             enabled = [channel for channel, _ in due]
-            choice = self._new(enabled, whole and self.decided is None)
+            choice = self._new(enabled, waiting)
             self.choices.append(choice)
             chosen = choice.chosen
         self.steps.append(Step(chosen, dict(due)[chosen], chosen in rests))
         return chosen
 
-    def _new(self, enabled: Sequence[str], whole: bool) -> Choice:
+    def _new(self, enabled: Sequence[str], waiting: Container[str]) -> Choice:
         slept = self.choices[-1].sleeping if self.choices else self.asleep
         sleeping = {
             channel: footprint
@@ -149,6 +153,7 @@ class Course:
         awake = [channel for channel in enabled if channel not in sleeping]
         if not awake:
             raise Redundant
+        whole = self.decided is None and awake[0] in waiting
         return Choice(enabled, sleeping, awake[0], set(awake if whole else awake[:1]))
 
 

@@ -10,13 +10,13 @@ import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tests.simulation.interleavings import Course, Interleavings
+from tests.simulation.interleavings import Course, Footprint, Interleavings
 from tests.simulation.redis_mutants import MUTANTS, SOUND
 from tests.simulation.walk import CASES, LATER, Case, Fault, Walk
 
@@ -113,27 +113,72 @@ def test_what_comes_after_all_is_decided_is_walked_in_one_order() -> None:
     assert len(walked(after)) == 1
 
 
-def test_what_can_wait_comes_before_a_rest_and_after_it() -> None:
-    """The rest comes once `y` waits: `x` may then have come or not, though it has nothing to do with `y`."""
+class Calls:
+    """Each touches a cell, and may send a message; a rest comes once, while no message is on its way."""
 
-    def run(course: Course) -> str:
-        order = ""
-        while due := [(one, None) for one in "xy" if one not in order]:
-            order += take(course, due, ["rest"] if "y" in order and "-" not in order else [])
-        if "-" not in order:
-            order += take(course, [], ["rest"])
-        return order
+    def __init__(self, calls: list[tuple[Op, Op | None]]) -> None:
+        self._left = {str(at): call for at, call in enumerate(calls)}
+        self._messages: list[tuple[int, str, Op]] = []
+        self._rested = False
+        self._cells: dict[str, str] = {}
+        self._steps = 0
+        self.seen: set[tuple[str, str | None, bool]] = set()
 
-    def take(course: Course, due: list[tuple[str, None]], rests: list[str]) -> str:
-        chosen = course.choose([*due, *((one, None) for one in rests)], rests, whole=True)
-        assert course.step is not None
-        if chosen == "rest":
-            course.step.footprint.everything = True
-            return "-"
-        course.step.footprint.touch(chosen)
-        return chosen
+    def due(self) -> tuple[list[tuple[str, int | None]], list[str]]:
+        messages: list[tuple[str, int | None]] = [("message", cause) for cause, _, _ in self._messages[:1]]
+        rests = [] if messages or self._rested else ["rest"]
+        return [*messages, *((name, None) for name in [*self._left, *rests])], rests
 
-    assert set(Interleavings().of(run)) == {"xy-", "y-x"}
+    def take(self, channel: str, footprint: Footprint) -> None:
+        if channel == "rest":
+            self._rested = footprint.everything = True
+        elif channel == "message":
+            _, name, op = self._messages.pop(0)
+            self._touch(name, op, footprint)
+        else:
+            op, sent = self._left.pop(channel)
+            self._touch(channel, op, footprint)
+            if sent is not None:
+                self._messages.append((self._steps, f"of {channel}", sent))
+                footprint.touch("messages")
+        self._steps += 1
+
+    def _touch(self, name: str, op: Op, footprint: Footprint) -> None:
+        footprint.touch(op.cell, write=op.writes)
+        self.seen.add((name, self._cells.get(op.cell), self._rested))
+        if op.writes:
+            self._cells[op.cell] = name
+
+
+def all_that_calls_see(calls: list[tuple[Op, Op | None]], taken: tuple[str, ...] = ()) -> set[Any]:
+    world = Calls(calls)
+    for channel in taken:
+        world.take(channel, Footprint())
+    due, _ = world.due()
+    if not due:
+        return {frozenset(world.seen)}
+    return {seen for channel, _ in due for seen in all_that_calls_see(calls, (*taken, channel))}
+
+
+CELLS = st.builds(Op, st.sampled_from("abc"), st.booleans())
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.tuples(CELLS, st.none() | CELLS), min_size=2, max_size=4))
+@example(
+    [(Op("a", False), Op("x", True)), (Op("b", False), None), (Op("c", False), None), (Op("x", True), None)]
+)
+def test_a_rest_comes_before_and_after_whatever_can_wait(calls: list[tuple[Op, Op | None]]) -> None:
+    def run(course: Course) -> frozenset[Any]:
+        world = Calls(calls)
+        while (found := world.due())[0]:
+            due, rests = found
+            chosen = course.choose(due, rests, [one for one, _ in due if one != "message"])
+            assert course.step is not None
+            world.take(chosen, course.step.footprint)
+        return frozenset(world.seen)
+
+    assert set(Interleavings().of(run)) == all_that_calls_see(calls)
 
 
 def test_what_had_to_come_before_a_step_is_told_with_the_run() -> None:

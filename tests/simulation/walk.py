@@ -103,6 +103,7 @@ class WalkedLoop(ClusterLoop):
     def drop(self, beginning: str) -> None:
         for channel in [one for one in self._under_way if one.startswith(beginning)]:
             self.touch(f"channel {channel}")
+            self.touch(f"what came by {channel}")
             del self._under_way[channel]
 
     def is_under_way(self, channel: str) -> bool:
@@ -138,7 +139,8 @@ class WalkedLoop(ClusterLoop):
             self._end(None)
             return
         try:
-            chosen = self._course.choose(due, rests, whole=can_wait)
+            waiting = {channel for channel, _ in due if self._patience(channel)}
+            chosen = self._course.choose(due, rests, waiting)
         except Redundant as cut:
             self._end(cut)
             return
@@ -150,6 +152,7 @@ class WalkedLoop(ClusterLoop):
         self._now += MOMENT
         self.timed = self.timed and chosen.startswith("redis")
         message = self._under_way[chosen].popleft()
+        self.touch(f"what came by {chosen}", write=False)
         self.call_soon(message.arrive, context=message.context)
 
     def _patience(self, channel: str) -> int:
@@ -423,9 +426,9 @@ class WalkedEvidence(ClusterEvidence):
 
     def had(self, read: Sent, patch: Sent) -> bool:
         answered, left = self.moments.answered.get(read.number), self.moments.left.get(patch.number)
-        if answered is None or left is None:
+        if answered is None or left is None or answered == left:
             return super().had(read, patch)
-        return bool((self.caused[left] | 1 << left) >> answered & 1)
+        return bool(self.caused[left] >> answered & 1)
 
 
 @dataclass(frozen=True, slots=True)
