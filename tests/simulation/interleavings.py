@@ -128,9 +128,9 @@ class Course:
     ) -> str:
         """
         Of the channels that have a step due, each with its cause, in the order in which they are tried.
-        `rests`: those whose step comes only when nothing is due but what can wait: that, which comes after
-        all else, is `waiting`. Once it is its turn each of it is tried, for a rest that comes later may come
-        before it. Raises Redundant.
+        `waiting`: those that can wait, behind the others. Once nothing else is left to try, each of them is,
+        for a rest that comes later may come before it. `rests`: those of them whose step comes only when
+        nothing but what can wait is due. Raises Redundant.
         """
         at = len(self.steps)
         if at < len(self.given):

@@ -10,7 +10,8 @@ import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import Any, NamedTuple, cast
 
 import pytest
 from hypothesis import example, given, settings
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 
 from tests.simulation.interleavings import Course, Footprint, Interleavings
 from tests.simulation.redis_mutants import MUTANTS, SOUND
-from tests.simulation.walk import CASES, LATER, Case, Fault, Walk
+from tests.simulation.walk import CASES, LATER, Case, Fault, Moments, Walk, WalkedEvidence
 
 pytestmark = pytest.mark.no_cover
 
@@ -198,6 +199,22 @@ def test_what_had_to_come_before_a_step_is_told_with_the_run() -> None:
         first, second = (one for one in order if one.endswith("a"))
         caused = dict(zip(order, found.caused, strict=True))
         assert caused == {"writes b": 0, first: 0, second: 1 << order.index(first)}
+
+
+@pytest.mark.parametrize(
+    ("caused", "had"),
+    [(0b01, True), (0b10, False)],  # of the step in which the fill left
+)
+def test_a_fill_had_only_what_had_to_be_answered_before_it_left(caused: int, had: bool) -> None:
+    """In this order it was, either way."""
+    moments = Moments(left={1: 2}, answered={0: 0})
+    read, fill = (
+        cast(Any, SimpleNamespace(number=0, complete=1.0)),
+        cast(Any, SimpleNamespace(number=1, left=2.0)),
+    )
+    evidence = WalkedEvidence(cast(Any, None), ONE.plan(), moments, [0, 0, caused])
+
+    assert evidence.had(read, fill) is had
 
 
 # --- two gateways

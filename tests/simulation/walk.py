@@ -179,6 +179,7 @@ class WalkedLoop(ClusterLoop):
         self.walking = True
 
     def _wake(self) -> None:
+        """While it walks no timer goes off but at a rest, though each arrival takes a moment."""
         if not self.walking:
             super()._wake()
 
@@ -406,7 +407,7 @@ async def _connected(node: app.Gateway) -> None:
     await shared.locks._far._leased()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Moments:
     """By the number of what was sent, the step in which it left, or was answered; None: before the first."""
 
