@@ -19,7 +19,18 @@ from hypothesis import strategies as st
 
 from tests.simulation.interleavings import Course, Footprint, Interleavings
 from tests.simulation.redis_mutants import MUTANTS, SOUND
-from tests.simulation.walk import CASES, LATER, Case, Fault, Moments, Walk, WalkedEvidence
+from tests.simulation.walk import (
+    CASES,
+    FAULT,
+    LATER,
+    RESUMED,
+    TIMER,
+    Case,
+    Fault,
+    Moments,
+    Walk,
+    WalkedEvidence,
+)
 
 pytestmark = pytest.mark.no_cover
 
@@ -255,6 +266,14 @@ def test_a_call_may_come_once_the_lease_of_a_killed_process_has_ended() -> None:
         return LATER in order[: next(at for at, one in enumerate(order) if one.endswith("to node 0"))]
 
     assert any(is_late() for _ in walk.runs())
+
+
+def test_a_stopped_process_goes_on_once_time_went_by() -> None:
+    walk = Walk(Case(calls=ONE.calls[:1], fault="pause"))
+
+    for _ in walk.runs():
+        order = walk.found.order
+        assert {TIMER, LATER} & {*order[order.index(FAULT) : order.index(RESUMED)]}
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ connection keep their order. Whoever gets one does all that it can do before the
 first served: what the order within a process may do is for the random schedules (cluster.py). Time stands
 still while anything is on its way, but for a moment with each arrival; then the next timer goes off.
 
-A fault is one more thing on its way, from the beginning: it comes before or after each of the others.
+A fault is one more thing on its way, from the beginning: it comes before or after each of the others. A
+stopped process goes on only once time went by: till then nobody can tell that from messages that take longer.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import copy
+import math
 from collections import Counter, deque
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -89,6 +91,7 @@ class WalkedLoop(ClusterLoop):
         self._under_way: dict[str, deque[Message]] = {}
         self.settled: Callable[[], None] = lambda: None  # told before each choice
         self.rests: Callable[[], list[str]] = list  # what may come when nothing is on its way
+        self.rested = 0  # times
         self.went_on = False  # by a long time
         self.timed = False  # whether a timer went off, and then nothing came but from Redis
         self.over: asyncio.Future[None] = self.create_future()
@@ -167,6 +170,7 @@ class WalkedLoop(ClusterLoop):
             self.over.set_exception(cut)
 
     def _rest(self, which: str) -> None:
+        self.rested += 1
         if which == TIMER:
             self.timed = True
             super()._wake()
@@ -516,6 +520,7 @@ class _Run:
         self._moments = Moments()
         self._seen: list[History] = []
         self._paused: int | None = None
+        self._paused_at = math.inf  # how many rests there were before
         self._leases_end = False  # of the node that a fault befell
 
     def history(self) -> tuple[History, Moments]:
@@ -554,7 +559,7 @@ class _Run:
         if self._case.warm:
             await self._begin(READ_BEFORE)
         began = self._redis.model.snapshot()
-        loop.settled, loop.rests = self._note_the_ledger, self._rests
+        loop.settled, loop.rests = self._settled, self._rests
         loop.walking = True
         for request, node in self._case.calls:
             # Those that are alike come in one order: in the other they only had each other's names.
@@ -593,6 +598,12 @@ class _Run:
 
     def _runs(self, node: int) -> bool:
         return node not in self._loop.dead and node != self._paused
+
+    def _settled(self) -> None:
+        self._note_the_ledger()
+        if self._paused is not None and self._loop.rested > self._paused_at:
+            self._paused_at = math.inf
+            self._loop.post(RESUMED, self._resume, contextvars.Context())
 
     def _note_the_ledger(self) -> None:
         """
@@ -662,7 +673,7 @@ class _Run:
                 loop.touch(f"node {node}")
                 self._paused, self._leases_end = node, True
                 loop.stop_node(node)
-                loop.post(RESUMED, self._resume, contextvars.Context())
+                self._paused_at = loop.rested
 
     def _resume(self) -> None:
         node, self._paused = self._paused, None
