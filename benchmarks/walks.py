@@ -3,6 +3,7 @@ Every order in which the messages of two gateways, of Redis and of the upstream 
 
     python -m benchmarks.walks beside --fault kill --node 1
     python -m benchmarks.walks apart --fault flush --keep walk.state
+    python -m benchmarks.walks apart --fault flush --drawn 10000
 
 It takes minutes to hours. With --keep it goes on where it was when it was ended. A process needs more memory
 with each order, and then more time, so a long walk is best made by several, of --seconds each:
@@ -19,7 +20,9 @@ import pickle
 import time
 from collections import Counter
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
+from random import Random
 from typing import Annotated, cast
 
 import typer
@@ -39,8 +42,12 @@ def main(
         Path | None, typer.Option(help="A file of its own, read again as it is: trust it.")
     ] = None,
     seconds: Annotated[float | None, typer.Option(help="Ends after so long, with what it has.")] = None,
+    drawn: Annotated[int | None, typer.Option(help="So many orders drawn at random instead.", min=1)] = None,
+    seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
 ) -> None:
     """Exit status 1 when a promise was broken; 3 when it was not walked to the end."""
+    if drawn is not None and keep is not None:
+        raise typer.BadParameter("it is for a walk of all orders: with --drawn there is nothing to keep")
     logging.disable(logging.CRITICAL)
     walk = Walk(replace(CASES[case], fault=cast(Fault | None, fault), node=node, warm=not cold))
     broken: Counter[str] = Counter()
@@ -50,7 +57,7 @@ def main(
     gc.collect()
     gc.freeze()
     began = told = time.monotonic()
-    for run in walk.runs():
+    for run in walk.runs() if drawn is None else islice(walk.drawn(Random(seed)), drawn):
         for violation in run.broken:
             broken[violation.promise] += 1
             if broken[violation.promise] <= SHOWN:
@@ -67,7 +74,10 @@ def main(
         if over:
             raise typer.Exit(3)
     found = walk.found
-    print(f"all {found.runs:,} orders, of {found.longest} steps at most; {found.cut:,} cut; {dict(broken)}")
+    which = "all" if drawn is None else "drawn:"
+    print(
+        f"{which} {found.runs:,} orders, of {found.longest} steps at most; {found.cut:,} cut; {dict(broken)}"
+    )
     raise typer.Exit(1 if broken else 0)
 
 

@@ -16,10 +16,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field
+from random import Random
 from typing import TypeVar
 
 Run = TypeVar("Run")
 WHOLE = "*"
+HASTE = (1.0, 0.2, 0.05)
 
 
 class Redundant(Exception):
@@ -92,11 +94,14 @@ class Choice:
 class Course:
     """
     The choices of one run: those that are `given`, of which the last was never taken before, then its own.
-    `asleep`: what slept, or was done, where the last of the given is.
+    `asleep`: what slept, or was done, where the last of the given is. `chance` draws its own, by
+    `haste` fewer or more of those that can wait; without it each is the first of those that it may be.
     """
 
     given: Sequence[str] = ()
     asleep: dict[str, Footprint] = field(default_factory=dict)
+    chance: Random | None = None
+    haste: float = 1.0
     steps: list[Step] = field(default_factory=list)
     choices: list[Choice] = field(default_factory=list)  # its own
     decided: int | None = None  # how many steps there were when nothing was left that is judged
@@ -154,7 +159,11 @@ class Course:
         if not awake:
             raise Redundant
         whole = self.decided is None and awake[0] in waiting
-        return Choice(enabled, sleeping, awake[0], set(awake if whole else awake[:1]))
+        chosen = awake[0]
+        if self.chance is not None:
+            likely = [self.haste if channel in waiting else 1.0 for channel in awake]
+            (chosen,) = self.chance.choices(awake, likely)
+        return Choice(enabled, sleeping, chosen, set(awake if whole else [chosen]))
 
 
 @dataclass(slots=True)
@@ -189,12 +198,22 @@ class Interleavings:
                 self.cut += 1
                 self._follow(course, parted)
             else:
-                self.runs += 1
-                self._follow(course, parted)
-                self.longest = max(self.longest, len(self._steps))
-                yield result
+                yield self._ended(course, parted, result)
             if not self._choices:
                 return
+
+    def drawn(self, run: Callable[[Course], Run], chance: Random) -> Iterator[Run]:
+        """What came of each, without end: of what has more orders than can be walked."""
+        while True:
+            self._choices.clear()
+            course = Course(chance=chance, haste=chance.choice(HASTE))
+            yield self._ended(course, 0, run(course))
+
+    def _ended(self, course: Course, parted: int, result: Run) -> Run:
+        self.runs += 1
+        self._follow(course, parted)
+        self.longest = max(self.longest, len(self._steps))
+        return result
 
     def _follow(self, course: Course, parted: int) -> None:
         self._choices += course.choices

@@ -7,9 +7,11 @@ tried on programs so small that all of them can be run.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import islice
+from itertools import islice, permutations
+from random import Random
 from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
 
@@ -191,6 +193,21 @@ def test_a_rest_comes_before_and_after_whatever_can_wait(calls: list[tuple[Op, O
         return frozenset(world.seen)
 
     assert set(Interleavings().of(run)) == all_that_calls_see(calls)
+
+
+def test_orders_are_drawn_each_from_what_may_come() -> None:
+    names = ["a", "b", "waits"]
+
+    def run(course: Course) -> tuple[str, ...]:
+        order: list[str] = []
+        while due := [(one, None) for one in names if one not in order]:
+            order.append(course.choose(due, waiting=["waits"]))
+        return tuple(order)
+
+    some = Counter(islice(Interleavings().drawn(run, Random(1)), 300))
+
+    assert set(some) == set(permutations(names))
+    assert sum(some[order] for order in some if order[-1] == "waits") > 150
 
 
 def test_what_had_to_come_before_a_step_is_told_with_the_run() -> None:

@@ -486,6 +486,10 @@ class Walk:
         """Each, with what it broke."""
         return map(self._judged, self.found.of(self._run))
 
+    def drawn(self, chance: Random) -> Iterator[Walked]:
+        """Some, without end."""
+        return map(self._judged, self.found.drawn(self._run, chance))
+
     def _run(self, course: Course) -> tuple[History, Moments]:
         cluster = Cluster(self.case.plan(), self.parts, self.makes)
         return _Run(self.case, cluster, course, self.finely).history()
