@@ -16,7 +16,7 @@ import pytest
 import trustme
 
 from gateway.upstream.connect import tls_context
-from gateway.upstream.connection import UpstreamConnection
+from gateway.upstream.connection import Timeouts, UpstreamConnection
 from gateway.upstream.pool import Pool, PoolLimits
 from tests.support.pools import HOST, fetch, rest, until
 from tests.support.raw_upstream import OK
@@ -84,7 +84,8 @@ class NotingPool(Pool):
 async def test_no_planted_reply_that_was_there_before_a_request_left_is_its_answer(recorded: bool) -> None:
     upstream = PlantingUpstream()
     limits = PoolLimits(max_connections=4)
-    pool = NotingPool("http", "127.0.0.1", upstream.port, limits=limits)
+    # Twenty-six wait for four connections, each of which ends with its reply: on a busy machine for seconds.
+    pool = NotingPool("http", "127.0.0.1", upstream.port, limits=limits, timeouts=Timeouts(pool=60.0))
     pool.started = {}
     took: dict[bytes, bytes] = {}
 
