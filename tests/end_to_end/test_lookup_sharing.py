@@ -130,7 +130,8 @@ async def test_callers_at_once_each_look_up_with_their_own_credentials() -> None
     people = {f"p{n}": Participant(tokens=frozenset({f"secret-{n}"})) for n in range(300)}
     async with (
         mock(Conversations({"c1": Conversation("messages", people)})) as upstream,
-        gateway(upstream.url) as running,
+        # A busy machine does not give each of them a connection within a second.
+        gateway(upstream.url, upstream={"url": upstream.url, "pool_timeout": "20s"}) as running,
     ):
 
         async def call(n: int) -> int:

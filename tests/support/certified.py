@@ -36,8 +36,7 @@ class Pair:
 
     def trust(self, name: str | None = None) -> ssl.SSLContext:
         """Of a client that shows a certificate with this `name`."""
-        context = ssl.create_default_context()
-        self.authority.configure_trust(context)
+        context = ssl.create_default_context(cadata=self.authority.cert_pem.bytes().decode())
         if name is not None:
             self.authority.issue_cert(name).configure_cert(context)
         return context
