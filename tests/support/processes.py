@@ -101,8 +101,10 @@ async def process(
 
 
 def _prepare(limits: dict[int, int]) -> None:
-    # Whoever runs the tests in the background of a script has SIGINT ignored, and so would this process.
+    # Whoever runs the tests in the background of a script has SIGINT ignored, or SIGHUP under nohup, and so
+    # would this process.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     for name, most in limits.items():
         resource.setrlimit(name, (most, most))
 
