@@ -147,9 +147,11 @@ async def test_overload_is_told_when_it_begins_and_with_how_many_when_it_is_over
         await peer.send(OK)
 
     limits = {"max_in_flight": 1, "overload_pause": "0s"}
+    # Longer than it takes a busy machine from one refusal to the next.
+    parts = replace(backend.PARTS, troubles=partial(Troubles, quiet=1.0))
     async with (
         RawUpstream(held) as upstream,
-        gateway(upstream.url, limits=limits, parts=QUICK) as running,
+        gateway(upstream.url, limits=limits, parts=parts) as running,
         connect(running.port) as first,
     ):
         await first.send(b"GET /a HTTP/1.1\r\nHost: a\r\n\r\n")
