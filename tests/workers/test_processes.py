@@ -58,6 +58,8 @@ async def test_while_one_is_killed_the_others_go_on_and_its_successor_takes_up_i
 
         clients = [asyncio.create_task(again_and_again()) for _ in range(MANY)]
         await until(lambda: accepted > MANY)
+        # The ledger forgets them where the successor takes long to come.
+        seen = workers_of(upstream)
         pid = running.kill(1)
         await running.replaced(1, pid)
         came = accepted
@@ -66,7 +68,7 @@ async def test_while_one_is_killed_the_others_go_on_and_its_successor_takes_up_i
         await asyncio.gather(*clients)
         assert 0 < lost <= MANY
         assert "worker 1 ended by SIGKILL" in running.running.said
-        assert len(workers_of(upstream)) == 3
+        assert len(seen | workers_of(upstream)) == 3
         assert await running.metric("gateway_worker_exits_total") == 1
         assert await running.metric("gateway_workers") == 2
 
