@@ -230,6 +230,7 @@ async def test_each_waits_for_its_own_time_and_no_longer() -> None:
             fetched = asyncio.create_task(fetch(pool))
             ended: list[float] = []
             fetched.add_done_callback(lambda _: ended.append(loop.time()))
+            await ticks(3)  # till it waits
             # The same loop's timer, not its clock: a machine that stands still is late with both.
             await asyncio.sleep(0.65)
             await ticks(5)
