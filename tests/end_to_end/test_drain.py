@@ -101,7 +101,7 @@ async def test_readiness_turns_before_the_first_client_is_refused(tmp_path: Path
                 try:
                     _, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
                     writer.close()
-                except ConnectionRefusedError:
+                except (ConnectionRefusedError, ConnectionResetError):
                     accepting = False
                 seen.append(((await admin.get("/readyz")).status_code, accepting))
         assert (200, False) not in seen

@@ -14,7 +14,7 @@ from gateway.mock.server import Fault
 from tests.support.audit_lines import KEY, audit_lines, body_digest
 from tests.support.gateways import BODY, PARTICIPANT
 from tests.support.mocking import mock
-from tests.support.processes import gateway_process
+from tests.support.processes import gateway_process, refused
 from tests.support.serving import connect
 from tests.support.waiting import PATIENCE, until
 
@@ -112,14 +112,7 @@ async def test_told_to_stop_it_finishes_what_is_in_flight_and_exits_0(
         assert ready.status_code == 503
         assert ready.json()["checks"]["draining"] != "ok"
         assert (await side.get("/healthz")).status_code == 200
-        async with asyncio.timeout(PATIENCE):
-            while True:
-                try:
-                    _, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
-                except ConnectionRefusedError:
-                    break
-                writer.close()
-                await asyncio.sleep(0.01)
+        await refused(gateway.port)
         # The server looks ten times a second if all calls have ended. This one has not.
         await asyncio.sleep(0.3)
         assert running.ended is None

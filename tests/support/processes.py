@@ -124,6 +124,20 @@ async def listening(running: Process, port: int, seconds: float = START) -> None
             return
 
 
+async def refused(port: int) -> None:
+    """Until nobody listens there."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            try:
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+            except ConnectionRefusedError:
+                return
+            except ConnectionResetError:
+                continue  # nobody had accepted it when the listener was closed
+            writer.close()
+            await asyncio.sleep(0.01)
+
+
 @dataclass(frozen=True, slots=True)
 class GatewayProcess:
     process: Process

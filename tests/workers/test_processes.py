@@ -13,9 +13,9 @@ from gateway.mock.server import Fault
 from tests.support.audit_lines import audit_lines
 from tests.support.gateways import BODY, PARTICIPANT
 from tests.support.mocking import mock
-from tests.support.processes import write_configuration
+from tests.support.processes import refused, write_configuration
 from tests.support.serving import Client, connect
-from tests.support.waiting import PATIENCE, until
+from tests.support.waiting import until
 from tests.support.workers import MANY, STARTED, gone, patch, supervised, workers, workers_of
 
 
@@ -99,18 +99,6 @@ async def test_told_to_stop_all_finish_what_is_in_flight(tmp_path: Path) -> None
         await gone(list(running.pids.values()))
     events = [line["event"] for line in audit_lines(tmp_path / "rewrites.jsonl")]
     assert events.count("outcome") == MANY
-
-
-async def refused(port: int) -> None:
-    """Until nobody listens there."""
-    async with asyncio.timeout(PATIENCE):
-        while True:
-            try:
-                _, writer = await asyncio.open_connection("127.0.0.1", port)
-            except ConnectionRefusedError:
-                return
-            writer.close()
-            await asyncio.sleep(0.01)
 
 
 async def test_one_that_does_not_end_in_time_is_killed_and_the_exit_says_so(tmp_path: Path) -> None:
